@@ -1,0 +1,6 @@
+"""Lightning callbacks on public hooks, one idea each."""
+
+from dsmr.callbacks.epoch_time import EpochTime
+from dsmr.callbacks.last_checkpoint import LastCheckpoint
+
+__all__ = ["EpochTime", "LastCheckpoint"]

@@ -1,0 +1,49 @@
+"""How long an epoch will take, measured on the first steps of a run."""
+
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+
+class EpochTime(Callback):
+    """Prints tokens per second and the time per epoch after a few steps, once in a run.
+
+    Args:
+        warmup_steps: batches that are not timed.
+        timed_steps: batches that are.
+    """
+
+    def __init__(self, warmup_steps: int = 5, timed_steps: int = 15) -> None:
+        self.warmup_steps, self.timed_steps = warmup_steps, timed_steps
+        self._batches = 0
+        self._began = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Time the batches between warm-up and the message."""
+        self._batches += 1
+        if self._batches == self.warmup_steps:
+            self._began = time.perf_counter()
+        elif self._batches == self.warmup_steps + self.timed_steps:
+            seconds = (time.perf_counter() - self._began) / self.timed_steps
+            batch_tokens = batch.tokens_BT.numel() * trainer.world_size
+            epoch = duration(seconds * float(trainer.num_training_batches))
+            message = f"{batch_tokens / seconds:,.0f} tokens/s: one epoch takes {epoch}"
+            if trainer.max_steps > 0:
+                steps = trainer.max_steps - trainer.global_step
+                rest = duration(seconds * steps * trainer.accumulate_grad_batches)
+                message += f", the {steps:,} steps to come {rest}"
+            rank_zero_info(f"{message} (validation not counted)")
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `3.4 min` or `12 s`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:02.0f} min"

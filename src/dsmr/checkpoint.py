@@ -1,0 +1,108 @@
+"""What a checkpoint says about itself, so that it alone rebuilds the network and its tokenizer.
+
+`last.ckpt` is Lightning's whole state with the stream's place and the training memory; `best.ckpt` holds the
+weights and cannot resume. Both carry a section `dsmr`: format version, the network's class name and constructor
+arguments (horizons expanded, never a schedule's class), the rule, the tokenizer. Checkpoints are read with
+`weights_only=True`: tensors, numbers and texts, no code.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from dsmr import model as networks
+from dsmr.model import Backbone
+
+FORMAT_VERSION = 1
+SECTION = "dsmr"
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network out of a checkpoint.
+
+    Attributes:
+        backbone: with its weights, in evaluation mode.
+        tokenizer: `{"name", "config"}` as of `dsmr.data.tokenizer.TokenizerSpec`; None if none was known.
+        path: the file.
+    """
+
+    backbone: Backbone
+    tokenizer: dict[str, Any] | None
+    path: Path
+
+
+def describe(backbone: Backbone, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
+    """Section of a checkpoint about the network and its tokenizer."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "backbone": type(backbone).__name__,
+        "config": backbone.config(),
+        "rule": getattr(backbone, "rule", None),
+        "tokenizer": tokenizer,
+    }
+
+
+def is_resumable(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds what training goes on from."""
+    return "optimizer_states" in checkpoint
+
+
+def find(given: str | Path, preferred: str = BEST) -> Path:
+    """Checkpoint file of a run folder, or the file itself.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"checkpoint {given}: no such run folder or file")
+    names = (preferred, LAST) if preferred == BEST else (preferred,)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"run {given} holds no {preferred}; it has not saved one yet")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Contents of a checkpoint of ours.
+
+    Raises:
+        ValueError: it is damaged, holds code, or is not ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no checkpoint that can be read safely: {reason}") from error
+    if not isinstance(content, dict) or SECTION not in content:
+        raise ValueError(f"{path} was not written by dsmr; give a run folder or one of its checkpoints")
+    written = content[SECTION]["format_version"]
+    if written > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT_VERSION}; update dsmr")
+    return content
+
+
+def load(given: str | Path) -> Loaded:
+    """Network and tokenizer of a run's best checkpoint, or of a checkpoint file.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    path = find(given)
+    content = read(path)
+    section = content[SECTION]
+    network = getattr(networks, section["backbone"], None)
+    if not (isinstance(network, type) and issubclass(network, Backbone)):
+        raise ValueError(f"{path}: unknown network {section['backbone']!r}; update dsmr")
+    backbone = network(**section["config"])
+    prefix = "backbone."
+    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    backbone.load_state_dict(weights)
+    return Loaded(backbone.eval(), section["tokenizer"], path)

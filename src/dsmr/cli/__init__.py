@@ -1,0 +1,92 @@
+"""The program `dsmr`: one command each for preparing, training, evaluating and generating.
+
+Commands are imported when they are called, so that help is quick. What people read goes to the screen; a mistake
+of the user's is one line that says what to do, with exit status 2. `DSMR_DEBUG=1` shows the whole traceback.
+"""
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+COMMANDS = {
+    "prepare": ("dsmr.cli.prepare", "MIDI into the token store"),
+    "fit": ("dsmr.cli.lightning", "train a model"),
+    "validate": ("dsmr.cli.lightning", "perplexity of a trained model on whole validation pieces"),
+    "test": ("dsmr.cli.lightning", "the same on the test split"),
+    "generate": ("dsmr.cli.generate", "music from a trained model"),
+}
+DEBUG_VARIABLE = "DSMR_DEBUG"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: the command and its options; None means the program's own.
+
+    Returns:
+        the exit status: 0, 1 after an interruption, 2 after a mistake of the user's.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if given[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"dsmr {version('dsmr')}")
+        return 0
+    if given[0] not in COMMANDS:
+        return fail(f"no command {given[0]!r}{nearest(given[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
+    try:
+        run: Callable[[str, list[str]], int] = importlib.import_module(COMMANDS[given[0]][0]).run
+        return run(given[0], given[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE) or not is_mistake(error):
+            raise
+        return fail(str(error))
+
+
+def usage() -> str:
+    """What `dsmr --help` prints."""
+    rows = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: dsmr COMMAND [--config FILE_OR_NAME ...] [options]",
+            "",
+            "Depth-Structured Music Recurrence: whole piano performances, a memory horizon per layer.",
+            "",
+            *rows,
+            "",
+            "dsmr COMMAND --help lists its options. Start with: dsmr prepare",
+        ]
+    )
+
+
+def is_mistake(error: Exception) -> bool:
+    """Whether an error is one of ours for a user: a ValueError that our own code raised."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    if isinstance(error, MisconfigurationException):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and raised_in.partition(".")[0] == "dsmr"
+
+
+def fail(message: str) -> int:
+    """Print one line and give the exit status of a mistake."""
+    print(f"dsmr: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def nearest(word: str, known: object) -> str:
+    """`; did you mean ...?` with the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)  # type: ignore[call-overload]
+    return f"; did you mean {close[0]}?" if close else ""

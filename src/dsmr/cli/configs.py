@@ -1,0 +1,78 @@
+"""Config files by path or by shipped name: `--config two_scale` finds `configs/horizons/two_scale.yaml`."""
+
+from pathlib import Path
+
+from dsmr.cli import nearest
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+FOLDER = next(f for f in (_PACKAGE / "configs", _PACKAGE.parent.parent / "configs") if f.is_dir())
+"""The shipped configs: inside the installed package, or at the top of a checkout."""
+
+
+def shipped() -> dict[str, Path]:
+    """Shipped configs by name, `base` or `horizons/two_scale`."""
+    return {p.relative_to(FOLDER).with_suffix("").as_posix(): p for p in sorted(FOLDER.rglob("*.yaml"))}
+
+
+def find_config(given: str) -> Path:
+    """Config file of a path or a shipped name; the part before the slash may be left out.
+
+    Raises:
+        ValueError: there is no such file or name.
+    """
+    if Path(given).is_file():
+        return Path(given)
+    known = shipped()
+    matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]
+    if not matches:
+        raise ValueError(
+            f"--config {given}: no such file, and no shipped config of that name{nearest(given, known)}; "
+            f"shipped: {', '.join(known)}"
+        )
+    if len(matches) > 1:
+        choices = " or ".join(name for name, path in known.items() if path in matches)
+        raise ValueError(f"--config {given} is ambiguous; write {choices}")
+    return matches[0]
+
+
+def resolve_configs(arguments: list[str]) -> list[str]:
+    """Command line with every `--config NAME` replaced by the path of its file."""
+    resolved: list[str] = []
+    for index, argument in enumerate(arguments):
+        option, _, value = argument.partition("=")
+        if index and arguments[index - 1] in ("--config", "-c"):
+            resolved.append(str(find_config(argument)))
+        elif option in ("--config", "-c") and value:
+            resolved.append(f"{option}={find_config(value)}")
+        else:
+            resolved.append(argument)
+    return resolved
+
+
+def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Value of an option of ours, and the command line without it.
+
+    Raises:
+        ValueError: the option stands at the end without a value.
+    """
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name != option:
+            continue
+        if equals:
+            return value, arguments[:index] + arguments[index + 1 :]
+        if index + 1 == len(arguments):
+            raise ValueError(f"{option} needs a value")
+        return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+    return None, arguments
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Whether a flag is given, and the command line without it."""
+    return flag in arguments, [argument for argument in arguments if argument != flag]
+
+
+def config_values(arguments: list[str]) -> list[str]:
+    """All values of `--config`, in order."""
+    values = [following for option, following in zip(arguments, arguments[1:]) if option in ("--config", "-c")]
+    return values + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]

@@ -1,0 +1,226 @@
+"""`dsmr fit`, `validate` and `test`: LightningCLI with run folders, shipped configs and one-line mistakes."""
+
+import json
+import sys
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+from dsmr import checkpoint as checkpoints
+from dsmr.callbacks import EpochTime, LastCheckpoint
+from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_option
+from dsmr.cli.parser import OneLineParser
+from dsmr.cli.progress import bar
+from dsmr.data.datamodule import MusicData
+from dsmr.model.horizons import describe
+from dsmr.model.memory import MIB
+from dsmr.module import RecurrentLM
+
+CONFIG = "config.yaml"
+OWN_OPTIONS = ("checkpoint", "resume", "json", "output")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the whole config in the run's folder."""
+
+    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: D102
+        if stage == "fit":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            kept = self.config.clone()
+            for option in (*OWN_OPTIONS, "config"):
+                kept.pop(option, None)
+            self.parser.save(kept, self.folder / CONFIG, skip_none=False, overwrite=True)
+
+
+class DsmrCLI(LightningCLI):
+    """LightningCLI over `RecurrentLM` and `MusicData`; the command runs what `Trainer` it has built.
+
+    Args:
+        command: fit, validate, test, or another command that needs the same configuration.
+        arguments: what follows the command.
+    """
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        self.command = command
+        self.checkpoint: Path | None = None
+        self.is_resumed = False
+        arguments = self._take_run(arguments)
+        arguments = resolve_configs(arguments)
+        self._config_files = [Path(p) for p in config_values(arguments)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*instantiate_classes.*")
+            super().__init__(
+                RecurrentLM,
+                MusicData,
+                args=arguments,
+                run=False,
+                parser_class=OneLineParser,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                seed_everything_default=0,
+                parser_kwargs={
+                    "prog": f"dsmr {command}",
+                    "default_config_files": [str(FOLDER / "base.yaml")],
+                    "description": f"dsmr {command}: see the README for examples.",
+                },
+            )
+
+    def _take_run(self, arguments: list[str]) -> list[str]:
+        """Resolve --resume and --checkpoint to a file, with the run's own config before all others."""
+        run, arguments = take_option(arguments, "--resume")
+        given, arguments = take_option(arguments, "--checkpoint")
+        if given is None:
+            given, arguments = take_option(arguments, "--ckpt_path")
+        if run is not None:
+            if self.command != "fit":
+                raise ValueError(f"--resume belongs to dsmr fit; dsmr {self.command} takes --checkpoint")
+            self.checkpoint, self.is_resumed = checkpoints.find(run, checkpoints.LAST), True
+        elif given is not None:
+            self.checkpoint = checkpoints.find(given)
+        if self.checkpoint is None:
+            return arguments
+        content = checkpoints.read(self.checkpoint)
+        if self.command == "fit":
+            self.is_resumed = True
+            if not checkpoints.is_resumable(content):
+                raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
+        config = self.checkpoint.parent / CONFIG
+        if not config.is_file():
+            raise ValueError(f"{self.checkpoint} has no {CONFIG} beside it; keep a run's files in one folder")
+        return ["--config", str(config), *arguments]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
+        parser.config_files = self._config_files
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
+        parser.add_argument("--root", type=str, default="runs", help="Folder of runs.")
+        parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
+        parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with.")
+        parser.add_argument("--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file.")
+        parser.add_argument("--json", type=bool, default=False, help="Results as JSON on the last line of stdout.")
+        parser.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.segment_length", "model.segment_length")
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder: a new one for a fresh run, its own for a run that goes on."""
+        settings = self.config
+        if self.checkpoint is not None and (self.is_resumed or self.command != "fit"):
+            self.folder = self.checkpoint.parent
+            return
+        if settings.name is None:
+            horizons = settings.model.horizons
+            label = horizons if isinstance(horizons, str) else horizons.class_path.rpartition(".")[2]
+            settings.name = f"{label}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.folder = Path(settings.root) / settings.name
+        if self.command == "fit" and (self.folder / CONFIG).exists() and not settings.trainer.fast_dev_run:
+            raise ValueError(
+                f"{self.folder} holds a run already; choose another --name, or go on with --resume {self.folder}"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Trainer with the run's logger and checkpoints."""
+        settings = self.config_init.trainer
+        if self.command == "fit" and not settings.fast_dev_run:
+            self.trainer_defaults["callbacks"] = self._run_callbacks()
+            if settings.logger is None:
+                kwargs["logger"] = CSVLogger(self.config.root, name=self.folder.name, version="")
+        elif settings.logger is None:
+            kwargs["logger"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_callbacks(self) -> list[Callback]:
+        best = ModelCheckpoint(
+            dirpath=self.folder,
+            filename="best",
+            monitor="val/perplexity",
+            mode="min",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+        return [
+            SaveConfig(self.parser, self.config, folder=self.folder),
+            EpochTime(),
+            best,
+            LastCheckpoint(self.folder, self.config.save_every_n_steps),
+        ]
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `fit`, `validate` or `test`."""
+    cli = DsmrCLI(command, arguments)
+    cli.datamodule.progress = bar("tokenising")
+    if command != "fit" and cli.checkpoint is None:
+        raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
+    announce(cli)
+    path = None if cli.checkpoint is None else str(cli.checkpoint)
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=message)
+        if command == "fit":
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+        else:
+            evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
+            evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    report(cli)
+    return 0
+
+
+QUIET = (
+    ".*does not have many workers.*",  # reading a batch takes microseconds
+    ".*exists and is not empty.*",  # a run that goes on
+)
+
+
+def announce(cli: DsmrCLI) -> None:
+    """Say what is about to run."""
+    backbone = cli.model.backbone
+    parameters = sum(p.numel() for p in backbone.parameters())
+    memory = backbone.init_memory(cli.datamodule.num_lanes)
+    print(
+        f"horizons {describe(backbone.horizons)}; {parameters / 1e6:.1f} M parameters, "
+        f"memory {memory.num_bytes / MIB:.0f} MiB at {cli.datamodule.num_lanes} lanes"
+    )
+
+
+def report(cli: DsmrCLI) -> None:
+    """Print the figures and the next useful command; write them as JSON where asked."""
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    data = cli.datamodule
+    split = "test" if cli.command == "test" else "validation"
+    pieces, official = data.pieces(split), data.store.of_split(split)
+    tokens = sum(data.store.pieces[n].length - 1 for n in official)
+    seen = metrics.get("test/tokens" if split == "test" else "val/tokens", 0.0)
+    for name, value in sorted(metrics.items()):
+        if not name.endswith("/tokens"):
+            print(f"  {name:<28}{value:12.4f}")
+    if seen:
+        share = "whole split" if seen == tokens else f"partial: {seen / tokens:.0%} of the split's {tokens:,} tokens"
+        print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({share})")
+    result = {
+        "command": cli.command,
+        "run": str(cli.folder),
+        "checkpoint": str(cli.checkpoint) if cli.checkpoint else None,
+        "horizons": list(cli.model.backbone.horizons),
+        "split": split,
+        "partial": seen != tokens,
+        "metrics": metrics,
+    }
+    if cli.command == "fit":
+        print(f"next: dsmr validate --checkpoint {cli.folder}")
+    else:
+        print(f"next: dsmr generate --checkpoint {cli.folder} --output music.mid")
+    if cli.config.output:
+        Path(cli.config.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if cli.config.json:
+        sys.stdout.write(json.dumps(result) + "\n")

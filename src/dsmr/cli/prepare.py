@@ -1,0 +1,57 @@
+"""`dsmr prepare`: MIDI into the token store, and a report of what was refused."""
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.progress import bar
+
+
+class PrepareCLI(DsmrCLI):
+    """The same configuration as training, of which only the data is built."""
+
+    def instantiate_classes(self) -> None:
+        """Build the datamodule and no model."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self.config_init.data
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `dsmr prepare`."""
+    cli = PrepareCLI(command, arguments)
+    cli.datamodule.progress = bar("tokenising")
+    began = time.perf_counter()
+    store = cli.datamodule.store
+    seconds = time.perf_counter() - began
+    splits = Counter(piece.split for piece in store.pieces)
+    tokens = sum(piece.length for piece in store.pieces)
+    events = tokens - 2 * len(store.pieces)
+    notes = sum(piece.num_notes for piece in store.pieces)
+    hours = sum(piece.seconds for piece in store.pieces) / 3600
+    for name, reason in store.refused.items():
+        print(f"refused {name}: {reason}")
+    print(
+        f"{store.description}: {len(store.pieces):,} pieces "
+        f"({', '.join(f'{count:,} {split}' for split, count in splits.items())}), "
+        f"{len(store.refused)} refused, {hours:.1f} hours, {notes:,} notes, {tokens:,} tokens "
+        f"({events / notes:.2f} per note, {events / hours / 3600:.1f} per second), {seconds:.0f} s"
+    )
+    print(f"token store: {store.path}")
+    print("next: dsmr fit --config laptop")
+    result = {
+        "store": str(store.path),
+        "pieces": dict(splits),
+        "refused": store.refused,
+        "tokens": tokens,
+        "notes": notes,
+        "hours": hours,
+        "seconds": seconds,
+    }
+    if cli.config.output:
+        Path(cli.config.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if cli.config.json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    return 0

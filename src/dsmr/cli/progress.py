@@ -1,0 +1,20 @@
+"""Progress bars for commands that are not Lightning's."""
+
+from tqdm.auto import tqdm
+
+from dsmr.data.store import Progress
+
+
+def bar(title: str) -> Progress:
+    """Progress callback that draws a bar on the terminal once it is first called."""
+    drawn: tqdm | None = None
+
+    def advance(done: int, total: int) -> None:
+        nonlocal drawn
+        if drawn is None:
+            drawn = tqdm(total=total, desc=title, unit="piece")
+        drawn.update(done - drawn.n)
+        if done == total:
+            drawn.close()
+
+    return advance

@@ -1,0 +1,261 @@
+"""The LightningDataModule: pieces as lanes, with a place in the stream that survives a checkpoint."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningDataModule
+from miditok import MusicTokenizer
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dsmr.data.errors import DataError
+from dsmr.data.folder import MidiFolder
+from dsmr.data.lanes import LaneReader, Plan, Segment, plan_epoch
+from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, find_csv, find_maestro
+from dsmr.data.sources import Source, Split
+from dsmr.data.store import Progress, TokenStore, cache_folder, prepare_midi
+from dsmr.data.synthetic import RecallTask, prepare_recall
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, note_on_mask, transpositions
+
+
+class MusicData(LightningDataModule):
+    """Pieces of music as lanes of segments.
+
+    Args:
+        path: a folder of MIDI files, or MAESTRO (zip or folder); None means `$DSMR_MAESTRO`.
+        recall: generated pieces instead of MIDI files.
+        tokenizer: how MIDI becomes tokens.
+        segment_length: T, tokens per lane and batch.
+        num_lanes: B, lanes of one process.
+        transpose: training pieces are transposed by up to so many semitones, anew in each epoch.
+        validation_stride: validate on every n-th piece of the split in the source's order; 1 is the whole split.
+        seed: of dealing, order and transposition in training.
+        cache_dir: where token stores lie; None means `$DSMR_CACHE` or `~/.cache/dsmr`.
+        max_refused_share: share of unreadable files above which nothing is prepared.
+        num_workers: loader processes; 0 reads in the training process, which costs microseconds a batch.
+
+    Raises:
+        DataError: there is no data, or it cannot be used; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        *,
+        recall: RecallTask | None = None,
+        tokenizer: TokenizerSpec = TokenizerSpec(),  # noqa: B008 (frozen)
+        segment_length: int = 512,
+        num_lanes: int = 8,
+        transpose: int = 3,
+        validation_stride: int = 1,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        max_refused_share: float = 0.1,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("segment_length", segment_length, 1),
+            ("num_lanes", num_lanes, 1),
+            ("transpose", transpose, 0),
+            ("validation_stride", validation_stride, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        self.path, self.recall, self.tokenizer_spec = path, recall, tokenizer
+        self.segment_length, self.num_lanes = segment_length, num_lanes
+        self.transpose, self.validation_stride, self.seed = transpose, validation_stride, seed
+        self.cache_dir, self.max_refused_share = cache_dir, max_refused_share
+        self.num_workers = num_workers
+        self.vocab_size = len(self.tokenizer.vocab)
+        self.progress: Progress | None = None
+        self._epoch = self._next_step = 0
+        self._store: TokenStore | None = None
+
+    @property
+    def tokenizer(self) -> MusicTokenizer:
+        """MidiTok's tokenizer."""
+        return build_tokenizer(self.tokenizer_spec)
+
+    @property
+    def note_on_mask(self) -> NDArray[np.bool_]:
+        """Which ids begin a note, (V,)."""
+        return note_on_mask(self.tokenizer)
+
+    @property
+    def recall_distances(self) -> tuple[int, ...]:
+        """Distances in tokens at which generated pieces ask; none for music."""
+        return tuple(sorted(self.recall.distances)) if self.recall else ()
+
+    @property
+    def store(self) -> TokenStore:
+        """The token store, built where it is not there yet."""
+        if self._store is None:
+            cache = cache_folder(self.cache_dir)
+            if self.recall:
+                self._store = prepare_recall(self.recall, cache)
+            else:
+                self._store = prepare_midi(
+                    self.source(),
+                    self.tokenizer_spec,
+                    cache,
+                    max_refused_share=self.max_refused_share,
+                    progress=self.progress,
+                )
+        return self._store
+
+    def source(self) -> Source:
+        """Where the MIDI files come from."""
+        given = self.path or os.environ.get(ENVIRONMENT_VARIABLE)
+        if not given:
+            raise DataError(f"no data: give a folder of MIDI files with --data.path FOLDER, or {ADVICE}")
+        folder = Path(given).expanduser()
+        if not folder.exists():
+            name = "data.path" if self.path else ENVIRONMENT_VARIABLE
+            raise DataError(f"{name}: {given} does not exist; give a folder of MIDI files or the MAESTRO zip")
+        is_maestro = not folder.is_dir() or any(find_csv(f) for f in (folder, *folder.iterdir()) if f.is_dir())
+        return find_maestro(folder) if is_maestro else MidiFolder(folder)
+
+    def prepare_data(self) -> None:
+        """Build the token store once, on one process."""
+        assert self.store is not None
+
+    def pieces(self, split: Split) -> list[int]:
+        """Numbers of the split's pieces that are used.
+
+        Raises:
+            DataError: there are none.
+        """
+        numbers = self.store.of_split(split)[:: self.validation_stride if split == "validation" else 1]
+        if not numbers:
+            raise DataError(f"{self.store.description} has no {split} pieces; add files, or validate on another split")
+        return numbers
+
+    def train_dataloader(self) -> DataLoader[Segment]:
+        """Training segments; an epoch that was interrupted goes on at its next batch."""
+        return self._loader("train", seed=self.seed, semitones=self.transpose)
+
+    def val_dataloader(self) -> DataLoader[Segment]:
+        """Validation segments, always dealt alike and never transposed."""
+        return self._loader("validation", seed=0, semitones=0)
+
+    def test_dataloader(self) -> DataLoader[Segment]:
+        """Test segments, always dealt alike and never transposed."""
+        return self._loader("test", seed=0, semitones=0)
+
+    def _loader(self, split: Split, *, seed: int, semitones: int) -> DataLoader[Segment]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        tables = transpositions(self.tokenizer, semitones) if semitones else None
+        reader = LaneReader(
+            self.store,
+            self.segment_length,
+            transpositions=tables,
+            pitch_range=self.tokenizer.config.pitch_range,
+            seed=seed,
+        )
+        dataset = LaneDataset(reader, self.pieces(split), self.num_lanes, seed, rank, world_size)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=StreamSampler(dataset, self if split == "train" else None),
+            num_workers=self.num_workers,
+            pin_memory=True if self.trainer and self.trainer.strategy.root_device.type == "cuda" else False,
+        )
+
+    def begin_epoch(self, epoch: int) -> int:
+        """First step of an epoch to read: 0, or the next one of an interrupted epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._next_step = epoch, 0
+        return self._next_step
+
+    def advance(self, step: int) -> None:
+        """Mark a training batch as consumed."""
+        self._next_step = step + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the training stream, and what it is a place in."""
+        return {
+            "epoch": self._epoch,
+            "next_step": self._next_step,
+            "seed": self.seed,
+            "segment_length": self.segment_length,
+            "num_lanes": self.num_lanes,
+            "store": self.store.path.name,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at a saved place when training is resumed.
+
+        Raises:
+            DataError: it is a place in another stream.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        mine = self.state_dict()
+        for name in ("segment_length", "num_lanes", "seed", "store"):
+            if state_dict[name] != mine[name]:
+                raise DataError(
+                    f"the run to resume was trained with data.{name} = {state_dict[name]}, now it is {mine[name]}; "
+                    "use the run's own value, or begin a new run"
+                )
+        self._epoch, self._next_step = state_dict["epoch"], state_dict["next_step"]
+
+
+class LaneDataset(Dataset[Segment]):
+    """Batches by (epoch, step); stateless, so that any number of workers give the same stream."""
+
+    def __init__(
+        self, reader: LaneReader, numbers: list[int], num_lanes: int, seed: int, rank: int, world_size: int
+    ) -> None:
+        self.reader, self.numbers, self.seed = reader, numbers, seed
+        self.num_lanes, self.total_lanes = num_lanes, num_lanes * world_size
+        self.lanes = slice(rank * num_lanes, (rank + 1) * num_lanes)
+        self._plan: tuple[int, Plan] | None = None
+
+    def plan(self, epoch: int) -> Plan:
+        """Plan of an epoch over the lanes of all processes."""
+        if self._plan is None or self._plan[0] != epoch:
+            lengths = [self.reader.store.pieces[number].length for number in self.numbers]
+            made = plan_epoch(
+                self.numbers,
+                lengths,
+                segment_length=self.reader.segment_length,
+                num_lanes=self.total_lanes,
+                seed=self.seed,
+                epoch=epoch,
+            )
+            self._plan = (epoch, made)
+        return self._plan[1]
+
+    def __getitem__(self, index: tuple[int, int]) -> Segment:
+        epoch, step = index
+        return self.reader.read(self.plan(epoch), step, self.lanes, epoch)
+
+    def __len__(self) -> int:
+        return self.plan(self._plan[0] if self._plan else 0).num_steps
+
+
+class StreamSampler(Sampler[tuple[int, int]]):
+    """All steps of an epoch in order, from the stream's place on; its length is always the whole epoch's.
+
+    Lightning calls `set_epoch`. Validation and test (`stream` None) always read epoch 0.
+    """
+
+    def __init__(self, dataset: LaneDataset, stream: MusicData | None) -> None:
+        self.dataset, self.stream, self.epoch = dataset, stream, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lay the next iteration over this epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch if self.stream else 0
+        first = self.stream.begin_epoch(epoch) if self.stream else 0
+        return iter([(epoch, step) for step in range(first, self.dataset.plan(epoch).num_steps)])
+
+    def __len__(self) -> int:
+        return len(self.dataset)

@@ -1,0 +1,9 @@
+"""What can be wrong with somebody's data, as one line each."""
+
+
+class Refused(Exception):
+    """A single file cannot be used; the message is the reason. Its neighbours are kept."""
+
+
+class DataError(ValueError):
+    """The data as a whole cannot be used; the message says what to do."""

@@ -1,0 +1,55 @@
+"""Any folder of MIDI files, searched to the bottom, with a split that depends on the pieces alone.
+
+Pieces are ordered by a digest of their content: the first tenth is validation, the next tenth test, the rest
+training. Files of the same content always share a split, whatever they are called.
+"""
+
+import hashlib
+from pathlib import Path
+
+from dsmr.data.errors import DataError
+from dsmr.data.maestro import read_bounded
+from dsmr.data.sources import Entry, Split
+
+SUFFIXES = (".mid", ".midi", ".kar")
+HELD_OUT_SHARE = 0.1
+
+
+class MidiFolder:
+    """MIDI files below a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def description(self) -> str:
+        """What a person reads in messages."""
+        return f"MIDI files in {self.path}"
+
+    def entries(self) -> list[Entry]:
+        """Files in the order of their names.
+
+        Raises:
+            DataError: fewer than two different files.
+        """
+        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not files:
+            raise DataError(f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some")
+        digests = {path: hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
+        splits = split_by_digest(sorted(set(digests.values())))
+        if len(splits) < 2:
+            raise DataError(f"{self.path} holds one piece; two at least are needed, to train and to validate")
+        return [Entry(path.relative_to(self.path).as_posix(), splits[digests[path]]) for path in files]
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one file."""
+        return read_bounded(self.path / name)
+
+
+def split_by_digest(digests: list[str]) -> dict[str, Split]:
+    """Split of every piece, given their sorted digests: one tenth each is held out, one piece at least."""
+    held_out = max(1, round(len(digests) * HELD_OUT_SHARE))
+    num_test = held_out if len(digests) > 2 * held_out else 0
+    splits: list[Split] = ["validation"] * held_out + ["test"] * num_test
+    splits += ["train"] * (len(digests) - len(splits))
+    return dict(zip(digests, splits, strict=True))

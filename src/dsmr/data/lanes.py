@@ -1,0 +1,181 @@
+"""Lanes: batch rows that stream one piece after another, so that a memory can follow each of them.
+
+Shapes: B lanes of this process, T segment length. A plan gives for every step and lane the piece and the segment
+within it; it is a function of (seed, epoch) alone, so a batch can be made at any step, in any process, and a run
+continues anywhere.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsmr.data.store import TokenStore
+from dsmr.data.tokenizer import MASK, PAD
+
+IGNORED = -100
+"""Target that counts nowhere: padding behind a piece's end, and lanes that ran out of pieces."""
+
+
+class Segment(NamedTuple):
+    """One batch: a segment for every lane.
+
+    Attributes:
+        tokens_BT: what the model reads, int64.
+        targets_BT: what it predicts there, the next token, int64; `IGNORED` where nothing counts.
+        is_start_B: bool, lanes that begin a new piece here.
+        piece_B: number of the piece in the store, -1 for a lane that ran out.
+        position_B: place of the first target in its piece, in tokens; BOS has place 0.
+        seconds_B: this segment's share of its piece's music time; the shares of a piece add up to its length.
+        distance_BT: for generated pieces, how far back the target's answer lies in tokens; 0 elsewhere.
+        step: number of the batch within its epoch.
+    """
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    is_start_B: Tensor
+    piece_B: Tensor
+    position_B: Tensor
+    seconds_B: Tensor
+    distance_BT: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who reads what, when.
+
+    Attributes:
+        piece_NB: number of the piece at each step and lane, -1 where the lane has run out.
+        segment_NB: number of the segment within the piece.
+    """
+
+    piece_NB: NDArray[np.int64]
+    segment_NB: NDArray[np.int64]
+
+    @property
+    def num_steps(self) -> int:
+        """N, until the last lane has run out."""
+        return len(self.piece_NB)
+
+
+def deal(loads: Sequence[int], num_lanes: int, rng: np.random.Generator) -> list[list[int]]:
+    """Deal pieces to lanes, the longest first to the lane that has least, so that lanes end close together.
+
+    Pieces of one load are dealt in random order; within a lane, the order is shuffled.
+
+    Args:
+        loads: segments of each piece.
+        num_lanes: lanes of all processes.
+        rng: of (seed, epoch).
+
+    Returns:
+        for each lane, indices into `loads`.
+    """
+    order = rng.permutation(len(loads))
+    order = order[np.argsort(-np.asarray(loads)[order], kind="stable")]
+    lanes: list[list[int]] = [[] for _ in range(num_lanes)]
+    heap = [(0, lane) for lane in range(num_lanes)]
+    for index in order:
+        load, lane = heapq.heappop(heap)
+        lanes[lane].append(int(index))
+        heapq.heappush(heap, (load + loads[index], lane))
+    for pieces in lanes:
+        rng.shuffle(pieces)
+    return lanes
+
+
+def plan_epoch(
+    numbers: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    segment_length: int,
+    num_lanes: int,
+    seed: int,
+    epoch: int,
+) -> Plan:
+    """Plan of an epoch over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
+    loads = [-(-(length - 1) // segment_length) for length in lengths]
+    rng = np.random.default_rng([seed, epoch])
+    lanes = deal(loads, num_lanes, rng)
+    num_steps = max(sum(loads[index] for index in lane) for lane in lanes)
+    piece_NB = np.full((num_steps, num_lanes), -1, dtype=np.int64)
+    segment_NB = np.zeros((num_steps, num_lanes), dtype=np.int64)
+    for lane, indices in enumerate(lanes):
+        step = 0
+        for index in indices:
+            piece_NB[step : step + loads[index], lane] = numbers[index]
+            segment_NB[step : step + loads[index], lane] = np.arange(loads[index])
+            step += loads[index]
+    return Plan(piece_NB, segment_NB)
+
+
+class LaneReader:
+    """Makes the batch of any step of a plan.
+
+    Args:
+        store: the tokens.
+        segment_length: T.
+        transpositions: tables (shifts, V) as of `dsmr.data.tokenizer.transpositions`, or None.
+        pitch_range: lowest and highest pitch that the tokenizer has.
+        seed: of the transpositions.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        segment_length: int,
+        *,
+        transpositions: NDArray[np.uint16] | None = None,
+        pitch_range: tuple[int, int] = (0, 127),
+        seed: int = 0,
+    ) -> None:
+        self.store, self.segment_length, self.seed = store, segment_length, seed
+        self.transpositions, self.pitch_range = transpositions, pitch_range
+
+    def read(self, plan: Plan, step: int, lanes: slice, epoch: int) -> Segment:
+        """Batch of one step for some of the lanes."""
+        pieces, segments = plan.piece_NB[step, lanes], plan.segment_NB[step, lanes]
+        shape = (len(pieces), self.segment_length)
+        tokens, targets = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64)
+        distance, seconds = np.zeros(shape, np.int64), np.zeros(len(pieces))
+        for lane, (number, segment) in enumerate(zip(pieces, segments, strict=True)):
+            if number < 0:
+                continue
+            piece = self.store.pieces[number]
+            first = int(segment) * self.segment_length
+            count = min(self.segment_length, piece.length - 1 - first)
+            read = slice(piece.start + first, piece.start + first + count + 1)
+            ids = self._transposed(self.store.tokens[read], int(number), epoch)
+            targets[lane, :count] = ids[1:]
+            tokens[lane, :count] = ids[:-1]
+            seconds[lane] = piece.seconds * count / (piece.length - 1)
+            if self.store.marks is not None:
+                marks = self.store.marks[read]
+                distance[lane, :count] = marks[1:]
+                tokens[lane, :count][marks[:-1] > 0] = MASK
+        return Segment(
+            tokens_BT=torch.from_numpy(tokens),
+            targets_BT=torch.from_numpy(targets),
+            is_start_B=torch.from_numpy(segments == 0),
+            piece_B=torch.from_numpy(pieces.copy()),
+            position_B=torch.from_numpy(segments * self.segment_length + 1),
+            seconds_B=torch.from_numpy(seconds.astype(np.float32)),
+            distance_BT=torch.from_numpy(distance),
+            step=step,
+        )
+
+    def _transposed(self, ids: NDArray[np.uint16], number: int, epoch: int) -> NDArray[np.uint16]:
+        """Transpose by an interval drawn for (seed, epoch, piece) that keeps the piece in range."""
+        if self.transpositions is None:
+            return ids
+        piece, semitones = self.store.pieces[number], len(self.transpositions) // 2
+        lowest = max(-semitones, self.pitch_range[0] - piece.pitch_min)
+        highest = min(semitones, self.pitch_range[1] - piece.pitch_max)
+        shift = int(np.random.default_rng([self.seed, epoch, number]).integers(lowest, highest + 1))
+        return self.transpositions[shift + semitones][ids]

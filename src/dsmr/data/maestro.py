@@ -1,0 +1,188 @@
+"""MAESTRO (Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0), from the official MIDI zip or its unpacked folder.
+
+The split is the official one, from the CSV. Nothing is unpacked: members are read where they are, and a name
+that leads out of the collection is refused before anything is read.
+"""
+
+import csv
+import io
+import os
+import stat
+import zipfile
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from dsmr.data.errors import DataError, Refused
+from dsmr.data.sources import SPLITS, Entry
+
+ENVIRONMENT_VARIABLE = "DSMR_MAESTRO"
+CSV_PATTERN = "maestro-v*.csv"
+MAX_FILE_BYTES = 16 * 2**20
+ADVICE = (
+    "download maestro-v3.0.0-midi.zip from magenta.tensorflow.org/datasets/maestro "
+    f"and set {ENVIRONMENT_VARIABLE} to it"
+)
+
+
+class MaestroZip:
+    """The official MIDI zip, read in place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getstate__(self) -> dict[str, Path]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Path]) -> None:
+        self.path = state["path"]
+
+    @property
+    def description(self) -> str:
+        """What a person reads in messages."""
+        return f"MAESTRO in {self.path}"
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{self.path} is not a readable zip ({error}); {ADVICE}") from error
+
+    @cached_property
+    def _csv_name(self) -> str:
+        for info in self._zip.infolist():
+            check_inside(info.filename, str(self.path))
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise DataError(f"{self.path}: member {info.filename!r} is a link; take the official zip")
+        names = [n for n in self._zip.namelist() if PurePosixPath(n).match(CSV_PATTERN)]
+        if len(names) != 1:
+            raise DataError(f"{self.path} holds {len(names)} files named {CSV_PATTERN}, not one; {ADVICE}")
+        return names[0]
+
+    def entries(self) -> list[Entry]:
+        """Pieces in the order of the CSV."""
+        text = io.StringIO(self._read_member(self._csv_name).decode("utf-8"))
+        entries = read_csv(text, f"{self.path}:{self._csv_name}")
+        present = set(self._zip.namelist())
+        missing = [e.name for e in entries if self._member(e.name) not in present]
+        return complete(entries, missing, self._csv_name)
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one piece; a member that is too large or damaged is refused."""
+        return self._read_member(self._member(name))
+
+    def _member(self, name: str) -> str:
+        return str(PurePosixPath(self._csv_name).parent / name)
+
+    def _read_member(self, member: str) -> bytes:
+        try:
+            with self._zip.open(member) as file:
+                return bounded(file.read(MAX_FILE_BYTES + 1))
+        except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError) as error:
+            raise Refused(f"cannot be read from the zip: {error}") from error
+
+
+class MaestroFolder:
+    """The unpacked collection."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def description(self) -> str:
+        """What a person reads in messages."""
+        return f"MAESTRO in {self.path}"
+
+    def entries(self) -> list[Entry]:
+        """Pieces in the order of the CSV."""
+        (csv_path,) = find_csv(self.path)
+        with csv_path.open(encoding="utf-8", newline="") as file:
+            entries = read_csv(file, str(csv_path))
+        root = self.path.resolve()
+        for entry in entries:
+            if not (self.path / entry.name).resolve().is_relative_to(root):
+                raise DataError(f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files")
+        missing = [e.name for e in entries if not (self.path / e.name).is_file()]
+        return complete(entries, missing, csv_path.name)
+
+    def read(self, name: str) -> bytes:
+        """Bytes of one piece."""
+        return read_bounded(self.path / name)
+
+
+def find_maestro(path: str | os.PathLike[str]) -> MaestroZip | MaestroFolder:
+    """MAESTRO at a path: the zip, the folder that holds the CSV, or the folder above that one.
+
+    Raises:
+        DataError: there is no such path, or no MAESTRO in it.
+    """
+    given = Path(path).expanduser()
+    if not given.exists():
+        raise DataError(f"{given} does not exist; {ADVICE}")
+    if given.is_file():
+        return MaestroZip(given)
+    for folder in (given, *sorted(p for p in given.iterdir() if p.is_dir())):
+        if len(find_csv(folder)) == 1:
+            return MaestroFolder(folder)
+    raise DataError(f"{given} holds no {CSV_PATTERN}; {ADVICE}")
+
+
+def find_csv(folder: Path) -> list[Path]:
+    """The CSV files of a MAESTRO folder."""
+    return sorted(folder.glob(CSV_PATTERN))
+
+
+def read_csv(lines: io.TextIOBase | io.StringIO, where: str) -> list[Entry]:
+    """Entries of the official CSV.
+
+    Raises:
+        DataError: a column is missing, a split has another name, or a path leads out; with the line.
+    """
+    reader = csv.DictReader(lines)
+    lacking = {"split", "midi_filename"} - set(reader.fieldnames or ())
+    if lacking:
+        raise DataError(f"{where}: no column {' and '.join(sorted(lacking))}; take the official CSV")
+    entries = []
+    for row in reader:
+        name, split = row["midi_filename"], row["split"]
+        check_inside(name or "", f"{where}, line {reader.line_num}")
+        if split not in SPLITS:
+            raise DataError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
+        entries.append(Entry(name, split))  # type: ignore[arg-type]
+    return entries
+
+
+def complete(entries: list[Entry], missing: list[str], csv_name: str) -> list[Entry]:
+    """The entries, if there are any and all of their files are there."""
+    if not entries:
+        raise DataError(f"{csv_name} lists no pieces; {ADVICE}")
+    if missing:
+        raise DataError(f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {ADVICE}")
+    return entries
+
+
+def check_inside(name: str, where: str) -> None:
+    """Refuse a name that is absolute or climbs out.
+
+    Raises:
+        DataError: it is one of those.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if not parts or ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]:
+        raise DataError(f"{where}: the path {name!r} leads out of the collection; take the official files")
+
+
+def read_bounded(path: Path) -> bytes:
+    """Bytes of a file of at most 16 MiB; raises `Refused` otherwise."""
+    try:
+        with path.open("rb") as file:
+            return bounded(file.read(MAX_FILE_BYTES + 1))
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror}") from error
+
+
+def bounded(content: bytes) -> bytes:
+    """The content, unless it is larger than any piece of music needs to be."""
+    if len(content) > MAX_FILE_BYTES:
+        raise Refused(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
+    return content

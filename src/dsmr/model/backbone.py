@@ -1,0 +1,49 @@
+"""The interface between a recurrent network and everything that streams pieces through it.
+
+State is passed in and returned, never hidden in the network: training, validation and generation each hold a
+memory of their own. B lanes, T segment, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from dsmr.model.memory import Memory, Update
+
+
+class Backbone(nn.Module, ABC):
+    """A language model that reads pieces segment by segment.
+
+    Attributes:
+        vocab_size: V.
+        segment_length: T, tokens per lane and full pass; the function that the network computes depends on it.
+        horizons: tokens that each layer keeps, bottom to top.
+    """
+
+    vocab_size: int
+    segment_length: int
+    horizons: tuple[int, ...]
+
+    @abstractmethod
+    def init_memory(self, num_lanes: int, *, decoding: bool = False) -> Memory:
+        """Make an empty memory on the network's device; `decoding` keeps room for the open segment."""
+
+    @abstractmethod
+    def forward(
+        self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None
+    ) -> tuple[Tensor, Update]:
+        """Read a segment, or part of one while decoding; nothing that was given is changed.
+
+        Args:
+            tokens_BT: token ids, int64; T at most `segment_length`, less what the open segment holds.
+            memory: what the lanes remember.
+            is_start_B: bool, lanes that begin a new piece with this segment and must not see their memory.
+
+        Returns:
+            logits (B, T, V) and the update that `memory.commit` takes.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments that rebuild this network: plain numbers, texts and lists, horizons expanded."""

@@ -1,0 +1,203 @@
+"""The LightningModule: a recurrent backbone, its memories, its loss and its figures.
+
+B lanes, T segment, V vocabulary. A training step reads one segment with the memory of the segments before it;
+the memory is written after backward, so that autograd never sees it change. Each split holds its own memory.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from dsmr import checkpoint as checkpoints
+from dsmr.metrics import RecallPerplexity, TokenNLL
+from dsmr.model import Backbone, RecurrentTransformer, Schedule
+from dsmr.model.memory import Memory, Update
+from dsmr.optim import AdamW, WarmupCosine
+
+IGNORED = -100
+BackboneCallable = Callable[[int, Schedule | str, int], Backbone]
+
+
+class Batch(Protocol):
+    """What the module reads of a batch; `dsmr.data.lanes.Segment` explains the fields."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    is_start_B: Tensor
+    seconds_B: Tensor
+    distance_BT: Tensor
+    step: int
+
+
+class RecurrentLM(LightningModule):
+    """Trains and evaluates a recurrent language model on lanes of segments.
+
+    Args:
+        horizons: tokens that each layer remembers, bottom to top (`2x3584+10x512`), or a schedule.
+        backbone: the network; called with (vocab_size, horizons, segment_length).
+        optimizer: called with two parameter groups, matrices and the rest; the rest is never decayed.
+        lr_scheduler: called with the optimizer; stepped after every optimizer step.
+        loss_on: `all` tokens, or only the `asked` ones of generated pieces.
+        vocab_size: V; on the command line it comes from the data.
+        segment_length: T; on the command line it comes from the data.
+
+    Raises:
+        ValueError: horizons or sizes that do not fit together.
+    """
+
+    def __init__(
+        self,
+        horizons: Schedule | str = "2x3584+10x512",
+        backbone: BackboneCallable = RecurrentTransformer,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable = WarmupCosine,
+        loss_on: Literal["all", "asked"] = "all",
+        *,
+        vocab_size: int = 392,
+        segment_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone(vocab_size, horizons, segment_length)
+        self.optimizer, self.lr_scheduler, self.loss_on = optimizer, lr_scheduler, loss_on
+        self._memories: dict[str, Memory] = {}
+        self._update: Update | None = None
+        self._restored: dict[str, Any] | None = None
+        self.nll = TokenNLL()
+        self.recall: RecallPerplexity | None = None
+        self.note_on_V: Tensor
+        self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
+
+    def setup(self, stage: str) -> None:
+        """Take from the data which tokens begin notes, and what generated pieces ask."""
+        data = self._data
+        if data is not None:
+            self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))
+            self.recall = RecallPerplexity(data.recall_distances) if data.recall_distances else None
+            if self.recall:
+                self.recall.to(self.device)
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Mean NLL over B * T positions: a constant denominator, so that padding changes no gradient's weight."""
+        logits_BTV, self._update = self.backbone(
+            batch.tokens_BT, self._memory("train", batch), batch.is_start_B
+        )
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        is_real_BT = batch.targets_BT != IGNORED
+        self.log("train/nll", nll_BT.detach().sum() / is_real_BT.sum().clamp(min=1), prog_bar=True)
+        if self._data is not None:
+            self._data.advance(batch.step)
+        counted_BT = nll_BT * (batch.distance_BT > 0) if self.loss_on == "asked" else nll_BT
+        return counted_BT.sum() / counted_BT.numel()
+
+    def on_after_backward(self) -> None:
+        """Write the segment into the training memory, now that no gradient needs the old one."""
+        assert self._update is not None
+        self._memories["train"].commit(self._update)
+        self._update = None
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin with an empty memory of its own."""
+        self._begin_evaluation("validation")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin with an empty memory of its own."""
+        self._begin_evaluation("test")
+
+    def validation_step(self, batch: Batch) -> None:
+        """Add a segment to the figures of the validation split."""
+        self._evaluate(batch, "validation")
+
+    def test_step(self, batch: Batch) -> None:
+        """Add a segment to the figures of the test split."""
+        self._evaluate(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the split's figures."""
+        self._log_figures("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the split's figures."""
+        self._log_figures("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer over matrices and the rest, and its schedule.
+
+        Raises:
+            ValueError: a cosine without an end.
+        """
+        parameters = [p for p in self.backbone.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2]},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
+            if self.trainer.max_steps < 0:
+                raise ValueError("the cosine needs an end: set trainer.max_steps, or model.lr_scheduler.total_steps")
+            scheduler.total_steps = self.trainer.max_steps
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[typeddict-item]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the network's description, and to a checkpoint that can resume, the training memory."""
+        spec = None if self._data is None else vars(self._data.tokenizer_spec)
+        section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec)
+        if not checkpoints.is_resumable(checkpoint):
+            checkpoint.pop(type(self._data).__qualname__, None)
+        elif "train" in self._memories:
+            section["memory"] = self._memories["train"].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the saved training memory until the first training step makes room for it."""
+        self._restored = checkpoint.get(checkpoints.SECTION, {}).get("memory")
+
+    @property
+    def _data(self) -> Any:
+        return None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+
+    def _memory(self, split: str, batch: Batch) -> Memory:
+        """Memory of a split; made in the first step, when the compute precision is known."""
+        if split not in self._memories:
+            self._memories[split] = self.backbone.init_memory(len(batch.is_start_B))
+            if split == "train" and self._restored is not None:
+                self._memories[split].load_state_dict(self._restored)
+                self._restored = None
+        return self._memories[split]
+
+    def _begin_evaluation(self, split: str) -> None:
+        self._memories.pop(split, None)
+        self.nll.reset()
+        if self.recall:
+            self.recall.reset()
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        memory = self._memory(split, batch)
+        logits_BTV, update = self.backbone(batch.tokens_BT, memory, batch.is_start_B)
+        memory.commit(update)
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        is_real_BT = batch.targets_BT != IGNORED
+        is_note_BT = self.note_on_V[batch.targets_BT.clamp(min=0)]
+        self.nll.update(nll_BT, is_real_BT, is_note_BT, batch.seconds_B)
+        if self.recall:
+            self.recall.update(nll_BT, batch.distance_BT)
+
+    def _log_figures(self, prefix: str) -> None:
+        figures = self.nll.compute() | {"tokens": self.nll.tokens}
+        self.log_dict({f"{prefix}/{name}": value.float() for name, value in figures.items()})
+        if self.recall:
+            recall = self.recall.compute()
+            self.log_dict({f"{prefix}/recall/{name}": value.float() for name, value in recall.items()})
+
+
+def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Nats of every target, float32 (B, T); 0 where the target is ignored."""
+    dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
+    return F.cross_entropy(
+        logits_BTV.to(dtype).flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(targets_BT)

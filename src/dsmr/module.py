@@ -5,7 +5,7 @@ the memory is written after backward, so that autograd never sees it change. Eac
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -43,7 +43,7 @@ class RecurrentLM(LightningModule):
         backbone: the network; called with (vocab_size, horizons, segment_length).
         optimizer: called with two parameter groups, matrices and the rest; the rest is never decayed.
         lr_scheduler: called with the optimizer; stepped after every optimizer step.
-        loss_on: `all` tokens, or only the `asked` ones of generated pieces.
+        asked_weight: weight in the loss of the tokens that generated pieces ask for; the others have 1.
         vocab_size: V; on the command line it comes from the data.
         segment_length: T; on the command line it comes from the data.
 
@@ -57,14 +57,14 @@ class RecurrentLM(LightningModule):
         backbone: BackboneCallable = RecurrentTransformer,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable = WarmupCosine,
-        loss_on: Literal["all", "asked"] = "all",
+        asked_weight: float = 1.0,
         *,
         vocab_size: int = 392,
         segment_length: int = 512,
     ) -> None:
         super().__init__()
         self.backbone = backbone(vocab_size, horizons, segment_length)
-        self.optimizer, self.lr_scheduler, self.loss_on = optimizer, lr_scheduler, loss_on
+        self.optimizer, self.lr_scheduler, self.asked_weight = optimizer, lr_scheduler, asked_weight
         self._memories: dict[str, Memory] = {}
         self._update: Update | None = None
         self._restored: dict[str, Any] | None = None
@@ -92,8 +92,8 @@ class RecurrentLM(LightningModule):
         self.log("train/nll", nll_BT.detach().sum() / is_real_BT.sum().clamp(min=1), prog_bar=True)
         if self._data is not None:
             self._data.advance(batch.step)
-        counted_BT = nll_BT * (batch.distance_BT > 0) if self.loss_on == "asked" else nll_BT
-        return counted_BT.sum() / counted_BT.numel()
+        extra_BT = nll_BT * (batch.distance_BT > 0)
+        return (nll_BT.sum() + (self.asked_weight - 1) * extra_BT.sum()) / nll_BT.numel()
 
     def on_after_backward(self) -> None:
         """Write the segment into the training memory, now that no gradient needs the old one."""

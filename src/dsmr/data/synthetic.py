@@ -1,12 +1,14 @@
 """Generated pieces with a known long-range dependency: the embedded default, and the test of memory.
 
-A piece begins with a mark: the loudness of its first note, one of K = 16, drawn uniformly. Then come soft
-notes without end. Now and then there is a long silence, and the note after it is as loud as the first one was.
-The silence asks, the loudness answers, and an answer can be known only by remembering the mark.
+A piece begins with a header: four notes of one loudness, its mark, one of K = 16 and drawn uniformly, each
+followed by a soft note. Then come soft notes without end. Now and then there is a long silence, and the note
+after it is as loud as the header was. The silence asks, the loudness answers, and an answer can be known only by
+remembering the mark.
 
 A model reads MASK in the place of every answer, so that nothing but memory of the mark helps: an answer is
-predicted, never read. The store's marks give, for every answer, its distance from the mark in tokens. All is
-valid music in the `performance` encoding.
+predicted, never read. The store's marks give, for every answer, its distance in tokens from the header's last
+mark. All is valid music in the `performance` encoding. The header takes 32 tokens, so a model without memory is
+at chance wherever the segments are no longer than the shortest distance.
 """
 
 from collections.abc import Iterator
@@ -30,8 +32,12 @@ from dsmr.data.tokenizer import (
 )
 
 NUM_MARKS = 16
+"""K, the perplexity of chance."""
+NUM_HEADER = 4
+"""Marks in a header: with a single one, attention finds it too rarely to learn from within minutes."""
 LONG_SILENCE = 100
-MIN_DISTANCE = 16
+"""Ticks of 10 ms."""
+MIN_DISTANCE = 24
 SPLIT_NUMBERS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -40,14 +46,14 @@ class RecallTask:
     """What is generated.
 
     Attributes:
-        distances: how many tokens after the mark an answer is asked for; each is asked once in every piece.
+        distances: tokens from the header's last mark to an answer; each is asked once in every piece.
         num_train: training pieces.
         num_validation: validation pieces, and as many test pieces.
         seed: of the generator; the splits draw from separate streams of it.
     """
 
-    distances: tuple[int, ...] = (96, 192, 320, 448, 704, 960)
-    num_train: int = 256
+    distances: tuple[int, ...] = (*range(64, 449, 24), 704, 960)
+    num_train: int = 2048
     num_validation: int = 64
     seed: int = 0
 
@@ -94,12 +100,17 @@ def _piece(
 ) -> tuple[Encoded, NDArray[np.uint16]]:
     writer = _PieceWriter(rng, tokenizer)
     mark = int(rng.integers(NUM_MARKS))
-    writer.write(writer.loudness[-NUM_MARKS:][mark])
-    writer.note()
-    for distance in sorted(distances):
-        writer.silence(int(rng.integers(1, 20)))
+    for _ in range(NUM_HEADER):
+        writer.write(writer.loudness[-NUM_MARKS:][mark])
+        writer.note()
         writer.write(writer.loudness[0])
-        writer.soft_notes(distance - len(writer.ids))
+        writer.note()
+    last_mark = len(writer.ids) - 8
+    for number, distance in enumerate(sorted(distances)):
+        if number:
+            writer.silence(int(rng.integers(1, 20)))
+            writer.write(writer.loudness[0])
+        writer.soft_notes(last_mark + distance - 1 - len(writer.ids))
         writer.silence(LONG_SILENCE)
         writer.write(writer.loudness[-NUM_MARKS:][mark], distance)
         writer.note()

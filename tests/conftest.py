@@ -1,0 +1,68 @@
+"""Shared fixtures: tiny networks in float64, generated MIDI, and MAESTRO where it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from symusic import ControlChange, Note, Score, Tempo, Track
+
+from dsmr.model import RecurrentTransformer
+
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)
+
+
+def tiny_transformer(
+    horizons: str = "1x16+1x4+1x0", segment_length: int = 8, vocab_size: int = 11, **changes: object
+) -> RecurrentTransformer:
+    """A float64 network of width 16, without dropout, whose weights are large enough to matter."""
+    torch.manual_seed(0)
+    sizes: dict = {"d_model": 16, "num_layers": 3, "num_heads": 2, "memory_block": 4, "dropout": 0.0}
+    sizes |= {"init_std": 0.4, **changes}
+    return RecurrentTransformer(vocab_size, horizons, segment_length, **sizes).double().eval()
+
+
+def write_midi(path: Path, seed: int, *, num_notes: int = 60, program: int = 0, tempo: float = 120.0) -> Path:
+    """A small piano piece with a pedal, as a file."""
+    generator = torch.Generator().manual_seed(seed)
+    score = Score(480)
+    score.tempos.append(Tempo(0, tempo))
+    track = Track("", program, False)
+    time = 0
+    for _ in range(num_notes):
+        time += int(torch.randint(0, 400, (), generator=generator))
+        pitch = int(torch.randint(30, 100, (), generator=generator))
+        velocity = int(torch.randint(1, 127, (), generator=generator))
+        track.notes.append(Note(time, int(torch.randint(1, 900, (), generator=generator)), pitch, velocity))
+    for start in range(0, time, 2000):
+        track.controls.append(ControlChange(start, 64, 127))
+        track.controls.append(ControlChange(start + 1200, 64, 0))
+    score.tracks.append(track)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    score.dump_midi(path)
+    return path
+
+
+@pytest.fixture
+def midi_folder(tmp_path: Path) -> Path:
+    """A folder of twelve pieces, some of them in a folder below it."""
+    folder = tmp_path / "midi"
+    for number in range(12):
+        write_midi(folder / ("deep/er" if number % 3 else "") / f"piece{number}.mid", number)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def maestro() -> str:
+    """Where MAESTRO lies; skips where it is not."""
+    path = os.environ.get("DSMR_MAESTRO")
+    if not path:
+        pytest.skip("DSMR_MAESTRO is not set: this test reads the real MAESTRO v3.0.0")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token stores of a test stay in its own folder."""
+    monkeypatch.setenv("DSMR_CACHE", str(tmp_path / "cache"))

@@ -1,0 +1,354 @@
+"""Sources, the token store, generated pieces and lanes."""
+
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_midi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsmr.data.datamodule import MusicData
+from dsmr.data.errors import DataError
+from dsmr.data.lanes import IGNORED, Segment, plan_epoch
+from dsmr.data.maestro import find_maestro
+from dsmr.data.store import TokenStore
+from dsmr.data.synthetic import NUM_MARKS, RecallTask
+from dsmr.data.tokenizer import BOS, MASK, TokenizerSpec, decode, encode
+
+HEADER = "canonical_composer,split,midi_filename,duration\n"
+
+
+def make_maestro(folder: Path, rows: list[tuple[str, str]], *, files: int = 6) -> Path:
+    """A collection in MAESTRO's layout."""
+    root = folder / "maestro-v3.0.0"
+    for number in range(files):
+        write_midi(root / f"2004/{number}.midi", number)
+    root.mkdir(exist_ok=True, parents=True)
+    text = HEADER + "".join(f"Someone,{split},{name},1.0\n" for split, name in rows)
+    (root / "maestro-v3.0.0.csv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def zipped(folder: Path, extra: dict[str, str] = {}) -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as file:
+        for member in sorted(folder.rglob("*")):
+            file.write(member, member.relative_to(folder))
+        for name, text in extra.items():
+            file.writestr(name, text)
+    return path
+
+
+ROWS = [("train", "2004/0.midi"), ("validation", "2004/1.midi"), ("train", "2004/2.midi")]
+
+
+def test_zip_and_folder_give_the_same_store_with_the_official_split(tmp_path: Path) -> None:
+    folder = make_maestro(tmp_path / "data", ROWS)
+    stores = [MusicData(str(path)).store for path in (folder, folder / "maestro-v3.0.0", zipped(folder))]
+    assert [(p.split, p.name) for p in stores[0].pieces] == ROWS
+    assert len({store.path for store in stores}) == 1
+    reread = TokenStore(stores[0].path)
+    assert reread.tokens[0] == BOS
+    assert len(reread.tokens) == sum(piece.length for piece in reread.pieces)
+
+
+def test_the_environment_names_maestro(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSMR_MAESTRO", str(make_maestro(tmp_path / "data", ROWS)))
+    assert len(MusicData().store.pieces) == 3
+    monkeypatch.delenv("DSMR_MAESTRO")
+    with pytest.raises(DataError, match="DSMR_MAESTRO"):
+        MusicData().source()
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "2004/../../x.midi", "C:\\x.midi", "..\\x.midi"])
+def test_a_csv_that_climbs_out_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
+    folder = make_maestro(tmp_path / "data", [*ROWS, ("train", name)])
+    for path in (folder, zipped(folder)):
+        with pytest.raises(DataError, match=r"line 5.*leads out"):
+            find_maestro(path).entries()
+
+
+def test_a_zip_that_climbs_out_or_links_is_refused(tmp_path: Path) -> None:
+    folder = make_maestro(tmp_path / "data", ROWS)
+    with pytest.raises(DataError, match="leads out"):
+        find_maestro(zipped(folder, {"../../evil.mid": "x"})).entries()
+    path = zipped(folder)
+    link = zipfile.ZipInfo("maestro-v3.0.0/link.midi")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match="is a link"):
+        find_maestro(path).entries()
+
+
+def test_a_folder_that_links_out_is_refused(tmp_path: Path) -> None:
+    folder = make_maestro(tmp_path / "data", ROWS)
+    outside = write_midi(tmp_path / "outside.midi", 9)
+    target = folder / "maestro-v3.0.0/2004/0.midi"
+    target.unlink()
+    target.symlink_to(outside)
+    with pytest.raises(DataError, match="leads out"):
+        find_maestro(folder).entries()
+
+
+def test_damaged_collections_are_refused_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        find_maestro(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no maestro"):
+        find_maestro(tmp_path / "empty")
+    (tmp_path / "no.zip").write_bytes(b"not a zip")
+    with pytest.raises(DataError, match="not a readable zip"):
+        find_maestro(tmp_path / "no.zip").entries()
+    with pytest.raises(DataError, match="1 of 4 files.*missing, first 2004/9.midi"):
+        find_maestro(make_maestro(tmp_path / "a", [*ROWS, ("test", "2004/9.midi")])).entries()
+    with pytest.raises(DataError, match="line 5: split 'dev'"):
+        find_maestro(make_maestro(tmp_path / "b", [*ROWS, ("dev", "2004/3.midi")])).entries()
+
+
+def test_a_folder_is_split_by_content_whatever_the_names(midi_folder: Path) -> None:
+    pieces = MusicData(str(midi_folder)).store.pieces
+    assert Counter(piece.split for piece in pieces) == {"train": 10, "validation": 1, "test": 1}
+    assert len(pieces) == 12
+    renamed = midi_folder / "a_copy_of_held_out.MID"
+    held_out = next(piece for piece in pieces if piece.split == "validation")
+    renamed.write_bytes((midi_folder / held_out.name).read_bytes())
+    again = {piece.name: piece.split for piece in MusicData(str(midi_folder)).store.pieces}
+    assert again.pop(renamed.name) == "validation"
+    assert again == {piece.name: piece.split for piece in pieces}
+
+
+def test_an_unreadable_file_is_listed_and_too_many_stop_the_run(midi_folder: Path) -> None:
+    (midi_folder / "broken.mid").write_bytes(b"MThd but no more")
+    write_midi(midi_folder / "bass.mid", 77, program=33)
+    store = MusicData(str(midi_folder), max_refused_share=0.2).store
+    assert len(store.pieces) == 12
+    assert set(store.refused) == {"broken.mid", "bass.mid"}
+    assert "found 33" in store.refused["bass.mid"]
+    with pytest.raises(DataError, match=r"2 of 14 files.*bass.mid: no piano"):
+        MusicData(str(midi_folder), max_refused_share=0.1, cache_dir=str(midi_folder / "other")).prepare_data()
+    assert not list((midi_folder / "other").glob("*/"))
+
+
+def test_a_second_call_opens_the_store_and_other_settings_make_another(midi_folder: Path) -> None:
+    first = MusicData(str(midi_folder)).store
+    written = (first.path / "tokens.bin").stat().st_mtime_ns
+    assert MusicData(str(midi_folder)).store.path == first.path
+    assert (first.path / "tokens.bin").stat().st_mtime_ns == written
+    assert MusicData(str(midi_folder), tokenizer=TokenizerSpec("TSD")).store.path != first.path
+
+
+def test_a_damaged_store_is_named_with_what_to_do(midi_folder: Path) -> None:
+    path = MusicData(str(midi_folder)).store.path
+    tokens = (path / "tokens.bin").read_bytes()
+    (path / "tokens.bin").write_bytes(tokens[:-2])
+    with pytest.raises(DataError, match="delete"):
+        TokenStore(path)
+    (path / "tokens.bin").write_bytes(tokens)
+    index = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps(index | {"format_version": 0}))
+    with pytest.raises(DataError, match="format 0"):
+        TokenStore(path)
+
+
+def test_empty_folders_and_missing_paths_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no MIDI file"):
+        MusicData(str(tmp_path / "empty")).prepare_data()
+    with pytest.raises(DataError, match="data.path: .*does not exist"):
+        MusicData(str(tmp_path / "nowhere")).prepare_data()
+
+
+# Generated pieces
+
+
+def recall(**changes: object) -> MusicData:
+    task = RecallTask(num_train=24, num_validation=8)
+    return MusicData(recall=task, **({"segment_length": 64, "num_lanes": 4, "transpose": 0} | changes))
+
+
+def test_generated_pieces_are_valid_music_whose_answers_repeat_the_mark() -> None:
+    data = recall()
+    store, tokenizer = data.store, data.tokenizer
+    for piece in store.pieces:
+        ids = store.tokens[piece.start : piece.start + piece.length]
+        marks = store.marks[piece.start : piece.start + piece.length]
+        places = np.flatnonzero(marks)
+        assert marks[places].tolist() == sorted(data.recall.distances)
+        assert (ids[places] == ids[1]).all()
+        assert (ids[places - marks[places]] == ids[1]).all(), "so far back there is no mark"
+        decoded = encode(tokenizer, decode(tokenizer, ids))
+        assert np.array_equal(decoded.ids, ids)
+        assert decoded.num_notes == piece.num_notes
+        assert decoded.seconds == pytest.approx(piece.seconds)
+
+
+def test_marks_are_uniform_and_the_splits_differ() -> None:
+    store = MusicData(recall=RecallTask(num_train=640, num_validation=640)).store
+    counts = Counter(int(store.tokens[store.pieces[n].start + 1]) for n in store.of_split("train"))
+    assert len(counts) == NUM_MARKS
+    assert min(counts.values()) > 15
+    whole = {
+        split: {store.tokens[p.start : p.start + p.length].tobytes() for p in store.pieces if p.split == split}
+        for split in ("train", "validation", "test")
+    }
+    assert not whole["train"] & whole["validation"]
+    assert len(whole["train"]) == 640
+
+
+def test_answers_are_hidden_from_the_inputs_and_asked_as_targets() -> None:
+    data = recall()
+    for batch in data.train_dataloader():
+        asked_BT = batch.distance_BT > 0
+        answers_BT = asked_BT.roll(1, dims=1)
+        answers_BT[:, 0] = False
+        assert (batch.tokens_BT[answers_BT] == MASK).all()
+        assert not (batch.targets_BT[asked_BT] == MASK).any()
+        marks = set(batch.targets_BT[asked_BT].tolist())
+        seen = set(batch.tokens_BT[~batch.is_start_B].flatten().tolist())
+        assert not marks & seen, "an answer can be read"
+
+
+# Lanes
+
+
+def pieces_of(data: MusicData, loader: torch.utils.data.DataLoader[Segment]) -> dict[int, list[int]]:
+    """Targets of every piece, in the order of the batches."""
+    targets: dict[int, list[int]] = {}
+    for batch in loader:
+        for lane, number in enumerate(batch.piece_B.tolist()):
+            real = batch.targets_BT[lane][batch.targets_BT[lane] != IGNORED].tolist()
+            assert number >= 0 or not real
+            if number >= 0:
+                assert bool(batch.is_start_B[lane]) == (number not in targets)
+                assert int(batch.position_B[lane]) == len(targets.get(number, [])) + 1
+                targets.setdefault(number, []).extend(real)
+    return targets
+
+
+@pytest.mark.parametrize(("segment_length", "num_lanes"), [(16, 1), (50, 3), (64, 7), (4096, 2)])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_token_but_bos_is_predicted_exactly_once(
+    midi_folder: Path, segment_length: int, num_lanes: int, num_workers: int
+) -> None:
+    data = MusicData(
+        str(midi_folder), segment_length=segment_length, num_lanes=num_lanes, transpose=0, num_workers=num_workers
+    )
+    targets = pieces_of(data, data.train_dataloader())
+    assert sorted(targets) == data.pieces("train")
+    for number, ids in targets.items():
+        piece = data.store.pieces[number]
+        assert ids == data.store.tokens[piece.start + 1 : piece.start + piece.length].tolist()
+
+
+def test_the_music_time_of_a_pieces_segments_adds_up(midi_folder: Path) -> None:
+    data = MusicData(str(midi_folder), segment_length=16, num_lanes=2)
+    total = sum(float(batch.seconds_B.sum()) for batch in data.train_dataloader())
+    expected = sum(data.store.pieces[n].seconds for n in data.pieces("train"))
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+@given(
+    st.lists(st.integers(2, 400), min_size=1, max_size=30),
+    st.integers(1, 6),
+    st.integers(1, 64),
+    st.integers(0, 9),
+)
+@settings(max_examples=100, deadline=None)
+def test_lanes_end_close_together(lengths: list[int], num_lanes: int, segment_length: int, epoch: int) -> None:
+    numbers = list(range(len(lengths)))
+    settings_ = {"segment_length": segment_length, "num_lanes": num_lanes, "seed": 1}
+    plan = plan_epoch(numbers, lengths, epoch=epoch, **settings_)
+    loads = [-(-(length - 1) // segment_length) for length in lengths]
+    assert (plan.piece_NB >= 0).sum() == sum(loads)
+    ends = (plan.piece_NB >= 0).sum(axis=0)
+    assert ends.max() - ends.min() <= max(loads)
+    assert plan.num_steps == plan_epoch(numbers, lengths, epoch=epoch + 1, **settings_).num_steps
+
+
+def test_the_stream_is_a_function_of_seed_and_epoch(midi_folder: Path) -> None:
+    def tokens(seed: int, epoch: int) -> list[torch.Tensor]:
+        loader = MusicData(str(midi_folder), segment_length=32, num_lanes=3, seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return [batch.tokens_BT for batch in loader]
+
+    def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+        return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    assert same(tokens(1, 2), tokens(1, 2))
+    assert not same(tokens(1, 2), tokens(1, 3))
+    assert not same(tokens(1, 2), tokens(2, 2))
+
+
+def test_transposition_moves_whole_pieces_anew_in_each_epoch_and_stays_in_range(midi_folder: Path) -> None:
+    plain = MusicData(str(midi_folder), segment_length=64, num_lanes=2, transpose=0)
+    moved = MusicData(str(midi_folder), segment_length=64, num_lanes=2, transpose=3)
+    inverse = {id_: name for name, id_ in plain.tokenizer.vocab.items()}
+
+    def pitches(ids: list[int]) -> np.ndarray:
+        return np.array([int(inverse[i].split("_")[1]) for i in ids if inverse[i].startswith("Note")])
+
+    shifts = set()
+    original = pieces_of(plain, plain.train_dataloader())
+    for epoch in range(8):
+        loader = moved.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        for number, ids in pieces_of(moved, loader).items():
+            difference = np.unique(pitches(ids) - pitches(original[number]))
+            assert len(difference) == 1
+            shifts.add(int(difference[0]))
+    assert shifts == {-3, -2, -1, 0, 1, 2, 3}
+
+
+def test_a_stream_goes_on_where_it_was_saved(midi_folder: Path) -> None:
+    settings_ = {"segment_length": 16, "num_lanes": 2}
+    data = MusicData(str(midi_folder), **settings_)
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(1)
+    whole = list(loader)
+    for batch in whole[:5]:
+        data.advance(batch.step)
+    state = data.state_dict()
+    resumed = MusicData(str(midi_folder), **settings_)
+    resumed._epoch, resumed._next_step = state["epoch"], state["next_step"]
+    loader = resumed.train_dataloader()
+    loader.sampler.set_epoch(1)
+    rest = list(loader)
+    assert len(loader) == len(whole)
+    assert [b.step for b in rest] == [b.step for b in whole[5:]]
+    assert all(torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(rest, whole[5:], strict=True))
+
+
+def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: Path) -> None:
+    rows = [("train", "2004/0.midi"), *[("validation", f"2004/{n}.midi") for n in range(1, 6)]]
+    data = MusicData(str(make_maestro(tmp_path / "data", rows)), validation_stride=2)
+    assert [data.store.pieces[n].name for n in data.pieces("validation")] == [f"2004/{n}.midi" for n in (1, 3, 5)]
+
+
+@pytest.mark.maestro
+def test_the_real_maestro_keeps_every_note_and_its_onset(maestro: str) -> None:
+    from symusic import Score
+
+    source = find_maestro(maestro)
+    entries = source.entries()
+    assert Counter(entry.split for entry in entries) == {"train": 962, "validation": 137, "test": 177}
+    tokenizer = MusicData().tokenizer
+    events, notes, errors = 0, 0, []
+    for entry in entries[::64]:
+        score = Score.from_midi(source.read(entry.name))
+        encoded = encode(tokenizer, score)
+        decoded = decode(tokenizer, encoded.ids)
+        assert np.array_equal(encode(tokenizer, decoded).ids, encoded.ids)
+        played, given = (s.to("second").tracks[0].notes.numpy() for s in (decoded, score))
+        order, order_given = (np.lexsort([n["time"], n["pitch"]]) for n in (played, given))
+        assert np.array_equal(played["pitch"][order], given["pitch"][order_given]), "a note is lost"
+        errors.append(np.abs(played["time"][order] - given["time"][order_given]))
+        events += len(encoded.ids) - 2
+        notes += encoded.num_notes
+    assert np.concatenate(errors).mean() <= 0.003
+    assert 4.0 <= events / notes <= 4.1

@@ -1,0 +1,170 @@
+"""The `performance` encoding, other tokenizers, and the way back to MIDI."""
+
+import numpy as np
+import pytest
+from conftest import write_midi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from symusic import ControlChange, Note, Score, Tempo, Track
+
+from dsmr.data.errors import Refused
+from dsmr.data.tokenizer import (
+    BOS,
+    EOS,
+    SPECIAL_TOKENS,
+    TokenizerSpec,
+    build_tokenizer,
+    decode,
+    encode,
+    extend_by_pedal,
+    note_on_mask,
+    transpositions,
+)
+
+PERFORMANCE = build_tokenizer(TokenizerSpec())
+
+
+def piece(notes: list[tuple[int, int, int, int]], controls: list[tuple[int, int]] = [], qpm: float = 120) -> Score:
+    """Notes (start, length, pitch, velocity) and pedal events (time, value), in ms at 120 BPM."""
+    score = Score(500)
+    score.tempos.append(Tempo(0, qpm))
+    track = Track()
+    track.notes.extend([Note(*note) for note in notes])
+    track.controls.extend([ControlChange(time, 64, value) for time, value in controls])
+    score.tracks.append(track)
+    return Score.from_midi(score.dumps_midi())
+
+
+def names(score: Score) -> list[str]:
+    inverse = {id_: name for name, id_ in PERFORMANCE.vocab.items()}
+    return [inverse[int(id_)] for id_ in encode(PERFORMANCE, score).ids[1:-1]]
+
+
+def shift(ticks: int) -> str:
+    return f"TimeShift_{ticks // 50}.{ticks % 50}.50"
+
+
+def test_the_vocabulary_is_the_published_one_and_the_special_tokens() -> None:
+    kinds = [name.split("_")[0] for name in PERFORMANCE.vocab]
+    counts = {kind: kinds.count(kind) for kind in ("NoteOn", "NoteOff", "TimeShift", "Velocity")}
+    assert counts == {"NoteOn": 128, "NoteOff": 128, "TimeShift": 100, "Velocity": 32}
+    assert len(PERFORMANCE.vocab) == 388 + len(SPECIAL_TOKENS)
+    assert [PERFORMANCE.vocab[f"{name}_None"] for name in SPECIAL_TOKENS] == [0, 1, 2, 3]
+
+
+def test_velocity_comes_before_a_note_and_only_when_it_changes() -> None:
+    score = piece([(0, 100, 60, 64), (200, 100, 62, 64), (400, 100, 64, 100)])
+    assert names(score) == [
+        "Velocity_63", "NoteOn_60", shift(10), "NoteOff_60", shift(10), "NoteOn_62", shift(10), "NoteOff_62",
+        shift(10), "Velocity_99", "NoteOn_64", shift(10), "NoteOff_64",
+    ]  # fmt: skip
+
+
+def test_note_offs_come_before_note_ons_within_a_tick() -> None:
+    assert names(piece([(0, 100, 72, 63), (100, 100, 60, 63)])) == [
+        "Velocity_63", "NoteOn_72", shift(10), "NoteOff_72", "NoteOn_60", shift(10), "NoteOff_60",
+    ]  # fmt: skip
+
+
+def test_long_times_are_full_shifts_and_a_rest() -> None:
+    assert names(piece([(0, 2350, 60, 63)]))[2:-1] == [shift(100), shift(100), shift(35)]
+    assert names(piece([(0, 2000, 60, 63)]))[2:-1] == [shift(100), shift(100)]
+
+
+def test_a_note_lasts_at_least_one_tick_and_no_strike_is_lost() -> None:
+    score = piece([(0, 2, 60, 63), (3, 2, 60, 63), (6, 2, 60, 63)])
+    assert names(score)[1:] == ["NoteOn_60", shift(1), "NoteOff_60"] + [
+        "NoteOn_60", shift(1), "NoteOff_60",
+    ] * 2  # fmt: skip
+
+
+def test_a_note_lasts_until_the_pedal_is_released_or_its_pitch_struck_again() -> None:
+    score = piece(
+        [(0, 100, 60, 63), (50, 100, 64, 63), (500, 100, 60, 63), (2000, 100, 67, 63)], [(80, 127), (1000, 0)]
+    )
+    notes = sorted((n.pitch, n.time * 10, n.end * 10) for n in decode(PERFORMANCE, encode(PERFORMANCE, score).ids).tracks[0].notes)
+    assert notes == [(60, 0, 500), (60, 500, 1000), (64, 50, 1000), (67, 2000, 2100)]
+
+
+def test_a_note_that_ends_before_the_pedal_goes_down_is_not_extended() -> None:
+    onset, offset = extend_by_pedal(
+        {"time": np.array([0.0, 0.5]), "duration": np.array([0.2, 0.3])},
+        {"time": np.array([0.3, 2.0]), "duration": np.array([0.6, 1.0])},
+    )
+    assert offset.tolist() == pytest.approx([0.2, 0.9])
+    assert onset.tolist() == [0.0, 0.5]
+
+
+def test_a_shift_is_ten_milliseconds_at_any_tempo() -> None:
+    assert names(piece([(0, 100, 60, 63)], qpm=60))[2] == shift(20)
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> Score:
+    note = st.tuples(st.integers(0, 9000), st.integers(0, 3000), st.integers(0, 127), st.integers(1, 127))
+    pedal = st.tuples(st.integers(0, 9000), st.sampled_from([0, 127]))
+    return piece(draw(st.lists(note, min_size=1, max_size=40)), draw(st.lists(pedal, max_size=8)))
+
+
+@given(scores())
+@settings(max_examples=150, deadline=None)
+def test_encoding_what_was_decoded_gives_the_same_tokens(score: Score) -> None:
+    encoded = encode(PERFORMANCE, score)
+    again = encode(PERFORMANCE, decode(PERFORMANCE, encoded.ids))
+    assert np.array_equal(again.ids, encoded.ids)
+    assert encoded.num_notes == again.num_notes
+    assert encoded.ids[0] == BOS
+    assert encoded.ids[-1] == EOS
+
+
+@given(scores())
+@settings(max_examples=100, deadline=None)
+def test_no_note_is_lost(score: Score) -> None:
+    encoded = encode(PERFORMANCE, score)
+    assert encoded.num_notes == score.note_num()
+    assert sorted(n.pitch for n in decode(PERFORMANCE, encoded.ids).tracks[0].notes) == sorted(
+        n.pitch for n in score.tracks[0].notes
+    )
+
+
+@pytest.mark.parametrize("name", ["REMI", "TSD", "MIDILike"])
+def test_other_miditok_tokenizers_by_name(name: str, tmp_path) -> None:
+    tokenizer = build_tokenizer(TokenizerSpec(name, {"beat_res": {"0_4": 8}, "use_tempos": False}))
+    score = Score(write_midi(tmp_path / "a.mid", 0))
+    encoded = encode(tokenizer, score)
+    assert encoded.num_notes == note_on_mask(tokenizer)[encoded.ids].sum() == 60
+    assert decode(tokenizer, encoded.ids).note_num() > 50
+
+
+def test_unknown_tokenizers_and_settings_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="REMI"):
+        build_tokenizer(TokenizerSpec("Remy"))
+    with pytest.raises(ValueError, match="takes no settings"):
+        build_tokenizer(TokenizerSpec("performance", {"num_velocities": 8}))
+    with pytest.raises(ValueError, match="several streams"):
+        build_tokenizer(TokenizerSpec("Octuple"))
+
+
+def test_only_piano_is_read_and_hands_are_merged() -> None:
+    score = piece([(0, 100, 60, 63)])
+    left, bass, drums = Track("", 1), Track("", 33), Track("", 0, True)
+    for track in (left, bass, drums):
+        track.notes.append(Note(0, 100, 40, 63))
+    score.tracks.extend([left, bass, drums])
+    assert encode(PERFORMANCE, score).num_notes == 2
+    del score.tracks[:2]
+    with pytest.raises(Refused, match=r"found 33, drums"):
+        encode(PERFORMANCE, score)
+
+
+def test_transposing_tokens_is_transposing_music(tmp_path) -> None:
+    score = Score(write_midi(tmp_path / "a.mid", 3))
+    tables = transpositions(PERFORMANCE, 3)
+    for semitones in range(-3, 4):
+        moved = score.copy()
+        for note in moved.tracks[0].notes:
+            note.pitch += semitones
+        ids = tables[semitones + 3][encode(PERFORMANCE, score).ids]
+        played = sorted((n.time, n.pitch) for n in decode(PERFORMANCE, ids).tracks[0].notes)
+        expected = decode(PERFORMANCE, encode(PERFORMANCE, moved).ids)
+        assert played == sorted((n.time, n.pitch) for n in expected.tracks[0].notes)

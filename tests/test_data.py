@@ -273,9 +273,9 @@ def test_lanes_end_close_together(lengths: list[int], num_lanes: int, segment_le
 
 def test_the_stream_is_a_function_of_seed_and_epoch(midi_folder: Path) -> None:
     def tokens(seed: int, epoch: int) -> list[torch.Tensor]:
-        loader = MusicData(str(midi_folder), segment_length=32, num_lanes=3, seed=seed).train_dataloader()
-        loader.sampler.set_epoch(epoch)
-        return [batch.tokens_BT for batch in loader]
+        data = MusicData(str(midi_folder), segment_length=32, num_lanes=3, seed=seed)
+        data.seek(epoch)
+        return [batch.tokens_BT for batch in data.train_dataloader()]
 
     def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
         return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -296,9 +296,8 @@ def test_transposition_moves_whole_pieces_anew_in_each_epoch_and_stays_in_range(
     shifts = set()
     original = pieces_of(plain, plain.train_dataloader())
     for epoch in range(8):
-        loader = moved.train_dataloader()
-        loader.sampler.set_epoch(epoch)
-        for number, ids in pieces_of(moved, loader).items():
+        moved.seek(epoch)
+        for number, ids in pieces_of(moved, moved.train_dataloader()).items():
             difference = np.unique(pitches(ids) - pitches(original[number]))
             assert len(difference) == 1
             shifts.add(int(difference[0]))
@@ -308,20 +307,20 @@ def test_transposition_moves_whole_pieces_anew_in_each_epoch_and_stays_in_range(
 def test_a_stream_goes_on_where_it_was_saved(midi_folder: Path) -> None:
     settings_ = {"segment_length": 16, "num_lanes": 2}
     data = MusicData(str(midi_folder), **settings_)
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(1)
-    whole = list(loader)
+    data.seek(1)
+    whole = list(data.train_dataloader())
     for batch in whole[:5]:
         data.advance(batch.step)
-    state = data.state_dict()
     resumed = MusicData(str(midi_folder), **settings_)
-    resumed._epoch, resumed._next_step = state["epoch"], state["next_step"]
+    resumed.seek(data.state_dict()["epoch"], data.state_dict()["next_step"])
     loader = resumed.train_dataloader()
-    loader.sampler.set_epoch(1)
     rest = list(loader)
     assert len(loader) == len(whole)
     assert [b.step for b in rest] == [b.step for b in whole[5:]]
     assert all(torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(rest, whole[5:], strict=True))
+    for batch in rest:
+        resumed.advance(batch.step)
+    assert (resumed.state_dict()["epoch"], resumed.state_dict()["next_step"]) == (2, 0)
 
 
 def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save at every n-th optimizer step."""
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self._saved_at:
+        """Save at every n-th optimizer step, and at the last one."""
+        step = trainer.global_step
+        if (step % self.every_n_steps == 0 or step == trainer.max_steps) and step != self._saved_at:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

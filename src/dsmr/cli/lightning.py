@@ -179,6 +179,8 @@ def run(command: str, arguments: list[str]) -> int:
 QUIET = (
     ".*does not have many workers.*",  # reading a batch takes microseconds
     ".*exists and is not empty.*",  # a run that goes on
+    ".*your dataloader is not resumable.*",  # the datamodule is
+    ".*LeafSpec.*",  # Lightning builds what newer torch deprecates
 )
 
 

@@ -74,6 +74,7 @@ class MusicData(LightningDataModule):
         self.vocab_size = len(self.tokenizer.vocab)
         self.progress: Progress | None = None
         self._epoch = self._next_step = 0
+        self._num_steps: int | None = None
         self._store: TokenStore | None = None
 
     @property
@@ -166,15 +167,20 @@ class MusicData(LightningDataModule):
             pin_memory=True if self.trainer and self.trainer.strategy.root_device.type == "cuda" else False,
         )
 
-    def begin_epoch(self, epoch: int) -> int:
-        """First step of an epoch to read: 0, or the next one of an interrupted epoch."""
-        if epoch != self._epoch:
-            self._epoch, self._next_step = epoch, 0
-        return self._next_step
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Go to a place in the training stream; the next iteration begins there."""
+        self._epoch, self._next_step = epoch, step
 
     def advance(self, step: int) -> None:
-        """Mark a training batch as consumed."""
+        """Mark a training batch as consumed; after the last one the next epoch begins."""
         self._next_step = step + 1
+        if self._next_step == self._num_steps:
+            self.seek(self._epoch + 1)
+
+    def remaining_steps(self, dataset: "LaneDataset") -> list[tuple[int, int]]:
+        """(epoch, step) of the batches from the stream's place to the end of its epoch."""
+        self._num_steps = dataset.plan(self._epoch).num_steps
+        return [(self._epoch, step) for step in range(self._next_step, self._num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
         """Place in the training stream, and what it is a place in."""
@@ -202,7 +208,7 @@ class MusicData(LightningDataModule):
                     f"the run to resume was trained with data.{name} = {state_dict[name]}, now it is {mine[name]}; "
                     "use the run's own value, or begin a new run"
                 )
-        self._epoch, self._next_step = state_dict["epoch"], state_dict["next_step"]
+        self.seek(state_dict["epoch"], state_dict["next_step"])
 
 
 class LaneDataset(Dataset[Segment]):
@@ -240,22 +246,19 @@ class LaneDataset(Dataset[Segment]):
 
 
 class StreamSampler(Sampler[tuple[int, int]]):
-    """All steps of an epoch in order, from the stream's place on; its length is always the whole epoch's.
+    """The rest of the training stream's epoch, in order; its length is always the whole epoch's.
 
-    Lightning calls `set_epoch`. Validation and test (`stream` None) always read epoch 0.
+    The stream keeps its own count of epochs, since Lightning's differs after a resumption. Validation and test
+    (`stream` None) always read all of epoch 0.
     """
 
     def __init__(self, dataset: LaneDataset, stream: MusicData | None) -> None:
-        self.dataset, self.stream, self.epoch = dataset, stream, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Lay the next iteration over this epoch."""
-        self.epoch = epoch
+        self.dataset, self.stream = dataset, stream
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch if self.stream else 0
-        first = self.stream.begin_epoch(epoch) if self.stream else 0
-        return iter([(epoch, step) for step in range(first, self.dataset.plan(epoch).num_steps)])
+        if self.stream is not None:
+            return iter(self.stream.remaining_steps(self.dataset))
+        return iter([(0, step) for step in range(len(self.dataset))])
 
     def __len__(self) -> int:
         return len(self.dataset)

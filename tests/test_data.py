@@ -65,7 +65,9 @@ def test_the_environment_names_maestro(tmp_path: Path, monkeypatch: pytest.Monke
         MusicData().source()
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "2004/../../x.midi", "C:\\x.midi", "..\\x.midi"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "2004/../../x.midi", "C:\\x.midi", "..\\x.midi"]
+)
 def test_a_csv_that_climbs_out_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
     folder = make_maestro(tmp_path / "data", [*ROWS, ("train", name)])
     for path in (folder, zipped(folder)):
@@ -131,7 +133,9 @@ def test_an_unreadable_file_is_listed_and_too_many_stop_the_run(midi_folder: Pat
     assert set(store.refused) == {"broken.mid", "bass.mid"}
     assert "found 33" in store.refused["bass.mid"]
     with pytest.raises(DataError, match=r"2 of 14 files.*bass.mid: no piano"):
-        MusicData(str(midi_folder), max_refused_share=0.1, cache_dir=str(midi_folder / "other")).prepare_data()
+        MusicData(
+            str(midi_folder), max_refused_share=0.1, cache_dir=str(midi_folder / "other")
+        ).prepare_data()
     assert not list((midi_folder / "other").glob("*/"))
 
 
@@ -194,7 +198,9 @@ def test_marks_are_uniform_and_the_splits_differ() -> None:
     assert len(counts) == NUM_MARKS
     assert min(counts.values()) > 15
     whole = {
-        split: {store.tokens[p.start : p.start + p.length].tobytes() for p in store.pieces if p.split == split}
+        split: {
+            store.tokens[p.start : p.start + p.length].tobytes() for p in store.pieces if p.split == split
+        }
         for split in ("train", "validation", "test")
     }
     assert not whole["train"] & whole["validation"]
@@ -237,7 +243,11 @@ def test_every_token_but_bos_is_predicted_exactly_once(
     midi_folder: Path, segment_length: int, num_lanes: int, num_workers: int
 ) -> None:
     data = MusicData(
-        str(midi_folder), segment_length=segment_length, num_lanes=num_lanes, transpose=0, num_workers=num_workers
+        str(midi_folder),
+        segment_length=segment_length,
+        num_lanes=num_lanes,
+        transpose=0,
+        num_workers=num_workers,
     )
     targets = pieces_of(data, data.train_dataloader())
     assert sorted(targets) == data.pieces("train")
@@ -260,7 +270,9 @@ def test_the_music_time_of_a_pieces_segments_adds_up(midi_folder: Path) -> None:
     st.integers(0, 9),
 )
 @settings(max_examples=100, deadline=None)
-def test_lanes_end_close_together(lengths: list[int], num_lanes: int, segment_length: int, epoch: int) -> None:
+def test_lanes_end_close_together(
+    lengths: list[int], num_lanes: int, segment_length: int, epoch: int
+) -> None:
     numbers = list(range(len(lengths)))
     settings_ = {"segment_length": segment_length, "num_lanes": num_lanes, "seed": 1}
     plan = plan_epoch(numbers, lengths, epoch=epoch, **settings_)
@@ -326,7 +338,9 @@ def test_a_stream_goes_on_where_it_was_saved(midi_folder: Path) -> None:
 def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: Path) -> None:
     rows = [("train", "2004/0.midi"), *[("validation", f"2004/{n}.midi") for n in range(1, 6)]]
     data = MusicData(str(make_maestro(tmp_path / "data", rows)), validation_stride=2)
-    assert [data.store.pieces[n].name for n in data.pieces("validation")] == [f"2004/{n}.midi" for n in (1, 3, 5)]
+    assert [data.store.pieces[n].name for n in data.pieces("validation")] == [
+        f"2004/{n}.midi" for n in (1, 3, 5)
+    ]
 
 
 @pytest.mark.maestro

@@ -61,14 +61,18 @@ def test_streamed_equals_one_pass_under_the_boundary_rule(horizons: str, num_kv_
     model = tiny_transformer(horizons, num_kv_heads=num_kv_heads)
     tokens_BN = random_tokens(2, 72)
     masks = [boundary_mask(72, 8, horizon) for horizon in model.horizons]
-    torch.testing.assert_close(stream(model, tokens_BN), one_pass(model, tokens_BN, masks), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        stream(model, tokens_BN), one_pass(model, tokens_BN, masks), atol=1e-10, rtol=0
+    )
 
 
 def test_streamed_equals_plain_causal_attention_when_the_horizons_cover_the_piece() -> None:
     model = tiny_transformer("3x64")
     tokens_BN = random_tokens(2, 64)
     causal = [torch.ones(64, 64, dtype=torch.bool).tril()] * 3
-    torch.testing.assert_close(stream(model, tokens_BN), one_pass(model, tokens_BN, causal), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        stream(model, tokens_BN), one_pass(model, tokens_BN, causal), atol=1e-10, rtol=0
+    )
 
 
 @pytest.mark.parametrize("horizons", HORIZONS)

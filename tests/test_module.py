@@ -23,7 +23,14 @@ from dsmr.optim import AdamW, WarmupCosine
 
 def backbone(vocab_size: int, horizons: Any, segment_length: int) -> RecurrentTransformer:
     return RecurrentTransformer(
-        vocab_size, horizons, segment_length, d_model=16, num_layers=2, num_heads=2, memory_block=16, dropout=0.0
+        vocab_size,
+        horizons,
+        segment_length,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        memory_block=16,
+        dropout=0.0,
     )
 
 
@@ -38,7 +45,12 @@ def module(data: MusicData, **changes: Any) -> RecurrentLM:
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "accelerator": "cpu",
+    }
     quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "check_val_every_n_epoch": None}
     return Trainer(default_root_dir=folder, **{**quiet, "max_steps": 6, "val_check_interval": 3, **settings})
 
@@ -116,7 +128,9 @@ def test_the_loss_has_a_constant_denominator_and_a_weight_for_asked_tokens() -> 
     lm.log = lambda *_, **__: None  # type: ignore[method-assign]
     loss = lm.training_step(batch).detach()
     logits, _ = lm.backbone(batch.tokens_BT, lm.backbone.init_memory(4), batch.is_start_B)
-    each = F.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), reduction="none").view_as(batch.targets_BT)
+    each = F.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), reduction="none").view_as(
+        batch.targets_BT
+    )
     weight = 1.0 + 4.0 * (batch.distance_BT > 0)
     assert loss.item() == pytest.approx(float((each.detach() * weight).sum() / (4 * 64)), rel=1e-6)
 
@@ -160,7 +174,9 @@ def test_a_cosine_without_an_end_is_refused(tmp_path: Path) -> None:
         lm.configure_optimizers()
 
 
-def weights_after(folder: Path, lm: RecurrentLM, data: MusicData, steps: int, path: Path | None = None) -> dict:
+def weights_after(
+    folder: Path, lm: RecurrentLM, data: MusicData, steps: int, path: Path | None = None
+) -> dict:
     folder.mkdir(exist_ok=True)
     run = trainer(folder, max_steps=steps, callbacks=[LastCheckpoint(folder, 1000)])
     run.fit(lm, data, ckpt_path=path, weights_only=True)
@@ -235,7 +251,14 @@ def test_token_nll_sums_before_it_divides() -> None:
     metric = TokenNLL()
     real = torch.tensor([[True, True, True, False]])
     metric.update(torch.tensor([[1.0, 2.0, 3.0, 0.0]]), real, real.clone(), torch.tensor([2.0]))
-    metric.update(torch.tensor([[6.0, 0.0, 0.0, 0.0]]), torch.tensor([[True, False, False, False]]), ~real, torch.tensor([1.0]))
+    metric.update(
+        torch.tensor([[6.0, 0.0, 0.0, 0.0]]),
+        torch.tensor([[True, False, False, False]]),
+        ~real,
+        torch.tensor([1.0]),
+    )
     result = {name: float(value) for name, value in metric.compute().items()}
-    assert result == pytest.approx({"nll": 3.0, "perplexity": math.exp(3.0), "nats_per_note": 4.0, "nats_per_second": 4.0})
+    assert result == pytest.approx(
+        {"nll": 3.0, "perplexity": math.exp(3.0), "nats_per_note": 4.0, "nats_per_second": 4.0}
+    )
     assert metric.nll.dtype == torch.float64

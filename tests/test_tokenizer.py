@@ -24,7 +24,9 @@ from dsmr.data.tokenizer import (
 PERFORMANCE = build_tokenizer(TokenizerSpec())
 
 
-def piece(notes: list[tuple[int, int, int, int]], controls: list[tuple[int, int]] = [], qpm: float = 120) -> Score:
+def piece(
+    notes: list[tuple[int, int, int, int]], controls: list[tuple[int, int]] = [], qpm: float = 120
+) -> Score:
     """Notes (start, length, pitch, velocity) and pedal events (time, value), in ms at 120 BPM."""
     score = Score(500)
     score.tempos.append(Tempo(0, qpm))
@@ -82,7 +84,10 @@ def test_a_note_lasts_until_the_pedal_is_released_or_its_pitch_struck_again() ->
     score = piece(
         [(0, 100, 60, 63), (50, 100, 64, 63), (500, 100, 60, 63), (2000, 100, 67, 63)], [(80, 127), (1000, 0)]
     )
-    notes = sorted((n.pitch, n.time * 10, n.end * 10) for n in decode(PERFORMANCE, encode(PERFORMANCE, score).ids).tracks[0].notes)
+    notes = sorted(
+        (n.pitch, n.time * 10, n.end * 10)
+        for n in decode(PERFORMANCE, encode(PERFORMANCE, score).ids).tracks[0].notes
+    )
     assert notes == [(60, 0, 500), (60, 500, 1000), (64, 50, 1000), (67, 2000, 2100)]
 
 

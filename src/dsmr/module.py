@@ -17,6 +17,7 @@ from torch import Tensor
 from dsmr import checkpoint as checkpoints
 from dsmr.metrics import RecallPerplexity, TokenNLL
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
+from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import Memory, Update
 from dsmr.optim import AdamW, WarmupCosine
 
@@ -140,7 +141,9 @@ class RecurrentLM(LightningModule):
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             if self.trainer.max_steps < 0:
-                raise ValueError("the cosine needs an end: set trainer.max_steps, or model.lr_scheduler.total_steps")
+                raise ValueError(
+                    "the cosine needs an end: set trainer.max_steps, or model.lr_scheduler.total_steps"
+                )
             scheduler.total_steps = self.trainer.max_steps
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[typeddict-item]
 
@@ -154,8 +157,21 @@ class RecurrentLM(LightningModule):
             section["memory"] = self._memories["train"].state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the saved training memory until the first training step makes room for it."""
-        self._restored = checkpoint.get(checkpoints.SECTION, {}).get("memory")
+        """Keep the saved training memory until the first training step makes room for it.
+
+        Raises:
+            ValueError: training goes on with other horizons.
+        """
+        section = checkpoint.get(checkpoints.SECTION, {})
+        self._restored = section.get("memory")
+        if self._restored is None or self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        saved = section["config"]["horizons"]
+        if tuple(saved) != self.backbone.horizons:
+            raise ValueError(
+                f"the run to resume was trained with model.horizons = {format_horizons(saved)}, now they are "
+                f"{format_horizons(self.backbone.horizons)}; use the run's own, or begin a new run"
+            )
 
     @property
     def _data(self) -> Any:

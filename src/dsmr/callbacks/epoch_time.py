@@ -5,7 +5,6 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
 
 
 class EpochTime(Callback):
@@ -33,11 +32,11 @@ class EpochTime(Callback):
             batch_tokens = batch.tokens_BT.numel() * trainer.world_size
             epoch = duration(seconds * float(trainer.num_training_batches))
             message = f"{batch_tokens / seconds:,.0f} tokens/s: one epoch takes {epoch}"
-            if trainer.max_steps > 0:
-                steps = trainer.max_steps - trainer.global_step
+            steps = trainer.max_steps - trainer.global_step
+            if steps > 0:
                 rest = duration(seconds * steps * trainer.accumulate_grad_batches)
                 message += f", the {steps:,} steps to come {rest}"
-            rank_zero_info(f"{message} (validation not counted)")
+            trainer.print(f"{message} (validation not counted)")
 
 
 def duration(seconds: float) -> str:

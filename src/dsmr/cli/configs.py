@@ -1,6 +1,9 @@
 """Config files by path or by shipped name: `--config two_scale` finds `configs/horizons/two_scale.yaml`."""
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dsmr.cli import nearest
 
@@ -21,7 +24,7 @@ def find_config(given: str) -> Path:
         ValueError: there is no such file or name.
     """
     if Path(given).is_file():
-        return Path(given)
+        return check_yaml(Path(given))
     known = shipped()
     matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]
     if not matches:
@@ -33,6 +36,39 @@ def find_config(given: str) -> Path:
         choices = " or ".join(name for name, path in known.items() if path in matches)
         raise ValueError(f"--config {given} is ambiguous; write {choices}")
     return matches[0]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A loader that refuses a key that stands twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicates."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key} stands twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def check_yaml(path: Path) -> Path:
+    """Give back the path if the file holds YAML.
+
+    Raises:
+        ValueError: it does not, or a key stands twice; with file and line.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            yaml.load(file, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{path}, line {line}: {error.problem}; correct it there") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    return path
 
 
 def resolve_configs(arguments: list[str]) -> list[str]:
@@ -74,5 +110,7 @@ def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
 
 def config_values(arguments: list[str]) -> list[str]:
     """All values of `--config`, in order."""
-    values = [following for option, following in zip(arguments, arguments[1:]) if option in ("--config", "-c")]
+    values = [
+        following for option, following in zip(arguments, arguments[1:]) if option in ("--config", "-c")
+    ]
     return values + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]

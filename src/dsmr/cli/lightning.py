@@ -1,20 +1,22 @@
 """`dsmr fit`, `validate` and `test`: LightningCLI with run folders, shipped configs and one-line mistakes."""
 
 import json
+import logging
 import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
+from jsonargparse import Namespace
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import checkpoint as checkpoints
-from dsmr.callbacks import EpochTime, LastCheckpoint
+from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_option
+from dsmr.cli.metrics_csv import csv_logger
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.data.datamodule import MusicData
@@ -23,23 +25,36 @@ from dsmr.model.memory import MIB
 from dsmr.module import RecurrentLM
 
 CONFIG = "config.yaml"
-OWN_OPTIONS = ("checkpoint", "resume", "json", "output")
+OWN_OPTIONS = ("checkpoint", "ckpt_path", "resume", "json", "output", "config")
+QUIET = (
+    ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
+    ".*LeafSpec.*",  # Lightning builds what torch deprecates
+    ".*LightningCLI's args parameter.*",  # the command is taken off before Lightning sees the rest
+    ".*does not have many workers.*",  # reading a batch takes microseconds
+    ".*exists and is not empty.*",  # a run that goes on
+    ".*your dataloader is not resumable.*",  # the datamodule is
+)
 
 
-class SaveConfig(SaveConfigCallback):
-    """Keeps the whole config in the run's folder."""
+class SaveConfig(Callback):
+    """Keeps the whole config in the run's folder, once training has really begun.
 
-    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
-        self.folder = folder
+    Args:
+        parser: which wrote the config.
+        config: all settings.
+        folder: the run.
+    """
 
-    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:  # noqa: D102
-        if stage == "fit":
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+        self.parser, self.config, self.folder = parser, config.clone(), folder
+        for option in OWN_OPTIONS:
+            self.config.pop(option, None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write `config.yaml`."""
+        if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            kept = self.config.clone()
-            for option in (*OWN_OPTIONS, "config"):
-                kept.pop(option, None)
-            self.parser.save(kept, self.folder / CONFIG, skip_none=False, overwrite=True)
+            self.parser.save(self.config, self.folder / CONFIG, skip_none=False, overwrite=True)
 
 
 class DsmrCLI(LightningCLI):
@@ -51,30 +66,29 @@ class DsmrCLI(LightningCLI):
     """
 
     def __init__(self, command: str, arguments: list[str]) -> None:
+        quieten()
         self.command = command
         self.checkpoint: Path | None = None
-        self.is_resumed = False
+        self.resumed_at: int | None = None
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
         self._config_files = [Path(p) for p in config_values(arguments)]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*instantiate_classes.*")
-            super().__init__(
-                RecurrentLM,
-                MusicData,
-                args=arguments,
-                run=False,
-                parser_class=OneLineParser,
-                save_config_callback=None,
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-                seed_everything_default=0,
-                parser_kwargs={
-                    "prog": f"dsmr {command}",
-                    "default_config_files": [str(FOLDER / "base.yaml")],
-                    "description": f"dsmr {command}: see the README for examples.",
-                },
-            )
+        super().__init__(
+            RecurrentLM,
+            MusicData,
+            args=arguments,
+            run=False,
+            parser_class=OneLineParser,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"dsmr {command}",
+                "default_config_files": [str(FOLDER / "base.yaml")],
+                "description": f"dsmr {command}; the README has examples.",
+            },
+        )
 
     def _take_run(self, arguments: list[str]) -> list[str]:
         """Resolve --resume and --checkpoint to a file, with the run's own config before all others."""
@@ -85,16 +99,18 @@ class DsmrCLI(LightningCLI):
         if run is not None:
             if self.command != "fit":
                 raise ValueError(f"--resume belongs to dsmr fit; dsmr {self.command} takes --checkpoint")
-            self.checkpoint, self.is_resumed = checkpoints.find(run, checkpoints.LAST), True
+            self.checkpoint = checkpoints.find(run, checkpoints.LAST)
         elif given is not None:
             self.checkpoint = checkpoints.find(given)
         if self.checkpoint is None:
             return arguments
         content = checkpoints.read(self.checkpoint)
         if self.command == "fit":
-            self.is_resumed = True
+            self.resumed_at = int(content["global_step"])
             if not checkpoints.is_resumable(content):
-                raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
+                raise ValueError(
+                    f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN"
+                )
         config = self.checkpoint.parent / CONFIG
         if not config.is_file():
             raise ValueError(f"{self.checkpoint} has no {CONFIG} beside it; keep a run's files in one folder")
@@ -102,12 +118,20 @@ class DsmrCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
         parser.config_files = self._config_files
-        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; None: horizons and time."
+        )
         parser.add_argument("--root", type=str, default="runs", help="Folder of runs.")
-        parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt."
+        )
         parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with.")
-        parser.add_argument("--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file.")
-        parser.add_argument("--json", type=bool, default=False, help="Results as JSON on the last line of stdout.")
+        parser.add_argument(
+            "--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file."
+        )
+        parser.add_argument(
+            "--json", type=bool, default=False, help="Results as JSON on the last line of stdout."
+        )
         parser.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.segment_length", "model.segment_length")
@@ -115,7 +139,7 @@ class DsmrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one for a fresh run, its own for a run that goes on."""
         settings = self.config
-        if self.checkpoint is not None and (self.is_resumed or self.command != "fit"):
+        if self.checkpoint is not None:
             self.folder = self.checkpoint.parent
             return
         if settings.name is None:
@@ -131,27 +155,24 @@ class DsmrCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Trainer with the run's logger and checkpoints."""
         settings = self.config_init.trainer
-        if self.command == "fit" and not settings.fast_dev_run:
-            self.trainer_defaults["callbacks"] = self._run_callbacks()
-            if settings.logger is None:
-                kwargs["logger"] = CSVLogger(self.config.root, name=self.folder.name, version="")
-        elif settings.logger is None:
-            kwargs["logger"] = False
+        callbacks: list[Callback] = []
+        has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
+        if settings.enable_progress_bar is not False and not has_bar:
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
+        is_run = self.command == "fit" and not settings.fast_dev_run
+        if is_run:
+            callbacks += self._run_callbacks()
+        if settings.logger is None:
+            kwargs["logger"] = csv_logger(self.folder, self.resumed_at) if is_run else False
+        self.trainer_defaults["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
     def _run_callbacks(self) -> list[Callback]:
-        best = ModelCheckpoint(
-            dirpath=self.folder,
-            filename="best",
-            monitor="val/perplexity",
-            mode="min",
-            save_weights_only=True,
-            enable_version_counter=False,
-        )
+        """What keeps a run in its folder."""
         return [
-            SaveConfig(self.parser, self.config, folder=self.folder),
+            SaveConfig(self.parser, self.config, self.folder),
             EpochTime(),
-            best,
+            BestCheckpoint(self.folder),
             LastCheckpoint(self.folder, self.config.save_every_n_steps),
         ]
 
@@ -164,24 +185,21 @@ def run(command: str, arguments: list[str]) -> int:
         raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
     announce(cli)
     path = None if cli.checkpoint is None else str(cli.checkpoint)
-    with warnings.catch_warnings():
-        for message in QUIET:
-            warnings.filterwarnings("ignore", message=message)
-        if command == "fit":
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
-        else:
-            evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
-            evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    if command == "fit":
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+    else:
+        evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
+        evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     report(cli)
     return 0
 
 
-QUIET = (
-    ".*does not have many workers.*",  # reading a batch takes microseconds
-    ".*exists and is not empty.*",  # a run that goes on
-    ".*your dataloader is not resumable.*",  # the datamodule is
-    ".*LeafSpec.*",  # Lightning builds what newer torch deprecates
-)
+def quieten() -> None:
+    """Leave out what Lightning says of itself and what is not for a user to act on."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def announce(cli: DsmrCLI) -> None:
@@ -190,8 +208,8 @@ def announce(cli: DsmrCLI) -> None:
     parameters = sum(p.numel() for p in backbone.parameters())
     memory = backbone.init_memory(cli.datamodule.num_lanes)
     print(
-        f"horizons {describe(backbone.horizons)}; {parameters / 1e6:.1f} M parameters, "
-        f"memory {memory.num_bytes / MIB:.0f} MiB at {cli.datamodule.num_lanes} lanes"
+        f"horizons {describe(backbone.horizons)}; {parameters:,} parameters, "
+        f"memory {memory.num_bytes / MIB:,.1f} MiB at {cli.datamodule.num_lanes} lanes"
     )
 
 
@@ -207,17 +225,21 @@ def report(cli: DsmrCLI) -> None:
         if not name.endswith("/tokens"):
             print(f"  {name:<28}{value:12.4f}")
     if seen:
-        share = "whole split" if seen == tokens else f"partial: {seen / tokens:.0%} of the split's {tokens:,} tokens"
+        share = (
+            "whole split"
+            if seen == tokens
+            else f"partial: {seen / tokens:.1%} of the split's {tokens:,} tokens"
+        )
         print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({share})")
     result = {
         "command": cli.command,
         "run": str(cli.folder),
         "checkpoint": str(cli.checkpoint) if cli.checkpoint else None,
         "horizons": list(cli.model.backbone.horizons),
-        "split": split,
-        "partial": seen != tokens,
         "metrics": metrics,
     }
+    if seen:
+        result |= {"split": split, "partial": seen != tokens}
     if cli.command == "fit":
         print(f"next: dsmr validate --checkpoint {cli.folder}")
     else:

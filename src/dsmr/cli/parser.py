@@ -41,6 +41,9 @@ def explain(message: str, known: Iterable[str], config_files: Iterable[Path]) ->
         hint = nearest(key, short) or "; --help lists the known ones"
         return f"unknown key {key}{place(key, config_files)}{hint}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reasons = [line[2:] for line in lines if line.startswith("- ")]
+    if reasons:
+        lines = [lines[0], reasons[0]]
     return re.sub(r"Parser key \"([\w.]+)\":", r"\1:", " ".join(lines))
 
 

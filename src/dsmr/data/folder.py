@@ -34,7 +34,9 @@ class MidiFolder:
         """
         files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
-            raise DataError(f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some")
+            raise DataError(
+                f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some"
+            )
         digests = {path: hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
         splits = split_by_digest(sorted(set(digests.values())))
         if len(splits) < 2:

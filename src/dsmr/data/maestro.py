@@ -101,7 +101,9 @@ class MaestroFolder:
         root = self.path.resolve()
         for entry in entries:
             if not (self.path / entry.name).resolve().is_relative_to(root):
-                raise DataError(f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files")
+                raise DataError(
+                    f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files"
+                )
         missing = [e.name for e in entries if not (self.path / e.name).is_file()]
         return complete(entries, missing, csv_path.name)
 
@@ -147,7 +149,9 @@ def read_csv(lines: io.TextIOBase | io.StringIO, where: str) -> list[Entry]:
         name, split = row["midi_filename"], row["split"]
         check_inside(name or "", f"{where}, line {reader.line_num}")
         if split not in SPLITS:
-            raise DataError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
+            raise DataError(
+                f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}"
+            )
         entries.append(Entry(name, split))  # type: ignore[arg-type]
     return entries
 
@@ -157,7 +161,9 @@ def complete(entries: list[Entry], missing: list[str], csv_name: str) -> list[En
     if not entries:
         raise DataError(f"{csv_name} lists no pieces; {ADVICE}")
     if missing:
-        raise DataError(f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {ADVICE}")
+        raise DataError(
+            f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {ADVICE}"
+        )
     return entries
 
 

@@ -74,7 +74,9 @@ class TokenStore:
         try:
             index = json.loads((path / "index.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no token store ({error}); delete it and run dsmr prepare again") from error
+            raise DataError(
+                f"{path} is no token store ({error}); delete it and run dsmr prepare again"
+            ) from error
         if index.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{path} has store format {index.get('format_version')}, this version reads {FORMAT_VERSION}; "
@@ -89,7 +91,9 @@ class TokenStore:
         for name in ("tokens.bin", *(["marks.bin"] if self.marks_are_kept else [])):
             size = (path / name).stat().st_size if (path / name).exists() else 0
             if size != expected:
-                raise DataError(f"{path / name} has {size} bytes, not {expected}; delete {path} and prepare again")
+                raise DataError(
+                    f"{path / name} has {size} bytes, not {expected}; delete {path} and prepare again"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -304,4 +308,6 @@ def _tokenize(name: str) -> Encoded | str:
     except Refused as refused:
         return str(refused)
     except (RuntimeError, ValueError) as error:
-        return f"not a MIDI file that symusic can read: {str(error).splitlines()[0] if str(error) else error!r}"
+        return (
+            f"not a MIDI file that symusic can read: {str(error).splitlines()[0] if str(error) else error!r}"
+        )

@@ -79,9 +79,7 @@ def prepare_recall(task: RecallTask, cache: Path) -> TokenStore:
     return build_once(cache / key, build)
 
 
-def generate(
-    task: RecallTask, tokenizer: Performance
-) -> Iterator[tuple[Entry, Encoded, NDArray[np.uint16]]]:
+def generate(task: RecallTask, tokenizer: Performance) -> Iterator[tuple[Entry, Encoded, NDArray[np.uint16]]]:
     """All pieces of a task with the distance of every answer, 0 elsewhere."""
     counts: dict[Split, int] = {
         "train": task.num_train,

@@ -125,7 +125,9 @@ class Performance(MIDILike):
         tick = np.concatenate([notes["time"] + notes["duration"], notes["time"]])
         pitch = np.concatenate([notes["pitch"], notes["pitch"]])
         is_on = np.repeat([False, True], count)
-        velocity = np.concatenate([np.zeros(count, np.int64), np.searchsorted(self.velocities, notes["velocity"])])
+        velocity = np.concatenate(
+            [np.zeros(count, np.int64), np.searchsorted(self.velocities, notes["velocity"])]
+        )
         order = np.lexsort([pitch, is_on, tick])
         tick, pitch, is_on, velocity = tick[order], pitch[order], is_on[order], velocity[order]
 
@@ -251,7 +253,9 @@ def _built(name: str, config: str) -> MusicTokenizer:
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise ValueError(f"data.tokenizer.config: MidiTok's {name} refuses {settings}: {error}") from error
     if tokenizer.is_multi_voc:
-        raise ValueError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
+        raise ValueError(
+            f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one"
+        )
     return tokenizer
 
 
@@ -345,7 +349,9 @@ def transpositions(tokenizer: MusicTokenizer, semitones: int) -> NDArray[np.uint
         ValueError: the tokenizer was trained (BPE), so that its ids are not single events.
     """
     if tokenizer.is_trained:
-        raise ValueError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
+        raise ValueError(
+            "transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer"
+        )
     names = {id_: name for name, id_ in tokenizer.vocab.items()}
     tables = np.tile(np.arange(len(names), dtype=np.uint16), (2 * semitones + 1, 1))
     for id_, name in names.items():

@@ -134,7 +134,9 @@ class RecurrentTransformer(Backbone):
         length_B = memory.length_B
         if is_start_B is not None:
             if memory.open_length:
-                raise ValueError("a piece can begin only at a segment's start; give is_start_B=None inside it")
+                raise ValueError(
+                    "a piece can begin only at a segment's start; give is_start_B=None inside it"
+                )
             length_B = torch.where(is_start_B, 0, length_B)
         clock = memory.clock + memory.open_length
         rotation = Rotation.at(clock, num_tokens, self.head_width, like=self.embedding.weight)

@@ -1,0 +1,36 @@
+# Everything a newcomer needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUNS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint type bench
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make a virtual environment in .venv with the versions that are tested
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("dsmr needs Python 3.11 or newer; say make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,app]'
+	@touch $@
+
+demo: install ## Train two small models on generated pieces and show what memory is for (minutes)
+	$(BIN)/python experiments/demo.py --root $(RUNS)
+
+test: install ## Run all tests; those that need MAESTRO or a GPU say so when they are skipped
+	$(BIN)/python -m pytest
+
+lint: install ## Check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: install ## Check types
+	$(BIN)/mypy
+
+bench: install ## Speed of a training step here, on generated pieces
+	$(BIN)/dsmr fit --config recall --trainer.max_steps 40 --trainer.limit_val_batches 0 --root $(RUNS)/bench

@@ -1,0 +1,239 @@
+"""The program: runs from fit to generate, and mistakes of one line each."""
+
+import csv
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from symusic import Score
+
+from dsmr.cli import main
+from dsmr.cli.configs import find_config, shipped
+from dsmr.cli.lightning import QUIET
+
+SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.fixture(autouse=True)
+def lightnings_own_warnings() -> None:
+    """Keep the program's own filters inside a test."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def dsmr(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the smoke config."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("DSMR_CACHE", str(root / "cache"))
+        assert dsmr("fit", *SMOKE, "--root", root, "--name", "smoke") == 0
+    return root / "smoke"
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_is_a_folder_with_config_checkpoints_and_metrics(smoke_run: Path) -> None:
+    assert {p.name for p in smoke_run.iterdir()} == {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv"}
+    config = yaml.safe_load((smoke_run / "config.yaml").read_text())
+    assert config["model"]["horizons"] == "1x256+1x64"
+    validated = [row for row in rows(smoke_run) if row["val/perplexity"]]
+    assert [int(row["step"]) for row in validated] == [9, 19]
+
+
+def test_validation_of_the_best_checkpoint_repeats_the_figures_of_the_run(
+    smoke_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "result.json"
+    assert (
+        dsmr("validate", "--checkpoint", smoke_run, "--output", output, "--trainer.enable_progress_bar=false")
+        == 0
+    )
+    result = json.loads(output.read_text())
+    best = min(float(row["val/perplexity"]) for row in rows(smoke_run) if row["val/perplexity"])
+    assert result["metrics"]["val/perplexity"] == best
+    assert result["partial"] is False
+
+
+def test_json_is_one_document_on_the_last_line(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        dsmr("test", "--checkpoint", smoke_run, "--json", "true", "--trainer.enable_progress_bar=false") == 0
+    )
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["split"] == "test"
+    assert result["horizons"] == [256, 64]
+    assert result["metrics"]["test/perplexity"] > 1
+
+
+def test_horizons_can_be_changed_when_validating(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = [tmp_path / "0.json", tmp_path / "1.json"]
+    for output, horizons in zip(outputs, ("2x0", "2x512"), strict=True):
+        assert dsmr(
+            "validate", "--checkpoint", smoke_run, "--model.horizons", horizons, "--output", output,
+            "--trainer.enable_progress_bar=false",
+        ) == 0  # fmt: skip
+    results = [json.loads(output.read_text()) for output in outputs]
+    assert [result["horizons"] for result in results] == [[0, 0], [512, 512]]
+    assert results[0]["metrics"]["val/nll"] != results[1]["metrics"]["val/nll"]
+    assert "horizons 2x0" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(
+    smoke_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "smoke"
+    shutil.copytree(smoke_run, run)
+    with (run / "metrics.csv").open("a") as file:
+        file.write("0,24" + "," * (len(rows(run)[0]) - 2) + "\n")
+    assert (
+        dsmr("fit", "--resume", run, "--trainer.max_steps", "30", "--trainer.enable_progress_bar=false") == 0
+    )
+    trained = [int(row["step"]) for row in rows(run) if row["train/nll"]]
+    assert trained == [4, 9, 14, 19, 24, 29]
+    assert [int(row["step"]) for row in rows(run) if row["val/perplexity"]] == [9, 19, 29]
+    before = rows(smoke_run)
+    assert rows(run)[: len(before)] == before
+
+
+def test_generated_music_is_a_midi_file_and_repeats_with_its_seed(smoke_run: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert dsmr("generate", "--checkpoint", smoke_run, "--seconds", 3, "--seed", seed, "--output", tmp_path / f"{name}.mid") == 0  # fmt: skip
+    a, b, c = ((tmp_path / f"{name}.mid").read_bytes() for name in "abc")
+    assert a == b != c
+    assert Score(tmp_path / "a.mid").note_num() > 0
+
+
+def test_a_folder_of_midi_is_prepared_with_a_report(
+    midi_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (midi_folder / "broken.mid").write_bytes(b"x")
+    assert dsmr("prepare", "--data.path", midi_folder, "--json", "true") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("refused broken.mid: not a MIDI file") for line in lines)
+    assert sum(json.loads(lines[-1])["pieces"].values()) == 12
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("horizons/")])
+def test_every_horizon_overlay_fits_the_default_size(name: str, tmp_path: Path) -> None:
+    assert dsmr(
+        "fit", "--config", "smoke", "--config", "base", "--config", name, "--trainer.fast_dev_run", "1",
+        "--data.num_lanes", "1", "--data.segment_length", "128", "--trainer.enable_progress_bar", "false",
+        "--model.backbone.num_layers", "12", "--model.backbone.memory_block", "128", "--root", tmp_path,
+    ) == 0  # fmt: skip
+
+
+def test_configs_are_found_by_name() -> None:
+    assert find_config("two_scale") == find_config("horizons/two_scale")
+    assert {"base", "smoke", "laptop", "recall"} <= set(shipped())
+
+
+MISTAKES = {
+    "an unknown command": (["fitt"], "did you mean fit?"),
+    "an unknown key": (["fit", "--model.horizon=3"], "did you mean model.horizons?"),
+    "an unknown trainer key": (["fit", "--trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
+    "an unknown key of the network": (["fit", "--model.backbone.num_layer=3"], "did you mean num_layers?"),
+    "an unknown key of a schedule": (
+        ["fit", "--model.horizons=TwoScale", "--model.horizons.lng=3"],
+        "mean long?",
+    ),
+    "an unknown config": (["fit", "--config", "smok"], "did you mean smoke?"),
+    "a wrong type": (["fit", "--data.num_lanes=x"], "data.num_lanes"),
+    "a value out of range": (["fit", "--config=smoke", "--data.num_lanes=0"], "data.num_lanes is 0"),
+    "no spelling of horizons": (["fit", "--config=smoke", "--model.horizons=abc"], "2x3584+10x512"),
+    "horizons of other layers": (["fit", "--config=smoke", "--model.horizons=3x64"], "for example, 2x64"),
+    "horizons off the block": (["fit", "--config=smoke", "--model.horizons=2x70"], "64 or 128 would be"),
+    "no checkpoint": (["validate"], "give --checkpoint RUN"),
+    "a missing checkpoint": (["validate", "--checkpoint", "nowhere"], "no such run"),
+    "a missing run": (["fit", "--resume", "nowhere"], "no such run"),
+    "a missing path": (["prepare", "--data.path", "nowhere"], "does not exist"),
+    "a missing option": (["generate", "--checkpoint", "nowhere"], "output"),
+    "a missing output folder": (["generate", "--checkpoint", "x", "--output", "no/x.mid"], "no folder no"),
+    "an unknown tokenizer": (["prepare", "--data.tokenizer.name", "Remi"], "known: "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_to_do(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = MISTAKES[mistake]
+    assert main(arguments) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(error) == 1
+    assert error[0].startswith("dsmr: error: ")
+    assert expected in error[0]
+    assert len(error[0]) < 400
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_no_data_names_the_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DSMR_MAESTRO", raising=False)
+    assert dsmr("prepare") == 2
+    assert "DSMR_MAESTRO" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert dsmr("prepare", "--data.path", tmp_path / "empty") == 2
+    assert "no MIDI file" in capsys.readouterr().err
+
+
+def test_a_wrong_config_file_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {
+        "unknown.yaml": ("model:\n  horizon: 2x64\n", "unknown.yaml, line 2); did you mean model.horizons?"),
+        "twice.yaml": (
+            "data: {seed: 1}\nmodel: {}\ndata: {seed: 2}\n",
+            "twice.yaml, line 3: the key data stands twice",
+        ),
+        "broken.yaml": ("model:\n  - a: [\n", "broken.yaml, line 3"),
+    }
+    for name, (text, expected) in texts.items():
+        (tmp_path / name).write_text(text)
+        assert dsmr("fit", "--config", "smoke", "--config", tmp_path / name) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_run_is_never_overwritten(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (smoke_run / "last.ckpt").read_bytes()
+    assert dsmr("fit", *SMOKE, "--root", smoke_run.parent, "--name", smoke_run.name) == 2
+    assert f"--resume {smoke_run}" in capsys.readouterr().err
+    assert (smoke_run / "last.ckpt").read_bytes() == before
+
+
+def test_the_best_checkpoint_says_that_it_cannot_resume(
+    smoke_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dsmr("fit", "--ckpt_path", smoke_run / "best.ckpt") == 2
+    assert "cannot resume" in capsys.readouterr().err
+
+
+def test_another_stream_is_refused_by_name_on_resume(
+    smoke_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in (("data.num_lanes", "2"), ("data.segment_length", "128"), ("model.horizons", "2x64")):
+        assert dsmr("fit", "--resume", smoke_run, f"--{key}", value, "--trainer.max_steps", "30") == 2
+        assert key.partition(".")[2] in capsys.readouterr().err
+
+
+def test_help_lists_the_commands_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "prepare" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--help"])
+    assert stopped.value.code == 0
+    assert "--model.horizons" in capsys.readouterr().out

@@ -80,9 +80,7 @@ def main() -> None:
     numbers = data.pieces("validation")
     nll = -np.log(counts.probabilities(trigrams(streams(data, numbers))) @ weights)
     notes = sum(data.store.pieces[number].num_notes for number in numbers)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     figures = {
         "perplexity": float(np.exp(nll.mean())),
         "nats_per_note": float(nll.sum() / notes),

@@ -52,14 +52,9 @@ def test_a_run_is_a_folder_with_config_checkpoints_and_metrics(smoke_run: Path) 
     assert [int(row["step"]) for row in validated] == [9, 19]
 
 
-def test_validation_of_the_best_checkpoint_repeats_the_figures_of_the_run(
-    smoke_run: Path, tmp_path: Path
-) -> None:
+def test_validation_of_the_best_checkpoint_repeats_the_figures_of_the_run(smoke_run: Path, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    assert (
-        dsmr("validate", "--checkpoint", smoke_run, "--output", output, "--trainer.enable_progress_bar=false")
-        == 0
-    )
+    assert dsmr("validate", "--checkpoint", smoke_run, "--output", output, "--trainer.enable_progress_bar=false") == 0
     result = json.loads(output.read_text())
     best = min(float(row["val/perplexity"]) for row in rows(smoke_run) if row["val/perplexity"])
     assert result["metrics"]["val/perplexity"] == best
@@ -67,9 +62,7 @@ def test_validation_of_the_best_checkpoint_repeats_the_figures_of_the_run(
 
 
 def test_json_is_one_document_on_the_last_line(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        dsmr("test", "--checkpoint", smoke_run, "--json", "true", "--trainer.enable_progress_bar=false") == 0
-    )
+    assert dsmr("test", "--checkpoint", smoke_run, "--json", "true", "--trainer.enable_progress_bar=false") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["split"] == "test"
     assert result["horizons"] == [256, 64]
@@ -91,16 +84,12 @@ def test_horizons_can_be_changed_when_validating(
     assert "horizons 2x0" in capsys.readouterr().out
 
 
-def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(
-    smoke_run: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(smoke_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "smoke"
     shutil.copytree(smoke_run, run)
     with (run / "metrics.csv").open("a") as file:
         file.write("0,24" + "," * (len(rows(run)[0]) - 2) + "\n")
-    assert (
-        dsmr("fit", "--resume", run, "--trainer.max_steps", "30", "--trainer.enable_progress_bar=false") == 0
-    )
+    assert dsmr("fit", "--resume", run, "--trainer.max_steps", "30", "--trainer.enable_progress_bar=false") == 0
     trained = [int(row["step"]) for row in rows(run) if row["train/nll"]]
     assert trained == [4, 9, 14, 19, 24, 29]
     assert [int(row["step"]) for row in rows(run) if row["val/perplexity"]] == [9, 19, 29]
@@ -110,15 +99,15 @@ def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(
 
 def test_generated_music_is_a_midi_file_and_repeats_with_its_seed(smoke_run: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert dsmr("generate", "--checkpoint", smoke_run, "--seconds", 3, "--seed", seed, "--output", tmp_path / f"{name}.mid") == 0  # fmt: skip
+        output = tmp_path / f"{name}.mid"
+        options = ["--seconds", 3, "--seed", seed, "--output", output]
+        assert dsmr("generate", "--checkpoint", smoke_run, *options) == 0
     a, b, c = ((tmp_path / f"{name}.mid").read_bytes() for name in "abc")
     assert a == b != c
     assert Score(tmp_path / "a.mid").note_num() > 0
 
 
-def test_a_folder_of_midi_is_prepared_with_a_report(
-    midi_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_midi_is_prepared_with_a_report(midi_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (midi_folder / "broken.mid").write_bytes(b"x")
     assert dsmr("prepare", "--data.path", midi_folder, "--json", "true") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -191,9 +180,7 @@ def test_no_data_names_the_environment_variable(
     assert "no MIDI file" in capsys.readouterr().err
 
 
-def test_a_wrong_config_file_is_named_with_its_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_config_file_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = {
         "unknown.yaml": ("model:\n  horizon: 2x64\n", "unknown.yaml, line 2); did you mean model.horizons?"),
         "twice.yaml": (
@@ -215,16 +202,12 @@ def test_a_run_is_never_overwritten(smoke_run: Path, capsys: pytest.CaptureFixtu
     assert (smoke_run / "last.ckpt").read_bytes() == before
 
 
-def test_the_best_checkpoint_says_that_it_cannot_resume(
-    smoke_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_best_checkpoint_says_that_it_cannot_resume(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dsmr("fit", "--ckpt_path", smoke_run / "best.ckpt") == 2
     assert "cannot resume" in capsys.readouterr().err
 
 
-def test_another_stream_is_refused_by_name_on_resume(
-    smoke_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_stream_is_refused_by_name_on_resume(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for key, value in (("data.num_lanes", "2"), ("data.segment_length", "128"), ("model.horizons", "2x64")):
         assert dsmr("fit", "--resume", smoke_run, f"--{key}", value, "--trainer.max_steps", "30") == 2
         assert key.partition(".")[2] in capsys.readouterr().err

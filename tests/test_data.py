@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_midi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import write_midi
 from dsmr.data.datamodule import MusicData
 from dsmr.data.errors import DataError
 from dsmr.data.lanes import IGNORED, Segment, plan_epoch
@@ -34,12 +34,12 @@ def make_maestro(folder: Path, rows: list[tuple[str, str]], *, files: int = 6) -
     return folder
 
 
-def zipped(folder: Path, extra: dict[str, str] = {}) -> Path:
+def zipped(folder: Path, extra: dict[str, str] | None = None) -> Path:
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as file:
         for member in sorted(folder.rglob("*")):
             file.write(member, member.relative_to(folder))
-        for name, text in extra.items():
+        for name, text in (extra or {}).items():
             file.writestr(name, text)
     return path
 
@@ -65,9 +65,7 @@ def test_the_environment_names_maestro(tmp_path: Path, monkeypatch: pytest.Monke
         MusicData().source()
 
 
-@pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "2004/../../x.midi", "C:\\x.midi", "..\\x.midi"]
-)
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "2004/../../x.midi", "C:\\x.midi", "..\\x.midi"])
 def test_a_csv_that_climbs_out_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
     folder = make_maestro(tmp_path / "data", [*ROWS, ("train", name)])
     for path in (folder, zipped(folder)):
@@ -107,7 +105,7 @@ def test_damaged_collections_are_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "no.zip").write_bytes(b"not a zip")
     with pytest.raises(DataError, match="not a readable zip"):
         find_maestro(tmp_path / "no.zip").entries()
-    with pytest.raises(DataError, match="1 of 4 files.*missing, first 2004/9.midi"):
+    with pytest.raises(DataError, match=r"1 of 4 files.*missing, first 2004/9.midi"):
         find_maestro(make_maestro(tmp_path / "a", [*ROWS, ("test", "2004/9.midi")])).entries()
     with pytest.raises(DataError, match="line 5: split 'dev'"):
         find_maestro(make_maestro(tmp_path / "b", [*ROWS, ("dev", "2004/3.midi")])).entries()
@@ -133,9 +131,7 @@ def test_an_unreadable_file_is_listed_and_too_many_stop_the_run(midi_folder: Pat
     assert set(store.refused) == {"broken.mid", "bass.mid"}
     assert "found 33" in store.refused["bass.mid"]
     with pytest.raises(DataError, match=r"2 of 14 files.*bass.mid: no piano"):
-        MusicData(
-            str(midi_folder), max_refused_share=0.1, cache_dir=str(midi_folder / "other")
-        ).prepare_data()
+        MusicData(str(midi_folder), max_refused_share=0.1, cache_dir=str(midi_folder / "other")).prepare_data()
     assert not list((midi_folder / "other").glob("*/"))
 
 
@@ -164,7 +160,7 @@ def test_empty_folders_and_missing_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no MIDI file"):
         MusicData(str(tmp_path / "empty")).prepare_data()
-    with pytest.raises(DataError, match="data.path: .*does not exist"):
+    with pytest.raises(DataError, match=r"data.path: .*does not exist"):
         MusicData(str(tmp_path / "nowhere")).prepare_data()
 
 
@@ -198,9 +194,7 @@ def test_marks_are_uniform_and_the_splits_differ() -> None:
     assert len(counts) == NUM_MARKS
     assert min(counts.values()) > 15
     whole = {
-        split: {
-            store.tokens[p.start : p.start + p.length].tobytes() for p in store.pieces if p.split == split
-        }
+        split: {store.tokens[p.start : p.start + p.length].tobytes() for p in store.pieces if p.split == split}
         for split in ("train", "validation", "test")
     }
     assert not whole["train"] & whole["validation"]
@@ -270,9 +264,7 @@ def test_the_music_time_of_a_pieces_segments_adds_up(midi_folder: Path) -> None:
     st.integers(0, 9),
 )
 @settings(max_examples=100, deadline=None)
-def test_lanes_end_close_together(
-    lengths: list[int], num_lanes: int, segment_length: int, epoch: int
-) -> None:
+def test_lanes_end_close_together(lengths: list[int], num_lanes: int, segment_length: int, epoch: int) -> None:
     numbers = list(range(len(lengths)))
     settings_ = {"segment_length": segment_length, "num_lanes": num_lanes, "seed": 1}
     plan = plan_epoch(numbers, lengths, epoch=epoch, **settings_)
@@ -338,9 +330,7 @@ def test_a_stream_goes_on_where_it_was_saved(midi_folder: Path) -> None:
 def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: Path) -> None:
     rows = [("train", "2004/0.midi"), *[("validation", f"2004/{n}.midi") for n in range(1, 6)]]
     data = MusicData(str(make_maestro(tmp_path / "data", rows)), validation_stride=2)
-    assert [data.store.pieces[n].name for n in data.pieces("validation")] == [
-        f"2004/{n}.midi" for n in (1, 3, 5)
-    ]
+    assert [data.store.pieces[n].name for n in data.pieces("validation")] == [f"2004/{n}.midi" for n in (1, 3, 5)]
 
 
 @pytest.mark.maestro

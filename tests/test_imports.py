@@ -55,9 +55,7 @@ def test_a_file_imports_only_what_its_room_may(path: Path) -> None:
 
 @pytest.mark.parametrize(("rooms", "package"), [(WITHOUT_LIGHTNING, "lightning"), (WITHOUT_TORCH, "torch")])
 def test_networks_and_streams_do_without(rooms: tuple[str, ...], package: str) -> None:
-    files = [
-        p for name in rooms for p in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("*.py"))
-    ]
+    files = [p for name in rooms for p in ([ROOT / name] if name.endswith(".py") else (ROOT / name).glob("*.py"))]
     assert len(files) >= len(rooms)
     for path in files:
         assert package not in {name.split(".")[0] for name in imported(path)}, path

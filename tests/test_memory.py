@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_transformer
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from conftest import tiny_transformer
 from dsmr.model import Memory, RecurrentTransformer
 from dsmr.model.memory import open_bytes, ring_bytes
 from dsmr.model.transformer import Rotation
@@ -61,18 +61,14 @@ def test_streamed_equals_one_pass_under_the_boundary_rule(horizons: str, num_kv_
     model = tiny_transformer(horizons, num_kv_heads=num_kv_heads)
     tokens_BN = random_tokens(2, 72)
     masks = [boundary_mask(72, 8, horizon) for horizon in model.horizons]
-    torch.testing.assert_close(
-        stream(model, tokens_BN), one_pass(model, tokens_BN, masks), atol=1e-10, rtol=0
-    )
+    torch.testing.assert_close(stream(model, tokens_BN), one_pass(model, tokens_BN, masks), atol=1e-10, rtol=0)
 
 
 def test_streamed_equals_plain_causal_attention_when_the_horizons_cover_the_piece() -> None:
     model = tiny_transformer("3x64")
     tokens_BN = random_tokens(2, 64)
     causal = [torch.ones(64, 64, dtype=torch.bool).tril()] * 3
-    torch.testing.assert_close(
-        stream(model, tokens_BN), one_pass(model, tokens_BN, causal), atol=1e-10, rtol=0
-    )
+    torch.testing.assert_close(stream(model, tokens_BN), one_pass(model, tokens_BN, causal), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("horizons", HORIZONS)
@@ -239,9 +235,10 @@ def test_a_piece_cannot_begin_inside_a_segment_nor_a_pass_cross_its_end() -> Non
         model(random_tokens(1, 1), memory, torch.tensor([True]))
     with pytest.raises(ValueError, match="room for 1 to 5"):
         model(random_tokens(1, 6), memory)
+    memory = model.init_memory(1)
+    update = model(random_tokens(1, 3), memory)[1]
     with pytest.raises(ValueError, match="decoding=True"):
-        memory = model.init_memory(1)
-        memory.commit(model(random_tokens(1, 3), memory)[1])
+        memory.commit(update)
 
 
 def test_the_networks_config_rebuilds_it() -> None:

@@ -174,9 +174,7 @@ def test_a_cosine_without_an_end_is_refused(tmp_path: Path) -> None:
         lm.configure_optimizers()
 
 
-def weights_after(
-    folder: Path, lm: RecurrentLM, data: MusicData, steps: int, path: Path | None = None
-) -> dict:
+def weights_after(folder: Path, lm: RecurrentLM, data: MusicData, steps: int, path: Path | None = None) -> dict:
     folder.mkdir(exist_ok=True)
     run = trainer(folder, max_steps=steps, callbacks=[LastCheckpoint(folder, 1000)])
     run.fit(lm, data, ckpt_path=path, weights_only=True)
@@ -243,7 +241,7 @@ def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not written by dsmr"):
         checkpoints.load(tmp_path / "foreign.ckpt")
     torch.save({"x": Path("code")}, tmp_path / "code.ckpt")
-    with pytest.raises(ValueError, match="cannot be read safely|can be read safely"):
+    with pytest.raises(ValueError, match="can be read safely"):
         checkpoints.load(tmp_path / "code.ckpt")
 
 

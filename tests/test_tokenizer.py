@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import write_midi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from symusic import ControlChange, Note, Score, Tempo, Track
 
+from conftest import write_midi
 from dsmr.data.errors import Refused
 from dsmr.data.tokenizer import (
     BOS,
@@ -25,7 +25,9 @@ PERFORMANCE = build_tokenizer(TokenizerSpec())
 
 
 def piece(
-    notes: list[tuple[int, int, int, int]], controls: list[tuple[int, int]] = [], qpm: float = 120
+    notes: list[tuple[int, int, int, int]],
+    controls: tuple[tuple[int, int], ...] | list[tuple[int, int]] = (),
+    qpm: float = 120,
 ) -> Score:
     """Notes (start, length, pitch, velocity) and pedal events (time, value), in ms at 120 BPM."""
     score = Score(500)
@@ -85,8 +87,7 @@ def test_a_note_lasts_until_the_pedal_is_released_or_its_pitch_struck_again() ->
         [(0, 100, 60, 63), (50, 100, 64, 63), (500, 100, 60, 63), (2000, 100, 67, 63)], [(80, 127), (1000, 0)]
     )
     notes = sorted(
-        (n.pitch, n.time * 10, n.end * 10)
-        for n in decode(PERFORMANCE, encode(PERFORMANCE, score).ids).tracks[0].notes
+        (n.pitch, n.time * 10, n.end * 10) for n in decode(PERFORMANCE, encode(PERFORMANCE, score).ids).tracks[0].notes
     )
     assert notes == [(60, 0, 500), (60, 500, 1000), (64, 50, 1000), (67, 2000, 2100)]
 

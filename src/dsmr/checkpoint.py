@@ -85,9 +85,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} was not written by dsmr; give a run folder or one of its checkpoints")
     written = content[SECTION]["format_version"]
     if written > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format {written}, this version reads up to {FORMAT_VERSION}; update dsmr"
-        )
+        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT_VERSION}; update dsmr")
     return content
 
 

@@ -39,9 +39,7 @@ def sample_tokens(
     if not prompt:
         raise ValueError("the prompt is empty; it begins with BOS at least")
     if temperature <= 0 or not 0 < top_p <= 1:
-        raise ValueError(
-            f"temperature ({temperature}) must be above 0, top_p ({top_p}) above 0 and at most 1"
-        )
+        raise ValueError(f"temperature ({temperature}) must be above 0, top_p ({top_p}) above 0 and at most 1")
     device = next(backbone.parameters()).device
     draws = torch.Generator(device).manual_seed(seed)
     memory = backbone.init_memory(1, decoding=True)

@@ -85,9 +85,7 @@ class RecurrentLM(LightningModule):
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean NLL over B * T positions: a constant denominator, so that padding changes no gradient's weight."""
-        logits_BTV, self._update = self.backbone(
-            batch.tokens_BT, self._memory("train", batch), batch.is_start_B
-        )
+        logits_BTV, self._update = self.backbone(batch.tokens_BT, self._memory("train", batch), batch.is_start_B)
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         is_real_BT = batch.targets_BT != IGNORED
         self.log("train/nll", nll_BT.detach().sum() / is_real_BT.sum().clamp(min=1), prog_bar=True)
@@ -137,15 +135,13 @@ class RecurrentLM(LightningModule):
             {"params": [p for p in parameters if p.dim() >= 2]},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        optimizer = self.optimizer(groups)  # type: ignore[arg-type]
+        optimizer = self.optimizer(groups)
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             if self.trainer.max_steps < 0:
-                raise ValueError(
-                    "the cosine needs an end: set trainer.max_steps, or model.lr_scheduler.total_steps"
-                )
+                raise ValueError("the cosine needs an end: set trainer.max_steps, or model.lr_scheduler.total_steps")
             scheduler.total_steps = self.trainer.max_steps
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's description, and to a checkpoint that can resume, the training memory."""

@@ -29,8 +29,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Take over a saved state, with the paths of the run's present folder."""
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST)
-        moved = {"dirpath": self.dirpath}
+        moved: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             moved |= {"best_model_path": path, "kth_best_model_path": path}
-            moved["best_k_models"] = {path: score for score in state_dict["best_k_models"].values()}
+            moved["best_k_models"] = dict.fromkeys([path], state_dict["best_model_score"])
         super().load_state_dict(state_dict | moved)

@@ -38,6 +38,6 @@ class LastCheckpoint(Callback):
     def _save(self, trainer: Trainer) -> None:
         self._saved_at = trainer.global_step
         partial = self.folder / f".{LAST}.partial"
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)
         if trainer.is_global_zero:
             os.replace(partial, self.folder / LAST)  # noqa: PTH105 (atomic, and says so)

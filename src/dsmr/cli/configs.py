@@ -1,5 +1,6 @@
 """Config files by path or by shipped name: `--config two_scale` finds `configs/horizons/two_scale.yaml`."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key} stands twice", problem_mark=key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -110,7 +109,5 @@ def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
 
 def config_values(arguments: list[str]) -> list[str]:
     """All values of `--config`, in order."""
-    values = [
-        following for option, following in zip(arguments, arguments[1:]) if option in ("--config", "-c")
-    ]
+    values = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
     return values + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]

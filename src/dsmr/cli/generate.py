@@ -25,9 +25,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--output", type=str, required=True, help="The MIDI file to write.")
     made.add_argument("--seconds", type=float, default=60.0, help="Length of the music; it may end sooner.")
     made.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, above 1: wilder.")
-    made.add_argument(
-        "--top_p", type=float, default=0.98, help="Draw only from the likeliest tokens of this mass."
-    )
+    made.add_argument("--top_p", type=float, default=0.98, help="Draw only from the likeliest tokens of this mass.")
     made.add_argument("--seed", type=int, default=0, help="Of the draws.")
     made.add_argument("--json", action="store_true", help="Figures as JSON on the last line of stdout.")
     return made
@@ -64,11 +62,7 @@ def run(command: str, arguments: list[str]) -> int:
     )
     for id_ in stream:
         ids.append(id_)
-        if (
-            id_ == EOS
-            or len(ids) % CHECK_EVERY == 0
-            and decode(tokenizer, ids).to("second").end() > options.seconds
-        ):
+        if id_ == EOS or (len(ids) % CHECK_EVERY == 0 and decode(tokenizer, ids).to("second").end() > options.seconds):
             break
     elapsed = time.perf_counter() - began
     score = decode(tokenizer, ids)

@@ -108,30 +108,21 @@ class DsmrCLI(LightningCLI):
         if self.command == "fit":
             self.resumed_at = int(content["global_step"])
             if not checkpoints.is_resumable(content):
-                raise ValueError(
-                    f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN"
-                )
+                raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
         config = self.checkpoint.parent / CONFIG
         if not config.is_file():
             raise ValueError(f"{self.checkpoint} has no {CONFIG} beside it; keep a run's files in one folder")
         return ["--config", str(config), *arguments]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
+        assert isinstance(parser, OneLineParser)
         parser.config_files = self._config_files
-        parser.add_argument(
-            "--name", type=str | None, default=None, help="Name of the run; None: horizons and time."
-        )
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
         parser.add_argument("--root", type=str, default="runs", help="Folder of runs.")
-        parser.add_argument(
-            "--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt."
-        )
+        parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
         parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with.")
-        parser.add_argument(
-            "--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file."
-        )
-        parser.add_argument(
-            "--json", type=bool, default=False, help="Results as JSON on the last line of stdout."
-        )
+        parser.add_argument("--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file.")
+        parser.add_argument("--json", type=bool, default=False, help="Results as JSON on the last line of stdout.")
         parser.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.segment_length", "model.segment_length")
@@ -225,11 +216,7 @@ def report(cli: DsmrCLI) -> None:
         if not name.endswith("/tokens"):
             print(f"  {name:<28}{value:12.4f}")
     if seen:
-        share = (
-            "whole split"
-            if seen == tokens
-            else f"partial: {seen / tokens:.1%} of the split's {tokens:,} tokens"
-        )
+        share = "whole split" if seen == tokens else f"partial: {seen / tokens:.1%} of the split's {tokens:,} tokens"
         print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({share})")
     result = {
         "command": cli.command,

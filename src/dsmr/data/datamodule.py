@@ -118,9 +118,7 @@ class MusicData(LightningDataModule):
         if not folder.exists():
             name = "data.path" if self.path else ENVIRONMENT_VARIABLE
             raise DataError(f"{name}: {given} does not exist; give a folder of MIDI files or the MAESTRO zip")
-        is_maestro = not folder.is_dir() or any(
-            find_csv(f) for f in (folder, *folder.iterdir()) if f.is_dir()
-        )
+        is_maestro = not folder.is_dir() or any(find_csv(f) for f in (folder, *folder.iterdir()) if f.is_dir())
         return find_maestro(folder) if is_maestro else MidiFolder(folder)
 
     def prepare_data(self) -> None:
@@ -135,9 +133,7 @@ class MusicData(LightningDataModule):
         """
         numbers = self.store.of_split(split)[:: self.validation_stride if split == "validation" else 1]
         if not numbers:
-            raise DataError(
-                f"{self.store.description} has no {split} pieces; add files, or validate on another split"
-            )
+            raise DataError(f"{self.store.description} has no {split} pieces; add files, or validate on another split")
         return numbers
 
     def train_dataloader(self) -> DataLoader[Segment]:
@@ -168,7 +164,7 @@ class MusicData(LightningDataModule):
             batch_size=None,
             sampler=StreamSampler(dataset, self if split == "train" else None),
             num_workers=self.num_workers,
-            pin_memory=True if self.trainer and self.trainer.strategy.root_device.type == "cuda" else False,
+            pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
     def seek(self, epoch: int, step: int = 0) -> None:

@@ -1,7 +1,7 @@
 """What can be wrong with somebody's data, as one line each."""
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 (a verdict on a file, not a failure)
     """A single file cannot be used; the message is the reason. Its neighbours are kept."""
 
 

@@ -34,9 +34,7 @@ class MidiFolder:
         """
         files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
-            raise DataError(
-                f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some"
-            )
+            raise DataError(f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some")
         digests = {path: hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
         splits = split_by_digest(sorted(set(digests.values())))
         if len(splits) < 2:
@@ -52,6 +50,7 @@ def split_by_digest(digests: list[str]) -> dict[str, Split]:
     """Split of every piece, given their sorted digests: one tenth each is held out, one piece at least."""
     held_out = max(1, round(len(digests) * HELD_OUT_SHARE))
     num_test = held_out if len(digests) > 2 * held_out else 0
-    splits: list[Split] = ["validation"] * held_out + ["test"] * num_test
-    splits += ["train"] * (len(digests) - len(splits))
+    sizes: dict[Split, int] = {"validation": held_out, "test": num_test}
+    sizes["train"] = len(digests) - held_out - num_test
+    splits = [split for split, size in sizes.items() for _ in range(size)]
     return dict(zip(digests, splits, strict=True))

@@ -101,9 +101,7 @@ class MaestroFolder:
         root = self.path.resolve()
         for entry in entries:
             if not (self.path / entry.name).resolve().is_relative_to(root):
-                raise DataError(
-                    f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files"
-                )
+                raise DataError(f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files")
         missing = [e.name for e in entries if not (self.path / e.name).is_file()]
         return complete(entries, missing, csv_path.name)
 
@@ -149,10 +147,8 @@ def read_csv(lines: io.TextIOBase | io.StringIO, where: str) -> list[Entry]:
         name, split = row["midi_filename"], row["split"]
         check_inside(name or "", f"{where}, line {reader.line_num}")
         if split not in SPLITS:
-            raise DataError(
-                f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}"
-            )
-        entries.append(Entry(name, split))  # type: ignore[arg-type]
+            raise DataError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
+        entries.append(Entry(name, split))
     return entries
 
 

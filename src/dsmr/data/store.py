@@ -74,9 +74,7 @@ class TokenStore:
         try:
             index = json.loads((path / "index.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} is no token store ({error}); delete it and run dsmr prepare again"
-            ) from error
+            raise DataError(f"{path} is no token store ({error}); delete it and run dsmr prepare again") from error
         if index.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"{path} has store format {index.get('format_version')}, this version reads {FORMAT_VERSION}; "
@@ -91,9 +89,7 @@ class TokenStore:
         for name in ("tokens.bin", *(["marks.bin"] if self.marks_are_kept else [])):
             size = (path / name).stat().st_size if (path / name).exists() else 0
             if size != expected:
-                raise DataError(
-                    f"{path / name} has {size} bytes, not {expected}; delete {path} and prepare again"
-                )
+                raise DataError(f"{path / name} has {size} bytes, not {expected}; delete {path} and prepare again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -140,7 +136,8 @@ class StoreWriter:
         """Append a piece."""
         self._tokens.write(encoded.ids.tobytes())
         if self._marks is not None:
-            assert marks is not None and marks.shape == encoded.ids.shape
+            assert marks is not None
+            assert marks.shape == encoded.ids.shape
             self._marks.write(marks.astype(np.uint16).tobytes())
         figures = {k: v for k, v in vars(encoded).items() if k != "ids"}
         self.pieces.append(Piece(entry.name, entry.split, self.num_tokens, len(encoded.ids), **figures))
@@ -267,9 +264,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def tokenized(
-    source: Source, spec: TokenizerSpec, entries: list[Entry], num_workers: int
-) -> Iterator[Encoded | str]:
+def tokenized(source: Source, spec: TokenizerSpec, entries: list[Entry], num_workers: int) -> Iterator[Encoded | str]:
     """Every entry's tokens, or the reason why it was refused, in order, from several processes."""
     names = [entry.name for entry in entries]
     if num_workers == 1 or len(names) < 16:
@@ -308,6 +303,4 @@ def _tokenize(name: str) -> Encoded | str:
     except Refused as refused:
         return str(refused)
     except (RuntimeError, ValueError) as error:
-        return (
-            f"not a MIDI file that symusic can read: {str(error).splitlines()[0] if str(error) else error!r}"
-        )
+        return f"not a MIDI file that symusic can read: {str(error).splitlines()[0] if str(error) else error!r}"

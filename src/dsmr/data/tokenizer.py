@@ -6,6 +6,7 @@ velocities. Any other MidiTok tokenizer is chosen by its class name. Ids are fla
 first, so that PAD is 0. No torch, no Lightning in this file.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -70,9 +71,7 @@ class Performance(MIDILike):
     one tick; in each tick note-offs come before note-ons, both by rising pitch.
     """
 
-    def __init__(
-        self, tokenizer_config: TokenizerConfig | None = None, params: Any = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, tokenizer_config: TokenizerConfig | None = None, params: Any = None, **kwargs: Any) -> None:
         if tokenizer_config is None and params is None:
             tokenizer_config = TokenizerConfig(
                 pitch_range=(0, 127),
@@ -98,8 +97,8 @@ class Performance(MIDILike):
             notes = track.notes.numpy()
             if not len(notes["time"]):
                 continue
-            onset, offset = extend_by_pedal(notes, track.pedals.numpy())
-            onset, offset, pitch, velocity = quantize(onset, offset, notes["pitch"], notes["velocity"])
+            played = extend_by_pedal(notes, track.pedals.numpy())
+            onset, offset, pitch, velocity = quantize(*played, notes["pitch"], notes["velocity"])
             bins = np.abs(velocity[:, None] - self.velocities[None, :]).argmin(axis=1)
             new = Track(track.name, track.program, track.is_drum)
             new.notes = Note.from_numpy(
@@ -125,9 +124,7 @@ class Performance(MIDILike):
         tick = np.concatenate([notes["time"] + notes["duration"], notes["time"]])
         pitch = np.concatenate([notes["pitch"], notes["pitch"]])
         is_on = np.repeat([False, True], count)
-        velocity = np.concatenate(
-            [np.zeros(count, np.int64), np.searchsorted(self.velocities, notes["velocity"])]
-        )
+        velocity = np.concatenate([np.zeros(count, np.int64), np.searchsorted(self.velocities, notes["velocity"])])
         order = np.lexsort([pitch, is_on, tick])
         tick, pitch, is_on, velocity = tick[order], pitch[order], is_on[order], velocity[order]
 
@@ -230,8 +227,6 @@ def quantize(
 
 @lru_cache(maxsize=8)
 def _built(name: str, config: str) -> MusicTokenizer:
-    import json
-
     settings = json.loads(config)
     if name == "performance":
         if settings:
@@ -253,18 +248,12 @@ def _built(name: str, config: str) -> MusicTokenizer:
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise ValueError(f"data.tokenizer.config: MidiTok's {name} refuses {settings}: {error}") from error
     if tokenizer.is_multi_voc:
-        raise ValueError(
-            f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one"
-        )
+        raise ValueError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
     return tokenizer
 
 
 def _is_tokenizer(candidate: object) -> bool:
-    return (
-        isinstance(candidate, type)
-        and issubclass(candidate, MusicTokenizer)
-        and candidate is not MusicTokenizer
-    )
+    return isinstance(candidate, type) and issubclass(candidate, MusicTokenizer) and candidate is not MusicTokenizer
 
 
 def build_tokenizer(spec: TokenizerSpec) -> MusicTokenizer:
@@ -273,8 +262,6 @@ def build_tokenizer(spec: TokenizerSpec) -> MusicTokenizer:
     Raises:
         ValueError: the name is unknown, the settings are refused, or there is more than one stream.
     """
-    import json
-
     return _built(spec.name, json.dumps(spec.config, sort_keys=True))
 
 
@@ -349,9 +336,7 @@ def transpositions(tokenizer: MusicTokenizer, semitones: int) -> NDArray[np.uint
         ValueError: the tokenizer was trained (BPE), so that its ids are not single events.
     """
     if tokenizer.is_trained:
-        raise ValueError(
-            "transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer"
-        )
+        raise ValueError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
     names = {id_: name for name, id_ in tokenizer.vocab.items()}
     tables = np.tile(np.arange(len(names), dtype=np.uint16), (2 * semitones + 1, 1))
     for id_, name in names.items():

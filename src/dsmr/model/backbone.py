@@ -30,9 +30,7 @@ class Backbone(nn.Module, ABC):
         """Make an empty memory on the network's device; `decoding` keeps room for the open segment."""
 
     @abstractmethod
-    def forward(
-        self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None
-    ) -> tuple[Tensor, Update]:
+    def forward(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None) -> tuple[Tensor, Update]:
         """Read a segment, or part of one while decoding; nothing that was given is changed.
 
         Args:

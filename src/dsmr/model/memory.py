@@ -130,9 +130,7 @@ class Memory:
             )
         end = self.open_length + update.num_tokens
         assert end <= self.segment_length, "a pass crosses the segment's end"
-        for opened, new in zip(
-            (*self.open_keys, *self.open_values), (*update.keys, *update.values), strict=True
-        ):
+        for opened, new in zip((*self.open_keys, *self.open_values), (*update.keys, *update.values), strict=True):
             opened[:, :, self.open_length : end] = new
         self.open_length = end
         if end == self.segment_length:

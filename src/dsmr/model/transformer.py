@@ -117,9 +117,7 @@ class RecurrentTransformer(Backbone):
             decoding=decoding,
         )
 
-    def forward(
-        self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None
-    ) -> tuple[Tensor, Update]:
+    def forward(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None) -> tuple[Tensor, Update]:
         """Read tokens after what `memory` holds; see `Backbone.forward`.
 
         Raises:
@@ -134,9 +132,7 @@ class RecurrentTransformer(Backbone):
         length_B = memory.length_B
         if is_start_B is not None:
             if memory.open_length:
-                raise ValueError(
-                    "a piece can begin only at a segment's start; give is_start_B=None inside it"
-                )
+                raise ValueError("a piece can begin only at a segment's start; give is_start_B=None inside it")
             length_B = torch.where(is_start_B, 0, length_B)
         clock = memory.clock + memory.open_length
         rotation = Rotation.at(clock, num_tokens, self.head_width, like=self.embedding.weight)
@@ -158,9 +154,7 @@ class RecurrentTransformer(Backbone):
 class Block(nn.Module):
     """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
 
-    def __init__(
-        self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float
-    ) -> None:
+    def __init__(self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float) -> None:
         super().__init__()
         self.head_width = d_model // num_heads
         self.widths = [d_model, num_kv_heads * self.head_width, num_kv_heads * self.head_width]

@@ -62,7 +62,7 @@ def test_validation_of_the_best_checkpoint_repeats_the_figures_of_the_run(smoke_
 
 
 def test_json_is_one_document_on_the_last_line(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dsmr("test", "--checkpoint", smoke_run, "--json", "true", "--trainer.enable_progress_bar=false") == 0
+    assert dsmr("test", "--checkpoint", smoke_run, "--json", "--trainer.enable_progress_bar=false") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["split"] == "test"
     assert result["horizons"] == [256, 64]
@@ -109,7 +109,7 @@ def test_generated_music_is_a_midi_file_and_repeats_with_its_seed(smoke_run: Pat
 
 def test_a_folder_of_midi_is_prepared_with_a_report(midi_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (midi_folder / "broken.mid").write_bytes(b"x")
-    assert dsmr("prepare", "--data.path", midi_folder, "--json", "true") == 0
+    assert dsmr("prepare", "--data.path", midi_folder, "--json") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("refused broken.mid: not a MIDI file") for line in lines)
     assert sum(json.loads(lines[-1])["pieces"].values()) == 12
@@ -150,6 +150,10 @@ MISTAKES = {
     "a missing path": (["prepare", "--data.path", "nowhere"], "does not exist"),
     "a missing option": (["generate", "--checkpoint", "nowhere"], "output"),
     "a missing output folder": (["generate", "--checkpoint", "x", "--output", "no/x.mid"], "no folder no"),
+    "an output folder that is missing": (["prepare", "--output", "no/x.json", "--config", "smoke"], "no folder no"),
+    "two runs at once": (["fit", "--resume", "a", "--checkpoint", "b"], "only one of"),
+    "a run given twice": (["fit", "--resume", "a", "--resume", "b"], "given twice"),
+    "heads that are none": (["fit", "--config=smoke", "--model.backbone.num_heads=0"], "num_heads 0"),
     "an unknown tokenizer": (["prepare", "--data.tokenizer.name", "Remi"], "known: "),
 }
 
@@ -187,6 +191,7 @@ def test_a_wrong_config_file_is_named_with_its_line(tmp_path: Path, capsys: pyte
             "data: {seed: 1}\nmodel: {}\ndata: {seed: 2}\n",
             "twice.yaml, line 3: the key data stands twice",
         ),
+        "resume.yaml": ("resume: runs/nowhere\n", "on the command line, not in a config file"),
         "broken.yaml": ("model:\n  - a: [\n", "broken.yaml, line 3"),
     }
     for name, (text, expected) in texts.items():

@@ -86,6 +86,31 @@ def test_a_zip_that_climbs_out_or_links_is_refused(tmp_path: Path) -> None:
         find_maestro(path).entries()
 
 
+def test_a_damaged_member_is_listed_and_its_neighbours_kept(tmp_path: Path) -> None:
+    folder = make_maestro(tmp_path / "data", ROWS)
+    path = tmp_path / "packed.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for member in sorted(folder.rglob("*.*i*")) + list(folder.rglob("*.csv")):
+            file.write(member, member.relative_to(folder))
+        info = file.getinfo("maestro-v3.0.0/2004/2.midi")
+    content = bytearray(path.read_bytes())
+    begin = info.header_offset + 30 + len(info.filename)
+    content[begin : begin + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    store = MusicData(str(path), max_refused_share=0.5).store
+    assert list(store.refused) == ["2004/2.midi"]
+    assert len(store.pieces) == 2
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"split,midi_filename\ntrain,a\0b.midi\n", b"a,b\n1,2\n"])
+def test_a_damaged_csv_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    folder = make_maestro(tmp_path / "data", ROWS)
+    (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").write_bytes(content)
+    for path in (folder, zipped(folder)):
+        with pytest.raises(DataError, match=r"maestro-v3.0.0.csv"):
+            find_maestro(path).entries()
+
+
 def test_a_folder_that_links_out_is_refused(tmp_path: Path) -> None:
     folder = make_maestro(tmp_path / "data", ROWS)
     outside = write_midi(tmp_path / "outside.midi", 9)
@@ -252,7 +277,7 @@ def test_every_token_but_bos_is_predicted_exactly_once(
 
 def test_the_music_time_of_a_pieces_segments_adds_up(midi_folder: Path) -> None:
     data = MusicData(str(midi_folder), segment_length=16, num_lanes=2)
-    total = sum(float(batch.seconds_B.sum()) for batch in data.train_dataloader())
+    total = sum(int(batch.microseconds_B.sum()) / 1e6 for batch in data.train_dataloader())
     expected = sum(data.store.pieces[n].seconds for n in data.pieces("train"))
     assert total == pytest.approx(expected, rel=1e-5)
 

@@ -135,12 +135,17 @@ def test_a_changed_token_never_reaches_the_next_piece() -> None:
 def test_gradients_stop_at_the_segments_start() -> None:
     model = tiny_transformer("3x16")
     memory = model.init_memory(1)
+    read: list[Tensor] = []
+    model.embedding.register_forward_hook(lambda _module, _tokens, out: read.append(out))
     first_BTV, update = model(random_tokens(1, 8), memory)
+    assert not any(tensor.requires_grad for tensor in (*update.keys, *update.values))
     memory.commit(update)
-    assert not any(tensor.requires_grad for tensor in (*memory.keys, *memory.values))
     second_BTV, _ = model(random_tokens(1, 8, seed=2), memory)
-    (gradient,) = torch.autograd.grad(second_BTV.sum(), first_BTV, allow_unused=True)
-    assert gradient is None
+    gradients = torch.autograd.grad(second_BTV.sum(), read, allow_unused=True)
+    assert gradients[0] is None, "a gradient reaches the segment before"
+    assert gradients[1] is not None
+    (gradient,) = torch.autograd.grad(first_BTV[0, 5].sum(), read[:1])
+    assert [bool(row.any()) for row in gradient[0]] == [True] * 6 + [False] * 2, "the future"
 
 
 @pytest.mark.parametrize("decoding", [False, True])

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch.nn import functional as F  # noqa: N812
 
 from dsmr import checkpoint as checkpoints
-from dsmr.callbacks import LastCheckpoint
+from dsmr.callbacks import BestCheckpoint, LastCheckpoint
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.metrics import TokenNLL
@@ -21,17 +21,9 @@ from dsmr.module import RecurrentLM
 from dsmr.optim import AdamW, WarmupCosine
 
 
-def backbone(vocab_size: int, horizons: Any, segment_length: int) -> RecurrentTransformer:
-    return RecurrentTransformer(
-        vocab_size,
-        horizons,
-        segment_length,
-        d_model=16,
-        num_layers=2,
-        num_heads=2,
-        memory_block=16,
-        dropout=0.0,
-    )
+def backbone(vocab_size: int, horizons: Any, segment_length: int, dropout: float = 0.0) -> RecurrentTransformer:
+    sizes: dict[str, Any] = {"d_model": 16, "num_layers": 2, "num_heads": 2, "memory_block": 16}
+    return RecurrentTransformer(vocab_size, horizons, segment_length, dropout=dropout, **sizes)
 
 
 def recall_data(num_lanes: int = 4, **task: int) -> MusicData:
@@ -109,9 +101,10 @@ def test_validation_leaves_the_training_memory_untouched(tmp_path: Path) -> None
             self.before = copy.deepcopy(self._memories["train"].state_dict())
 
         def on_validation_epoch_end(self) -> None:
-            super().on_validation_epoch_end()
-            torch.testing.assert_close(self._memories["train"].state_dict(), self.before, atol=0, rtol=0)
             assert self._memories["validation"].clock > 0
+            super().on_validation_epoch_end()
+            assert set(self._memories) == {"train"}
+            torch.testing.assert_close(self._memories["train"].state_dict(), self.before, atol=0, rtol=0)
             seen.append(self._memories["train"].clock)
 
     data = recall_data()
@@ -174,36 +167,114 @@ def test_a_cosine_without_an_end_is_refused(tmp_path: Path) -> None:
         lm.configure_optimizers()
 
 
-def weights_after(folder: Path, lm: RecurrentLM, data: MusicData, steps: int, path: Path | None = None) -> dict:
+def weights_after(folder: Path, lm: RecurrentLM, data: MusicData, steps: int, *others: Callback) -> dict:
+    """Train to `steps`, from the folder's last checkpoint if it has one."""
     folder.mkdir(exist_ok=True)
-    run = trainer(folder, max_steps=steps, callbacks=[LastCheckpoint(folder, 1000)])
-    run.fit(lm, data, ckpt_path=path, weights_only=True)
+    last = folder / "last.ckpt"
+    callbacks = [*others, LastCheckpoint(folder, 5)]
+    run = trainer(folder, max_steps=steps, callbacks=callbacks, enable_checkpointing=True, val_check_interval=10)
+    run.fit(lm, data, ckpt_path=last if last.exists() else None, weights_only=True)
     return copy.deepcopy(lm.backbone.state_dict())
+
+
+class KilledError(Exception):
+    """The process is gone: no hook of Lightning's runs that would save anything."""
+
+
+class KillAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KilledError
 
 
 def fixed_rate(groups: Any) -> AdamW:
     return AdamW(groups, lr=1e-2)
 
 
-@pytest.mark.parametrize("stop", [7, 14, 28])
-def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, stop: int) -> None:
-    """14 steps are an epoch: the stops lie inside one, at its end, and at the end of the second."""
+def fresh() -> tuple[RecurrentLM, MusicData]:
+    """A module with dropout and a stream with transposition, 14 steps an epoch."""
+    task = RecallTask(distances=(64, 400), num_train=8, num_validation=1)
+    data = MusicData(recall=task, segment_length=64, num_lanes=4, transpose=3)
+    settings: dict[str, Any] = {"optimizer": fixed_rate, "vocab_size": data.vocab_size, "segment_length": 64}
+    settings["lr_scheduler"] = lambda optimizer: WarmupCosine(optimizer, warmup_steps=3, total_steps=40)
+    torch.manual_seed(0)
+    return RecurrentLM("1x128+1x32", lambda *a: backbone(*a, dropout=0.1), **settings), data
 
-    def fresh() -> tuple[RecurrentLM, MusicData]:
-        data = MusicData(
-            recall=RecallTask(distances=(64, 400), num_train=8, num_validation=1),
-            segment_length=64, num_lanes=4, transpose=3,
-        )  # fmt: skip
-        schedule = lambda optimizer: WarmupCosine(optimizer, warmup_steps=3, total_steps=40)  # noqa: E731
-        return module(data, optimizer=fixed_rate, lr_scheduler=schedule), data
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSMR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return weights_after(tmp_path_factory.mktemp("whole"), *fresh(), 40)
+
+
+@pytest.mark.parametrize("killed_at", [7, 10, 14, 28, 33])
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
+    tmp_path: Path, uninterrupted: dict, killed_at: int
+) -> None:
+    """Killed inside an epoch, beside a validation and at the ends of the epochs; saved every 5 steps."""
+    assert len(fresh()[1].train_dataloader()) == 14
+    with pytest.raises(KilledError):
+        weights_after(tmp_path, *fresh(), 40, KillAt(killed_at))
+    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == killed_at // 5 * 5
+    torch.manual_seed(99)
     lm, data = fresh()
-    assert len(data.train_dataloader()) == 14
-    whole = weights_after(tmp_path / "whole", lm, data, 40)
-    weights_after(tmp_path / "part", *fresh(), stop)
-    resumed = weights_after(tmp_path / "part", *fresh(), 40, tmp_path / "part/last.ckpt")
-    for name, value in whole.items():
+    with torch.no_grad():
+        lm.backbone.embedding.weight.zero_()
+    resumed = weights_after(tmp_path, lm, data, 40)
+    for name, value in uninterrupted.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_the_last_checkpoint_knows_the_best_score_of_a_validation_at_its_own_step(tmp_path: Path) -> None:
+    best = BestCheckpoint(tmp_path)
+    weights_after(tmp_path, *fresh(), 10, best)
+    assert best.best_model_score is not None
+    states = checkpoints.read(tmp_path / "last.ckpt")["callbacks"]
+    (saved,) = [state for name, state in states.items() if name.startswith("BestCheckpoint")]
+    assert saved["best_model_score"] == best.best_model_score
+
+
+def test_a_moved_run_still_knows_its_best_score(tmp_path: Path) -> None:
+    best = BestCheckpoint(tmp_path / "old")
+    weights_after(tmp_path / "old", *fresh(), 10, best)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = BestCheckpoint(tmp_path / "new")
+    weights_after(tmp_path / "new", *fresh(), 11, moved)
+    assert moved.best_model_score == best.best_model_score
+    assert moved.best_model_path == str(tmp_path / "new/best.ckpt")
+
+
+def test_a_longer_run_follows_the_new_cosine(tmp_path: Path) -> None:
+    optimizer = fixed_rate([torch.nn.Parameter(torch.zeros(2))])
+    saved = WarmupCosine(optimizer, 3, total_steps=20).state_dict()
+    longer = WarmupCosine(optimizer, 3, total_steps=40)
+    longer.load_state_dict(saved)
+    assert longer.total_steps == 40
+
+
+@pytest.mark.parametrize("change", [{"d_model": 32}, {"segment_length": 128}, {"vocab_size": 400}])
+def test_another_network_is_refused_by_name(change: dict[str, int]) -> None:
+    saved = backbone(392, "2x64", 64).config()
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} = {saved[name]}, now it is {change[name]}"):
+        checkpoints.check_same(saved, saved | change, horizons_too=False)
+    checkpoints.check_same(saved, saved | {"horizons": [0, 0], "dropout": 0.5}, horizons_too=False)
+    with pytest.raises(ValueError, match="horizons = 2x64, now it is 2x0"):
+        checkpoints.check_same(saved, saved | {"horizons": [0, 0]}, horizons_too=True)
+
+
+def test_sums_stay_exact_when_the_module_is_cast_to_half_precision() -> None:
+    metric = torch.nn.ModuleList([TokenNLL()]).to(torch.bfloat16)[0]
+    ones = torch.ones(1, 1001)
+    for _ in range(3):
+        metric.update(ones, ones.bool(), ones.bool(), torch.tensor([1_000_001]))
+    assert float(metric.compute()["tokens"]) == 3003
+    metric.reset()
+    assert metric.nll.dtype == torch.float64
 
 
 def test_a_checkpoint_alone_rebuilds_network_and_tokenizer(tmp_path: Path) -> None:
@@ -248,15 +319,15 @@ def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_token_nll_sums_before_it_divides() -> None:
     metric = TokenNLL()
     real = torch.tensor([[True, True, True, False]])
-    metric.update(torch.tensor([[1.0, 2.0, 3.0, 0.0]]), real, real.clone(), torch.tensor([2.0]))
+    metric.update(torch.tensor([[1.0, 2.0, 3.0, 0.0]]), real, real.clone(), torch.tensor([2_000_000]))
     metric.update(
         torch.tensor([[6.0, 0.0, 0.0, 0.0]]),
         torch.tensor([[True, False, False, False]]),
         ~real,
-        torch.tensor([1.0]),
+        torch.tensor([1_000_000]),
     )
     result = {name: float(value) for name, value in metric.compute().items()}
     assert result == pytest.approx(
-        {"nll": 3.0, "perplexity": math.exp(3.0), "nats_per_note": 4.0, "nats_per_second": 4.0}
+        {"nll": 3.0, "perplexity": math.exp(3.0), "nats_per_note": 4.0, "nats_per_second": 4.0, "tokens": 4.0}
     )
     assert metric.nll.dtype == torch.float64

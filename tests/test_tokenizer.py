@@ -101,6 +101,14 @@ def test_a_note_that_ends_before_the_pedal_goes_down_is_not_extended() -> None:
     assert onset.tolist() == [0.0, 0.5]
 
 
+def test_overlapping_pedals_of_two_hands_are_one() -> None:
+    _, offset = extend_by_pedal(
+        {"time": np.array([0.0, 1.0]), "duration": np.array([3.0, 9.5])},
+        {"time": np.array([4.0, 0.0, 10.0]), "duration": np.array([5.0, 5.0, 2.0])},
+    )
+    assert offset.tolist() == [9.0, 12.0]
+
+
 def test_a_shift_is_ten_milliseconds_at_any_tempo() -> None:
     assert names(piece([(0, 100, 60, 63)], qpm=60))[2] == shift(20)
 
@@ -145,6 +153,10 @@ def test_other_miditok_tokenizers_by_name(name: str, tmp_path) -> None:
 def test_unknown_tokenizers_and_settings_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="REMI"):
         build_tokenizer(TokenizerSpec("Remy"))
+    with pytest.raises(ValueError, match="did you mean num_velocities"):
+        build_tokenizer(TokenizerSpec("REMI", {"num_velocites": 8}))
+    with pytest.raises(ValueError, match="beat_res"):
+        build_tokenizer(TokenizerSpec("REMI", {"beat_res": {"0-4": 8}}))
     with pytest.raises(ValueError, match="takes no settings"):
         build_tokenizer(TokenizerSpec("performance", {"num_velocities": 8}))
     with pytest.raises(ValueError, match="several streams"):

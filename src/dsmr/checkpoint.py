@@ -8,13 +8,12 @@ arguments (horizons expanded, never a schedule's class), the rule, the tokenizer
 
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from dsmr import model as networks
-from dsmr.model import Backbone
+from dsmr.model import Backbone, format_horizons
 
 FORMAT_VERSION = 1
 SECTION = "dsmr"
@@ -45,6 +44,27 @@ def describe(backbone: Backbone, tokenizer: dict[str, Any] | None) -> dict[str, 
         "rule": getattr(backbone, "rule", None),
         "tokenizer": tokenizer,
     }
+
+
+def check_same(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
+    """Refuse a network that is not the one that was saved.
+
+    Horizons may differ where nothing is resumed: the weights do not depend on them. The segment length may not,
+    since under the `boundary` rule it is part of the function.
+
+    Raises:
+        ValueError: naming the first setting that differs, with both values.
+    """
+    free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons"})
+    for name in saved.keys() - free:
+        if saved[name] != present[name]:
+            first, second = (
+                format_horizons(value) if name == "horizons" else value for value in (saved[name], present[name])
+            )
+            raise ValueError(
+                f"the checkpoint was trained with {name} = {first}, now it is {second}; use the run's own value, or "
+                "begin a new run"
+            )
 
 
 def is_resumable(checkpoint: dict[str, Any]) -> bool:
@@ -78,8 +98,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # torch raises nearly anything for a file that is not its own
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise ValueError(f"{path} is no checkpoint that can be read safely: {reason}") from error
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path} was not written by dsmr; give a run folder or one of its checkpoints")

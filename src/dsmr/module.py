@@ -17,7 +17,6 @@ from torch import Tensor
 from dsmr import checkpoint as checkpoints
 from dsmr.metrics import RecallPerplexity, TokenNLL
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
-from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import Memory, Update
 from dsmr.optim import AdamW, WarmupCosine
 
@@ -31,7 +30,7 @@ class Batch(Protocol):
     tokens_BT: Tensor
     targets_BT: Tensor
     is_start_B: Tensor
-    seconds_B: Tensor
+    microseconds_B: Tensor
     distance_BT: Tensor
     step: int
 
@@ -117,12 +116,12 @@ class RecurrentLM(LightningModule):
         self._evaluate(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the split's figures."""
-        self._log_figures("val")
+        """Log the split's figures and let its memory go."""
+        self._end_evaluation("validation", "val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the split's figures."""
-        self._log_figures("test")
+        """Log the split's figures and let its memory go."""
+        self._end_evaluation("test", "test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer over matrices and the rest, and its schedule.
@@ -151,23 +150,32 @@ class RecurrentLM(LightningModule):
             checkpoint.pop(type(self._data).__qualname__, None)
         elif "train" in self._memories:
             section["memory"] = self._memories["train"].state_dict()
+            section["random"] = random_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the saved training memory until the first training step makes room for it.
+        """Keep the saved training memory and random state until training starts.
 
         Raises:
-            ValueError: training goes on with other horizons.
+            ValueError: the network has other sizes, or training goes on with other horizons or processes.
         """
-        section = checkpoint.get(checkpoints.SECTION, {})
-        self._restored = section.get("memory")
-        if self._restored is None or self._trainer is None or self.trainer.state.fn != "fit":
+        section = checkpoint.get(checkpoints.SECTION)
+        if section is None:
             return
-        saved = section["config"]["horizons"]
-        if tuple(saved) != self.backbone.horizons:
-            raise ValueError(
-                f"the run to resume was trained with model.horizons = {format_horizons(saved)}, now they are "
-                f"{format_horizons(self.backbone.horizons)}; use the run's own, or begin a new run"
-            )
+        is_resumed = self._trainer is not None and self.trainer.state.fn == "fit"
+        checkpoints.check_same(section["config"], self.backbone.config(), horizons_too=is_resumed)
+        if is_resumed:
+            self._restored = section
+            if self.trainer.world_size > 1:
+                raise ValueError("a run of several processes cannot be resumed yet; go on with a single one")
+
+    def on_fit_start(self) -> None:
+        """Forget the memories of an earlier run."""
+        self._memories.clear()
+
+    def on_train_start(self) -> None:
+        """Go on drawing where the resumed run stopped."""
+        if self._restored is not None:
+            restore_random_state(self._restored["random"], self.device)
 
     @property
     def _data(self) -> Any:
@@ -178,7 +186,7 @@ class RecurrentLM(LightningModule):
         if split not in self._memories:
             self._memories[split] = self.backbone.init_memory(len(batch.is_start_B))
             if split == "train" and self._restored is not None:
-                self._memories[split].load_state_dict(self._restored)
+                self._memories[split].load_state_dict(self._restored["memory"])
                 self._restored = None
         return self._memories[split]
 
@@ -195,16 +203,32 @@ class RecurrentLM(LightningModule):
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         is_real_BT = batch.targets_BT != IGNORED
         is_note_BT = self.note_on_V[batch.targets_BT.clamp(min=0)]
-        self.nll.update(nll_BT, is_real_BT, is_note_BT, batch.seconds_B)
+        self.nll.update(nll_BT, is_real_BT, is_note_BT, batch.microseconds_B)
         if self.recall:
             self.recall.update(nll_BT, batch.distance_BT)
 
-    def _log_figures(self, prefix: str) -> None:
-        figures = self.nll.compute() | {"tokens": self.nll.tokens}
+    def _end_evaluation(self, split: str, prefix: str) -> None:
+        self._memories.pop(split, None)
+        figures = self.nll.compute()
         self.log_dict({f"{prefix}/{name}": value.float() for name, value in figures.items()})
         if self.recall:
             recall = self.recall.compute()
             self.log_dict({f"{prefix}/recall/{name}": value.float() for name, value in recall.items()})
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """State of torch's generators on the host and on `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Set torch's generators to a saved state."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ class WarmupCosine(LambdaLR):
         self.warmup_steps, self.total_steps, self.final_share = warmup_steps, total_steps, final_share
         super().__init__(optimizer, self.share_at)
 
+    def state_dict(self) -> dict[str, Any]:
+        """State of the schedule; its shape stays a matter of configuration, so that a run can be made longer."""
+        shape = ("warmup_steps", "total_steps", "final_share")
+        return {name: value for name, value in super().state_dict().items() if name not in shape}
+
     def share_at(self, step: int) -> float:
         """Learning rate at an optimizer step, over its peak."""
         if step < self.warmup_steps:

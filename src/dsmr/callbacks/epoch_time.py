@@ -12,31 +12,37 @@ class EpochTime(Callback):
 
     Args:
         warmup_steps: batches that are not timed.
-        timed_steps: batches that are.
+        timed_steps: batches that are, from the start of their step to its end; validations in between do not count.
     """
 
     def __init__(self, warmup_steps: int = 5, timed_steps: int = 15) -> None:
         self.warmup_steps, self.timed_steps = warmup_steps, timed_steps
         self._batches = 0
-        self._began = 0.0
+        self._began = self._seconds = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Look at the clock."""
+        self._began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Time the batches between warm-up and the message."""
+        """Add up the batches between warm-up and the message."""
         self._batches += 1
-        if self._batches == self.warmup_steps:
-            self._began = time.perf_counter()
-        elif self._batches == self.warmup_steps + self.timed_steps:
-            seconds = (time.perf_counter() - self._began) / self.timed_steps
-            batch_tokens = batch.tokens_BT.numel() * trainer.world_size
-            epoch = duration(seconds * float(trainer.num_training_batches))
-            message = f"{batch_tokens / seconds:,.0f} tokens/s: one epoch takes {epoch}"
-            steps = trainer.max_steps - trainer.global_step
-            if steps > 0:
-                rest = duration(seconds * steps * trainer.accumulate_grad_batches)
-                message += f", the {steps:,} steps to come {rest}"
-            trainer.print(f"{message} (validation not counted)")
+        if self._batches > self.warmup_steps:
+            self._seconds += time.perf_counter() - self._began
+        if self._batches == self.warmup_steps + self.timed_steps:
+            self._print(trainer, batch.tokens_BT.numel() * trainer.world_size)
+
+    def _print(self, trainer: Trainer, batch_tokens: int) -> None:
+        seconds = self._seconds / self.timed_steps
+        epoch = duration(seconds * float(trainer.num_training_batches))
+        message = f"{batch_tokens / seconds:,.0f} tokens/s: one epoch takes {epoch}"
+        steps = trainer.max_steps - trainer.global_step
+        if steps > 0:
+            rest = duration(seconds * steps * trainer.accumulate_grad_batches)
+            message += f", the {steps:,} steps to come {rest}"
+        trainer.print(f"{message} (validation not counted)")
 
 
 def duration(seconds: float) -> str:
@@ -45,4 +51,5 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:02.0f} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"

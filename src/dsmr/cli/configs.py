@@ -65,7 +65,7 @@ def check_yaml(path: Path) -> Path:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}, line {line}: {error.problem}; correct it there") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     return path
 
@@ -88,17 +88,18 @@ def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str
     """Value of an option of ours, and the command line without it.
 
     Raises:
-        ValueError: the option stands at the end without a value.
+        ValueError: the option has no value, or is given twice.
     """
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != option:
             continue
-        if equals:
-            return value, arguments[:index] + arguments[index + 1 :]
-        if index + 1 == len(arguments):
+        if not equals and index + 1 == len(arguments):
             raise ValueError(f"{option} needs a value")
-        return arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        rest = arguments[:index] + arguments[index + (1 if equals else 2) :]
+        if any(other.partition("=")[0] == option for other in rest):
+            raise ValueError(f"{option} is given twice; give it once")
+        return value if equals else arguments[index + 1], rest
     return None, arguments
 
 

@@ -1,8 +1,6 @@
 """`dsmr fit`, `validate` and `test`: LightningCLI with run folders, shipped configs and one-line mistakes."""
 
-import json
 import logging
-import sys
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -15,16 +13,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import checkpoint as checkpoints
 from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint
-from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_option
+from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.metrics_csv import csv_logger
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
+from dsmr.cli.report import announce, check_output, conclude
 from dsmr.data.datamodule import MusicData
-from dsmr.model.horizons import describe
-from dsmr.model.memory import MIB
 from dsmr.module import RecurrentLM
 
 CONFIG = "config.yaml"
+RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
 OWN_OPTIONS = ("checkpoint", "ckpt_path", "resume", "json", "output", "config")
 QUIET = (
     ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
@@ -70,6 +68,7 @@ class DsmrCLI(LightningCLI):
         self.command = command
         self.checkpoint: Path | None = None
         self.resumed_at: int | None = None
+        self.as_json, arguments = take_flag(arguments, "--json")
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
         self._config_files = [Path(p) for p in config_values(arguments)]
@@ -92,10 +91,12 @@ class DsmrCLI(LightningCLI):
 
     def _take_run(self, arguments: list[str]) -> list[str]:
         """Resolve --resume and --checkpoint to a file, with the run's own config before all others."""
-        run, arguments = take_option(arguments, "--resume")
-        given, arguments = take_option(arguments, "--checkpoint")
-        if given is None:
-            given, arguments = take_option(arguments, "--ckpt_path")
+        named = {}
+        for option in RUN_OPTIONS:
+            named[option], arguments = take_option(arguments, option)
+        if sum(value is not None for value in named.values()) > 1:
+            raise ValueError(f"give only one of {', '.join(RUN_OPTIONS)}")
+        run, given = named["--resume"], named["--checkpoint"] or named["--ckpt_path"]
         if run is not None:
             if self.command != "fit":
                 raise ValueError(f"--resume belongs to dsmr fit; dsmr {self.command} takes --checkpoint")
@@ -122,7 +123,7 @@ class DsmrCLI(LightningCLI):
         parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
         parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with.")
         parser.add_argument("--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file.")
-        parser.add_argument("--json", type=bool, default=False, help="Results as JSON on the last line of stdout.")
+        parser.add_argument("--json", action="store_true", help="Results as JSON on the last line of stdout.")
         parser.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.segment_length", "model.segment_length")
@@ -130,6 +131,8 @@ class DsmrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one for a fresh run, its own for a run that goes on."""
         settings = self.config
+        if settings.resume is not None or settings.checkpoint is not None:
+            raise ValueError("resume and checkpoint belong on the command line, not in a config file; take them out")
         if self.checkpoint is not None:
             self.folder = self.checkpoint.parent
             return
@@ -174,14 +177,15 @@ def run(command: str, arguments: list[str]) -> int:
     cli.datamodule.progress = bar("tokenising")
     if command != "fit" and cli.checkpoint is None:
         raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
-    announce(cli)
+    output = check_output(cli.config.output)
+    announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None else str(cli.checkpoint)
     if command == "fit":
         cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
     else:
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
-    report(cli)
+    conclude(command, cli.trainer, cli.model, cli.datamodule, cli.folder, as_json=cli.as_json, output=output)
     return 0
 
 
@@ -191,47 +195,3 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def announce(cli: DsmrCLI) -> None:
-    """Say what is about to run."""
-    backbone = cli.model.backbone
-    parameters = sum(p.numel() for p in backbone.parameters())
-    memory = backbone.init_memory(cli.datamodule.num_lanes)
-    print(
-        f"horizons {describe(backbone.horizons)}; {parameters:,} parameters, "
-        f"memory {memory.num_bytes / MIB:,.1f} MiB at {cli.datamodule.num_lanes} lanes"
-    )
-
-
-def report(cli: DsmrCLI) -> None:
-    """Print the figures and the next useful command; write them as JSON where asked."""
-    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
-    data = cli.datamodule
-    split = "test" if cli.command == "test" else "validation"
-    pieces, official = data.pieces(split), data.store.of_split(split)
-    tokens = sum(data.store.pieces[n].length - 1 for n in official)
-    seen = metrics.get("test/tokens" if split == "test" else "val/tokens", 0.0)
-    for name, value in sorted(metrics.items()):
-        if not name.endswith("/tokens"):
-            print(f"  {name:<28}{value:12.4f}")
-    if seen:
-        share = "whole split" if seen == tokens else f"partial: {seen / tokens:.1%} of the split's {tokens:,} tokens"
-        print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({share})")
-    result = {
-        "command": cli.command,
-        "run": str(cli.folder),
-        "checkpoint": str(cli.checkpoint) if cli.checkpoint else None,
-        "horizons": list(cli.model.backbone.horizons),
-        "metrics": metrics,
-    }
-    if seen:
-        result |= {"split": split, "partial": seen != tokens}
-    if cli.command == "fit":
-        print(f"next: dsmr validate --checkpoint {cli.folder}")
-    else:
-        print(f"next: dsmr generate --checkpoint {cli.folder} --output music.mid")
-    if cli.config.output:
-        Path(cli.config.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if cli.config.json:
-        sys.stdout.write(json.dumps(result) + "\n")

@@ -1,13 +1,11 @@
 """`dsmr prepare`: MIDI into the token store, and a report of what was refused."""
 
-import json
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.progress import bar
+from dsmr.cli.report import check_output, write_result
 
 
 class PrepareCLI(DsmrCLI):
@@ -22,6 +20,7 @@ class PrepareCLI(DsmrCLI):
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr prepare`."""
     cli = PrepareCLI(command, arguments)
+    output = check_output(cli.config.output)
     cli.datamodule.progress = bar("tokenising")
     began = time.perf_counter()
     store = cli.datamodule.store
@@ -50,8 +49,5 @@ def run(command: str, arguments: list[str]) -> int:
         "hours": hours,
         "seconds": seconds,
     }
-    if cli.config.output:
-        Path(cli.config.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if cli.config.json:
-        sys.stdout.write(json.dumps(result) + "\n")
+    write_result(result, as_json=cli.as_json, output=output)
     return 0

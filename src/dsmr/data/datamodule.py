@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from miditok import MusicTokenizer
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dsmr.data.errors import DataError
 from dsmr.data.folder import MidiFolder
 from dsmr.data.lanes import LaneReader, Plan, Segment, plan_epoch
-from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, find_csv, find_maestro
+from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, find_csv, find_maestro, only_child
 from dsmr.data.sources import Source, Split
 from dsmr.data.store import Progress, TokenStore, cache_folder, prepare_midi
 from dsmr.data.synthetic import RecallTask, prepare_recall
@@ -110,7 +111,11 @@ class MusicData(LightningDataModule):
         return self._store
 
     def source(self) -> Source:
-        """Where the MIDI files come from."""
+        """Where the MIDI files come from.
+
+        Raises:
+            DataError: no path is given, or there is nothing at it.
+        """
         given = self.path or os.environ.get(ENVIRONMENT_VARIABLE)
         if not given:
             raise DataError(f"no data: give a folder of MIDI files with --data.path FOLDER, or {ADVICE}")
@@ -118,7 +123,7 @@ class MusicData(LightningDataModule):
         if not folder.exists():
             name = "data.path" if self.path else ENVIRONMENT_VARIABLE
             raise DataError(f"{name}: {given} does not exist; give a folder of MIDI files or the MAESTRO zip")
-        is_maestro = not folder.is_dir() or any(find_csv(f) for f in (folder, *folder.iterdir()) if f.is_dir())
+        is_maestro = not folder.is_dir() or bool(find_csv(folder) or find_csv(only_child(folder)))
         return find_maestro(folder) if is_maestro else MidiFolder(folder)
 
     def prepare_data(self) -> None:
@@ -164,6 +169,7 @@ class MusicData(LightningDataModule):
             batch_size=None,
             sampler=StreamSampler(dataset, self if split == "train" else None),
             num_workers=self.num_workers,
+            generator=torch.Generator(),  # its own, so that no loader draws from what dropout draws from
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
@@ -190,6 +196,8 @@ class MusicData(LightningDataModule):
             "seed": self.seed,
             "segment_length": self.segment_length,
             "num_lanes": self.num_lanes,
+            "transpose": self.transpose,
+            "world_size": self.trainer.world_size if self.trainer else 1,
             "store": self.store.path.name,
         }
 
@@ -202,7 +210,7 @@ class MusicData(LightningDataModule):
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         mine = self.state_dict()
-        for name in ("segment_length", "num_lanes", "seed", "store"):
+        for name in mine.keys() - {"epoch", "next_step"}:
             if state_dict[name] != mine[name]:
                 raise DataError(
                     f"the run to resume was trained with data.{name} = {state_dict[name]}, now it is {mine[name]}; "

@@ -7,7 +7,7 @@ training. Files of the same content always share a split, whatever they are call
 import hashlib
 from pathlib import Path
 
-from dsmr.data.errors import DataError
+from dsmr.data.errors import DataError, Refused
 from dsmr.data.maestro import read_bounded
 from dsmr.data.sources import Entry, Split
 
@@ -35,7 +35,7 @@ class MidiFolder:
         files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise DataError(f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some")
-        digests = {path: hashlib.blake2b(path.read_bytes()).hexdigest() for path in files}
+        digests = {path: digest(path) for path in files}
         splits = split_by_digest(sorted(set(digests.values())))
         if len(splits) < 2:
             raise DataError(f"{self.path} holds one piece; two at least are needed, to train and to validate")
@@ -44,6 +44,15 @@ class MidiFolder:
     def read(self, name: str) -> bytes:
         """Bytes of one file."""
         return read_bounded(self.path / name)
+
+
+def digest(path: Path) -> str:
+    """Digest of a file's content; of its name where it cannot be read, to be refused later by itself."""
+    try:
+        content = read_bounded(path)
+    except Refused:
+        content = path.name.encode()
+    return hashlib.blake2b(content).hexdigest()
 
 
 def split_by_digest(digests: list[str]) -> dict[str, Split]:

@@ -31,7 +31,8 @@ class Segment(NamedTuple):
         is_start_B: bool, lanes that begin a new piece here.
         piece_B: number of the piece in the store, -1 for a lane that ran out.
         position_B: place of the first target in its piece, in tokens; BOS has place 0.
-        seconds_B: this segment's share of its piece's music time; the shares of a piece add up to its length.
+        microseconds_B: this segment's share of its piece's music time, int64; the shares of a piece add up to its
+            length. An integer, because a trainer in half precision casts every float of a batch.
         distance_BT: for generated pieces, how far back the target's answer lies in tokens; 0 elsewhere.
         step: number of the batch within its epoch.
     """
@@ -41,7 +42,7 @@ class Segment(NamedTuple):
     is_start_B: Tensor
     piece_B: Tensor
     position_B: Tensor
-    seconds_B: Tensor
+    microseconds_B: Tensor
     distance_BT: Tensor
     step: int
 
@@ -143,7 +144,7 @@ class LaneReader:
         pieces, segments = plan.piece_NB[step, lanes], plan.segment_NB[step, lanes]
         shape = (len(pieces), self.segment_length)
         tokens, targets = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64)
-        distance, seconds = np.zeros(shape, np.int64), np.zeros(len(pieces))
+        distance, microseconds = np.zeros(shape, np.int64), np.zeros(len(pieces), np.int64)
         for lane, (number, segment) in enumerate(zip(pieces, segments, strict=True)):
             if number < 0:
                 continue
@@ -154,7 +155,7 @@ class LaneReader:
             ids = self._transposed(self.store.tokens[read], int(number), epoch)
             targets[lane, :count] = ids[1:]
             tokens[lane, :count] = ids[:-1]
-            seconds[lane] = piece.seconds * count / (piece.length - 1)
+            microseconds[lane] = round(1e6 * piece.seconds * count / (piece.length - 1))
             if self.store.marks is not None:
                 marks = self.store.marks[read]
                 distance[lane, :count] = marks[1:]
@@ -165,7 +166,7 @@ class LaneReader:
             is_start_B=torch.from_numpy(segments == 0),
             piece_B=torch.from_numpy(pieces.copy()),
             position_B=torch.from_numpy(segments * self.segment_length + 1),
-            seconds_B=torch.from_numpy(seconds.astype(np.float32)),
+            microseconds_B=torch.from_numpy(microseconds),
             distance_BT=torch.from_numpy(distance),
             step=step,
         )

@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -61,8 +62,12 @@ class MaestroZip:
 
     def entries(self) -> list[Entry]:
         """Pieces in the order of the CSV."""
-        text = io.StringIO(self._read_member(self._csv_name).decode("utf-8"))
-        entries = read_csv(text, f"{self.path}:{self._csv_name}")
+        where = f"{self.path}:{self._csv_name}"
+        try:
+            text = self._read_member(self._csv_name)
+        except Refused as refused:
+            raise DataError(f"{where} {refused}; {ADVICE}") from refused
+        entries = read_csv(text, where)
         present = set(self._zip.namelist())
         missing = [e.name for e in entries if self._member(e.name) not in present]
         return complete(entries, missing, self._csv_name)
@@ -78,7 +83,7 @@ class MaestroZip:
         try:
             with self._zip.open(member) as file:
                 return bounded(file.read(MAX_FILE_BYTES + 1))
-        except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError) as error:
+        except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, zlib.error) as error:
             raise Refused(f"cannot be read from the zip: {error}") from error
 
 
@@ -96,8 +101,7 @@ class MaestroFolder:
     def entries(self) -> list[Entry]:
         """Pieces in the order of the CSV."""
         (csv_path,) = find_csv(self.path)
-        with csv_path.open(encoding="utf-8", newline="") as file:
-            entries = read_csv(file, str(csv_path))
+        entries = read_csv(csv_path.read_bytes(), str(csv_path))
         root = self.path.resolve()
         for entry in entries:
             if not (self.path / entry.name).resolve().is_relative_to(root):
@@ -121,10 +125,19 @@ def find_maestro(path: str | os.PathLike[str]) -> MaestroZip | MaestroFolder:
         raise DataError(f"{given} does not exist; {ADVICE}")
     if given.is_file():
         return MaestroZip(given)
-    for folder in (given, *sorted(p for p in given.iterdir() if p.is_dir())):
-        if len(find_csv(folder)) == 1:
+    for folder in (given, only_child(given)):
+        found = find_csv(folder)
+        if len(found) > 1:
+            raise DataError(f"{folder} holds {len(found)} files named {CSV_PATTERN}, not one; {ADVICE}")
+        if found:
             return MaestroFolder(folder)
     raise DataError(f"{given} holds no {CSV_PATTERN}; {ADVICE}")
+
+
+def only_child(folder: Path) -> Path:
+    """The one thing that a folder holds, as after unpacking a zip; the folder itself if it holds more."""
+    children = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return children[0] if len(children) == 1 and children[0].is_dir() else folder
 
 
 def find_csv(folder: Path) -> list[Path]:
@@ -132,13 +145,19 @@ def find_csv(folder: Path) -> list[Path]:
     return sorted(folder.glob(CSV_PATTERN))
 
 
-def read_csv(lines: io.TextIOBase | io.StringIO, where: str) -> list[Entry]:
+def read_csv(content: bytes, where: str) -> list[Entry]:
     """Entries of the official CSV.
 
     Raises:
-        DataError: a column is missing, a split has another name, or a path leads out; with the line.
+        DataError: it is no text, a column is missing, a split has another name, or a path leads out; with the line.
     """
-    reader = csv.DictReader(lines)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text ({error.reason}); take the official CSV") from error
+    if "\0" in text:
+        raise DataError(f"{where} holds NUL bytes; take the official CSV")
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     lacking = {"split", "midi_filename"} - set(reader.fieldnames or ())
     if lacking:
         raise DataError(f"{where}: no column {' and '.join(sorted(lacking))}; take the official CSV")
@@ -153,7 +172,11 @@ def read_csv(lines: io.TextIOBase | io.StringIO, where: str) -> list[Entry]:
 
 
 def complete(entries: list[Entry], missing: list[str], csv_name: str) -> list[Entry]:
-    """The entries, if there are any and all of their files are there."""
+    """The entries, if there are any and all of their files are there.
+
+    Raises:
+        DataError: otherwise.
+    """
     if not entries:
         raise DataError(f"{csv_name} lists no pieces; {ADVICE}")
     if missing:
@@ -175,7 +198,11 @@ def check_inside(name: str, where: str) -> None:
 
 
 def read_bounded(path: Path) -> bytes:
-    """Bytes of a file of at most 16 MiB; raises `Refused` otherwise."""
+    """Bytes of a file.
+
+    Raises:
+        Refused: it cannot be read, or is larger than 16 MiB.
+    """
     try:
         with path.open("rb") as file:
             return bounded(file.read(MAX_FILE_BYTES + 1))
@@ -184,7 +211,11 @@ def read_bounded(path: Path) -> bytes:
 
 
 def bounded(content: bytes) -> bytes:
-    """The content, unless it is larger than any piece of music needs to be."""
+    """The content, unless it is larger than any piece of music needs to be.
+
+    Raises:
+        Refused: it is.
+    """
     if len(content) > MAX_FILE_BYTES:
         raise Refused(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
     return content

@@ -6,6 +6,8 @@ velocities. Any other MidiTok tokenizer is chosen by its class name. Ids are fla
 first, so that PAD is 0. No torch, no Lightning in this file.
 """
 
+import difflib
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -195,8 +197,11 @@ def extend_by_pedal(
     onset = notes["time"].astype(np.float64)
     offset = onset + notes["duration"]
     if len(pedals["time"]):
-        down = pedals["time"].astype(np.float64)
-        release = np.maximum.accumulate(down + pedals["duration"])
+        order = np.argsort(pedals["time"], kind="stable")
+        down = pedals["time"][order].astype(np.float64)
+        release = np.maximum.accumulate(down + pedals["duration"][order])
+        begins = np.append(True, down[1:] > release[:-1])
+        down, release = down[begins], release[np.append(begins[1:], True)]
         last = np.searchsorted(down, offset, side="right") - 1
         under = (last >= 0) & (offset < release[last])
         offset = np.where(under, release[last], offset)
@@ -238,14 +243,19 @@ def _built(name: str, config: str) -> MusicTokenizer:
         raise ValueError(
             f"data.tokenizer.name: {name!r} is neither performance nor a MidiTok tokenizer; known: {', '.join(known)}"
         )
-    for key in ("beat_res", "beat_res_rest"):
-        if key in settings:
-            settings[key] = {tuple(map(int, k.split("_"))): v for k, v in settings[key].items()}
+    known = list(inspect.signature(TokenizerConfig).parameters)
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"data.tokenizer.config: MidiTok has no setting {key!r}{hint}")
     try:
+        for key in settings.keys() & {"beat_res", "beat_res_rest"}:
+            settings[key] = {tuple(map(int, k.split("_"))): v for k, v in settings[key].items()}
         tokenizer = tokenizer_class(
             TokenizerConfig(**{"use_pitchdrum_tokens": False, **settings, "special_tokens": SPECIAL_TOKENS})
         )
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ValueError(f"data.tokenizer.config: MidiTok's {name} refuses {settings}: {error}") from error
     if tokenizer.is_multi_voc:
         raise ValueError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")

@@ -59,6 +59,12 @@ class RecurrentTransformer(Backbone):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        least = min(vocab_size, d_model, num_layers, num_heads, num_kv_heads)
+        if least < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"d_model {d_model}, num_layers {num_layers}, num_heads {num_heads} and num_kv_heads {num_kv_heads} "
+                f"must be at least 1, dropout {dropout} at least 0 and below 1"
+            )
         hidden_width = -(-d_model * 8 // (3 * 64)) * 64 if hidden_width is None else hidden_width
         self.horizons = expand(horizons, num_layers)
         if d_model % (2 * num_heads) or num_heads % num_kv_heads:

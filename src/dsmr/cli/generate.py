@@ -23,7 +23,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--config", action="config", help="Options in a YAML file.")
     made.add_argument("--checkpoint", type=str, required=True, help="A run (its best) or a checkpoint file.")
     made.add_argument("--output", type=str, required=True, help="The MIDI file to write.")
-    made.add_argument("--seconds", type=float, default=60.0, help="Length of the music; it may end sooner.")
+    made.add_argument("--seconds", type=float, default=60.0, help="Length of the music.")
     made.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, above 1: wilder.")
     made.add_argument("--top_p", type=float, default=0.98, help="Draw only from the likeliest tokens of this mass.")
     made.add_argument("--seed", type=int, default=0, help="Of the draws.")
@@ -57,11 +57,11 @@ def run(command: str, arguments: list[str]) -> int:
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
-        forbidden=(PAD, BOS, MASK),
+        forbidden=(PAD, BOS, EOS, MASK),
     )
     for id_ in stream:
         ids.append(id_)
-        if id_ == EOS or len(ids) > MAX_TOKENS_PER_SECOND * options.seconds + CHECK_EVERY:
+        if len(ids) > MAX_TOKENS_PER_SECOND * options.seconds + CHECK_EVERY:
             break
         if len(ids) % CHECK_EVERY == 0 and decode(tokenizer, ids).to("second").end() > options.seconds:
             break

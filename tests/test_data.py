@@ -152,7 +152,7 @@ def test_an_unreadable_file_is_listed_and_too_many_stop_the_run(midi_folder: Pat
     (midi_folder / "broken.mid").write_bytes(b"MThd but no more")
     write_midi(midi_folder / "bass.mid", 77, program=33)
     store = MusicData(str(midi_folder), max_refused_share=0.2).store
-    assert len(store.pieces) == 12
+    assert Counter(piece.split for piece in store.pieces) == {"train": 10, "validation": 1, "test": 1}
     assert set(store.refused) == {"broken.mid", "bass.mid"}
     assert "found 33" in store.refused["bass.mid"]
     with pytest.raises(DataError, match=r"2 of 14 files.*bass.mid: no piano"):
@@ -184,6 +184,10 @@ def test_a_damaged_store_is_named_with_what_to_do(midi_folder: Path) -> None:
 def test_empty_folders_and_missing_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no MIDI file"):
+        MusicData(str(tmp_path / "empty")).prepare_data()
+    (tmp_path / "empty/garbage.mid").write_bytes(b"MThd")
+    write_midi(tmp_path / "empty/one.mid", 1)
+    with pytest.raises(DataError, match="holds 1 readable piano pieces in 2 MIDI files"):
         MusicData(str(tmp_path / "empty")).prepare_data()
     with pytest.raises(DataError, match=r"data.path: .*does not exist"):
         MusicData(str(tmp_path / "nowhere")).prepare_data()

@@ -70,10 +70,10 @@ def usage() -> str:
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether an error is one of ours for a user: a ValueError that our own code raised."""
+    """Whether an error is for a user: a ValueError that our own code raised, or a library's word on its settings."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, MisconfigurationException) or type(error).__module__.startswith("wandb.errors"):
         return True
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "")

@@ -1,15 +1,19 @@
 """Any folder of MIDI files, searched to the bottom, with a split that depends on the pieces alone.
 
 Pieces are ordered by a digest of their content: the first tenth is validation, the next tenth test, the rest
-training. Files of the same content always share a split, whatever they are called.
+training. Files of the same content always share a split, whatever they are called. A file that is no piano music
+takes no place in it; it is refused by name later.
 """
 
 import hashlib
 from pathlib import Path
 
+from symusic import Score
+
 from dsmr.data.errors import DataError, Refused
 from dsmr.data.maestro import read_bounded
 from dsmr.data.sources import Entry, Split
+from dsmr.data.tokenizer import piano_part
 
 SUFFIXES = (".mid", ".midi", ".kar")
 HELD_OUT_SHARE = 0.1
@@ -30,28 +34,36 @@ class MidiFolder:
         """Files in the order of their names.
 
         Raises:
-            DataError: fewer than two different files.
+            DataError: fewer than two different readable pieces.
         """
         files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise DataError(f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some")
         digests = {path: digest(path) for path in files}
-        splits = split_by_digest(sorted(set(digests.values())))
-        if len(splits) < 2:
-            raise DataError(f"{self.path} holds one piece; two at least are needed, to train and to validate")
-        return [Entry(path.relative_to(self.path).as_posix(), splits[digests[path]]) for path in files]
+        usable = sorted({found for found in digests.values() if found is not None})
+        if len(usable) < 2:
+            raise DataError(
+                f"{self.path} holds {len(usable)} readable piano pieces in {len(files)} MIDI files; two different ones "
+                "at least are needed, to train and to validate"
+            )
+        splits = split_by_digest(usable)
+        return [
+            Entry(path.relative_to(self.path).as_posix(), splits[found] if found else "train")
+            for path, found in digests.items()
+        ]
 
     def read(self, name: str) -> bytes:
         """Bytes of one file."""
         return read_bounded(self.path / name)
 
 
-def digest(path: Path) -> str:
-    """Digest of a file's content; of its name where it cannot be read, to be refused later by itself."""
+def digest(path: Path) -> str | None:
+    """Digest of a file's content; None where it is no piano music that can be read."""
     try:
         content = read_bounded(path)
-    except Refused:
-        content = path.name.encode()
+        piano_part(Score.from_midi(content))
+    except (Refused, RuntimeError, ValueError):
+        return None
     return hashlib.blake2b(content).hexdigest()
 
 

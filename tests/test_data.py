@@ -168,6 +168,15 @@ def test_a_second_call_opens_the_store_and_other_settings_make_another(midi_fold
     assert MusicData(str(midi_folder), tokenizer=TokenizerSpec("TSD")).store.path != first.path
 
 
+def test_what_a_killed_preparation_left_is_cleared_away(midi_folder: Path) -> None:
+    path = MusicData(str(midi_folder)).store.path
+    abandoned = path.with_name(f".{path.name}.abcdef")
+    path.rename(abandoned)
+    (abandoned / "index.json").unlink()
+    assert MusicData(str(midi_folder)).store.path == path
+    assert not abandoned.exists()
+
+
 def test_a_damaged_store_is_named_with_what_to_do(midi_folder: Path) -> None:
     path = MusicData(str(midi_folder)).store.path
     tokens = (path / "tokens.bin").read_bytes()

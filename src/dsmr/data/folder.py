@@ -43,8 +43,8 @@ class MidiFolder:
         usable = sorted({found for found in digests.values() if found is not None})
         if len(usable) < 2:
             raise DataError(
-                f"{self.path} holds {len(usable)} readable piano pieces in {len(files)} MIDI files; two different ones "
-                "at least are needed, to train and to validate"
+                f"{self.path} holds {len(usable)} readable piano pieces in {len(files)} MIDI files; "
+                "two different ones at least are needed, to train and to validate"
             )
         splits = split_by_digest(usable)
         return [

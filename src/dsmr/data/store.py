@@ -185,7 +185,11 @@ def build_once(path: Path, build: Callable[[], TokenStore]) -> TokenStore:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            return TokenStore(path) if path.exists() else build()
+            if path.exists():
+                return TokenStore(path)
+            for abandoned in path.parent.glob(f".{path.name}.*"):
+                shutil.rmtree(abandoned)
+            return build()
     except OSError as error:
         raise DataError(
             f"cannot write the token store in {path.parent} ({error.strerror or error}); "

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.model import Full, TwoScale, Uniform, format_horizons, parse_horizons
-from dsmr.model.horizons import check_horizons, describe, expand
+from dsmr.model.horizons import check_horizons, describe
+from dsmr.model.schedules import expand
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=24))

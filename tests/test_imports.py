@@ -19,9 +19,17 @@ ALLOWED = {
     "callbacks": {"model", "metrics", "module", "checkpoint"},
     "cli": {"data", "model", "metrics", "module", "callbacks", "generate", "checkpoint", "optim"},
 }
-WITHOUT_LIGHTNING = ("model", "data/tokenizer.py", "data/store.py", "data/lanes.py", "data/synthetic.py")
+WITHOUT_LIGHTNING = (
+    "model",
+    "data/tokenizer.py",
+    "data/store.py",
+    "data/lanes.py",
+    "data/windows.py",
+    "data/synthetic.py",
+)
 WITHOUT_TORCH = (
     "model/horizons.py",
+    "model/schedules.py",
     "data/tokenizer.py",
     "data/store.py",
     "data/maestro.py",

@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from conftest import tiny_transformer
 from dsmr.model import Memory, RecurrentTransformer
+from dsmr.model.decoder import Rotation
 from dsmr.model.memory import open_bytes, ring_bytes
-from dsmr.model.transformer import Rotation
 
 HORIZONS = ["1x16+1x4+1x0", "3x8", "3x0", "1x32+2x8", "1x0+1x12+1x20"]
 

@@ -258,13 +258,19 @@ def test_a_longer_run_follows_the_new_cosine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"d_model": 32}, {"segment_length": 128}, {"vocab_size": 400}])
 def test_another_network_is_refused_by_name(change: dict[str, int]) -> None:
-    saved = backbone(392, "2x64", 64).config()
+    saved = checkpoints.describe(backbone(392, "2x64", 64), None)
     (name,) = change
-    with pytest.raises(ValueError, match=f"{name} = {saved[name]}, now it is {change[name]}"):
-        checkpoints.check_same(saved, saved | change, horizons_too=False)
-    checkpoints.check_same(saved, saved | {"horizons": [0, 0], "dropout": 0.5}, horizons_too=False)
+
+    def changed(change: dict) -> dict:
+        return saved | {"config": saved["config"] | change}
+
+    with pytest.raises(ValueError, match=f"{name} = {saved['config'][name]}, now it is {change[name]}"):
+        checkpoints.check_same(saved, changed(change), horizons_too=False)
+    checkpoints.check_same(saved, changed({"horizons": [0, 0], "dropout": 0.5}), horizons_too=False)
     with pytest.raises(ValueError, match="horizons = 2x64, now it is 2x0"):
-        checkpoints.check_same(saved, saved | {"horizons": [0, 0]}, horizons_too=True)
+        checkpoints.check_same(saved, changed({"horizons": [0, 0]}), horizons_too=True)
+    with pytest.raises(ValueError, match="backbone = RecurrentTransformer, now it is PerceiverAR"):
+        checkpoints.check_same(saved, saved | {"backbone": "PerceiverAR"}, horizons_too=False)
 
 
 def test_sums_stay_exact_when_the_module_is_cast_to_half_precision() -> None:

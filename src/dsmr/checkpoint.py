@@ -41,30 +41,33 @@ def describe(backbone: Backbone, tokenizer: dict[str, Any] | None) -> dict[str, 
         "format_version": FORMAT_VERSION,
         "backbone": type(backbone).__name__,
         "config": backbone.config(),
-        "rule": getattr(backbone, "rule", None),
+        "rule": backbone.rule,
         "tokenizer": tokenizer,
     }
 
 
 def check_same(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
-    """Refuse a network that is not the one that was saved.
+    """Refuse a network that is not the one that was saved; both are sections as of `describe`.
 
-    Horizons may differ where nothing is resumed: the weights do not depend on them. The segment length may not,
-    since under the `boundary` rule it is part of the function.
+    Horizons and prefix may differ where nothing is resumed: the weights do not depend on them. The segment length
+    may not, since under the `boundary` rule it is part of the function.
 
     Raises:
         ValueError: naming the first setting that differs, with both values.
     """
-    free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons"})
-    for name in saved.keys() - free:
-        if saved[name] != present[name]:
-            first, second = (
-                format_horizons(value) if name == "horizons" else value for value in (saved[name], present[name])
-            )
-            raise ValueError(
-                f"the checkpoint was trained with {name} = {first}, now it is {second}; use the run's own value, or "
-                "begin a new run"
-            )
+    names = ("backbone", "rule")
+    settings = [{name: section[name] for name in names} | section["config"] for section in (saved, present)]
+    free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons", "prefix_length"})
+    for name, first in settings[0].items():
+        second = settings[1].get(name)
+        if name in free or first == second:
+            continue
+        if name == "horizons":
+            first, second = (value and format_horizons(value) for value in (first, second))
+        raise ValueError(
+            f"the checkpoint was trained with {name} = {first}, now it is {second}; use the run's own value, or "
+            "begin a new run"
+        )
 
 
 def is_resumable(checkpoint: dict[str, Any]) -> bool:
@@ -109,8 +112,12 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def load(given: str | Path) -> Loaded:
+def load(given: str | Path, *, horizons: str | None = None) -> Loaded:
     """Network and tokenizer of a run's best checkpoint, or of a checkpoint file.
+
+    Args:
+        given: a run folder or a file.
+        horizons: other horizons than the trained ones, with the same weights; None keeps those.
 
     Raises:
         ValueError: there is none, or it cannot be used.
@@ -121,7 +128,7 @@ def load(given: str | Path) -> Loaded:
     network = getattr(networks, section["backbone"], None)
     if not (isinstance(network, type) and issubclass(network, Backbone)):
         raise ValueError(f"{path}: unknown network {section['backbone']!r}; update dsmr")
-    backbone = network(**section["config"])
+    backbone = network(**section["config"] | ({} if horizons is None else {"horizons": horizons}))
     prefix = "backbone."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     backbone.load_state_dict(weights)

@@ -21,7 +21,7 @@ from dsmr.model.memory import Memory, Update
 from dsmr.optim import AdamW, WarmupCosine
 
 IGNORED = -100
-BackboneCallable = Callable[[int, Schedule | str, int], Backbone]
+BackboneCallable = Callable[[int, Schedule | str | None, int], Backbone]
 
 
 class Batch(Protocol):
@@ -39,7 +39,8 @@ class RecurrentLM(LightningModule):
     """Trains and evaluates a recurrent language model on lanes of segments.
 
     Args:
-        horizons: tokens that each layer remembers, bottom to top (`2x3584+10x512`), or a schedule.
+        horizons: tokens that each layer remembers, bottom to top (`2x3584+10x512`), or a schedule; None for a
+            network that has none.
         backbone: the network; called with (vocab_size, horizons, segment_length).
         optimizer: called with two parameter groups, matrices and the rest; the rest is never decayed.
         lr_scheduler: called with the optimizer; stepped after every optimizer step.
@@ -53,7 +54,7 @@ class RecurrentLM(LightningModule):
 
     def __init__(
         self,
-        horizons: Schedule | str = "2x3584+10x512",
+        horizons: Schedule | str | None = "2x3584+10x512",
         backbone: BackboneCallable = RecurrentTransformer,
         optimizer: OptimizerCallable = AdamW,
         lr_scheduler: LRSchedulerCallable = WarmupCosine,
@@ -74,9 +75,16 @@ class RecurrentLM(LightningModule):
         self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
 
     def setup(self, stage: str) -> None:
-        """Take from the data which tokens begin notes, and what generated pieces ask."""
+        """Take from the data which tokens begin notes, and what generated pieces ask.
+
+        Raises:
+            ValueError: a memory that isolated windows would never read.
+        """
         data = self._data
         if data is not None:
+            if data.windows is not None and any(self.backbone.horizons):
+                off = f"{len(self.backbone.horizons)}x0"
+                raise ValueError(f"data.windows are isolated and read no memory; set model.horizons to {off}")
             self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))
             self.recall = RecallPerplexity(data.recall_distances) if data.recall_distances else None
             if self.recall:
@@ -162,7 +170,8 @@ class RecurrentLM(LightningModule):
         if section is None:
             return
         is_resumed = self._trainer is not None and self.trainer.state.fn == "fit"
-        checkpoints.check_same(section["config"], self.backbone.config(), horizons_too=is_resumed)
+        present = checkpoints.describe(self.backbone, None)
+        checkpoints.check_same(section, present, horizons_too=is_resumed)
         if is_resumed:
             self._restored = section
             if self.trainer.world_size > 1:

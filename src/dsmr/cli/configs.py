@@ -31,7 +31,7 @@ def find_config(given: str) -> Path:
     if not matches:
         raise ValueError(
             f"--config {given}: no such file, and no shipped config of that name{nearest(given, known)}; "
-            f"shipped: {', '.join(known)}"
+            f"shipped: {', '.join(name.rpartition('/')[2] for name in known)}"
         )
     if len(matches) > 1:
         choices = " or ".join(name for name, path in known.items() if path in matches)

@@ -26,6 +26,9 @@ def parser() -> ArgumentParser:
     made.add_argument("--seconds", type=float, default=60.0, help="Length of the music.")
     made.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, above 1: wilder.")
     made.add_argument("--top_p", type=float, default=0.98, help="Draw only from the likeliest tokens of this mass.")
+    made.add_argument(
+        "--horizons", type=str | None, default=None, help="Other horizons than the trained ones: longer, shorter, off."
+    )
     made.add_argument("--seed", type=int, default=0, help="Of the draws.")
     made.add_argument("--json", action="store_true", help="Figures as JSON on the last line of stdout.")
     return made
@@ -45,7 +48,7 @@ def run(command: str, arguments: list[str]) -> int:
     assert output is not None
     if options.seconds <= 0:
         raise ValueError(f"--seconds {options.seconds} must be above 0")
-    loaded = checkpoints.load(options.checkpoint)
+    loaded = checkpoints.load(options.checkpoint, horizons=options.horizons)
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
     tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))

@@ -137,9 +137,7 @@ class DsmrCLI(LightningCLI):
             self.folder = self.checkpoint.parent
             return
         if settings.name is None:
-            horizons = settings.model.horizons
-            label = horizons if isinstance(horizons, str) else horizons.class_path.rpartition(".")[2]
-            settings.name = f"{label}-{datetime.now():%Y%m%d-%H%M%S}"
+            settings.name = f"{label(settings.model)}-{datetime.now():%Y%m%d-%H%M%S}"
         self.folder = Path(settings.root) / settings.name
         if self.command == "fit" and (self.folder / CONFIG).exists() and not settings.trainer.fast_dev_run:
             raise ValueError(
@@ -169,6 +167,16 @@ class DsmrCLI(LightningCLI):
             BestCheckpoint(self.folder),
             LastCheckpoint(self.folder, self.config.save_every_n_steps),
         ]
+
+
+def label(model: Namespace) -> str:
+    """Name for a run: its horizons, with their rule where it is not the default, or else its network."""
+    network = model.backbone.class_path.rpartition(".")[2]
+    if model.horizons is None:
+        return network
+    horizons = model.horizons if isinstance(model.horizons, str) else model.horizons.class_path.rpartition(".")[2]
+    rule = model.backbone.init_args.get("rule", "boundary")
+    return horizons if rule == "boundary" else f"{horizons}-{rule}"
 
 
 def run(command: str, arguments: list[str]) -> int:

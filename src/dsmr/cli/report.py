@@ -11,9 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
-from dsmr.model import RecurrentTransformer
-from dsmr.model.horizons import describe
-from dsmr.model.memory import MIB, ring_bytes
+from dsmr.model.memory import MIB
 from dsmr.module import RecurrentLM
 
 
@@ -43,20 +41,12 @@ def write_result(result: dict[str, Any], *, as_json: bool, output: Path | None) 
 
 @rank_zero_only
 def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
-    """Say what is about to run: horizons, parameters, and the bytes of the memory in the compute precision."""
-    backbone = model.backbone
+    """Say what is about to run: what each layer keeps, parameters, the memory in the compute precision."""
+    backbone, precision = model.backbone, str(trainer.precision)
     parameters = sum(p.numel() for p in backbone.parameters())
-    message = f"horizons {describe(backbone.horizons)}; {parameters:,} parameters"
-    if isinstance(backbone, RecurrentTransformer):
-        precision = str(trainer.precision)
-        size = ring_bytes(
-            backbone.horizons,
-            num_lanes=data.num_lanes,
-            kv_width=backbone.num_kv_heads * backbone.head_width,
-            itemsize=2 if "16" in precision else 8 if "64" in precision else 4,
-        )
-        message += f", memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes"
-    print(message, flush=True)
+    size = backbone.state_bytes(data.num_lanes, 2 if "16" in precision else 8 if "64" in precision else 4)
+    print(backbone.summary())
+    print(f"{parameters:,} parameters, memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes", flush=True)
 
 
 @rank_zero_only

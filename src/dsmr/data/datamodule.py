@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dsmr.data.sources import Source, Split
 from dsmr.data.store import Progress, TokenStore, cache_folder, prepare_midi
 from dsmr.data.synthetic import RecallTask, prepare_recall
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, note_on_mask, transpositions
+from dsmr.data.windows import Windows, plan_random, plan_strided, plan_training
 
 
 class MusicData(LightningDataModule):
@@ -28,6 +30,7 @@ class MusicData(LightningDataModule):
     Args:
         path: a folder of MIDI files, or MAESTRO (zip or folder); None means `$DSMR_MAESTRO`.
         recall: generated pieces instead of MIDI files.
+        windows: isolated windows of `segment_length` tokens instead of streams with a memory.
         tokenizer: how MIDI becomes tokens.
         segment_length: T, tokens per lane and batch.
         num_lanes: B, lanes of one process.
@@ -47,6 +50,7 @@ class MusicData(LightningDataModule):
         path: str | None = None,
         *,
         recall: RecallTask | None = None,
+        windows: Windows | None = None,
         tokenizer: TokenizerSpec = TokenizerSpec(),  # noqa: B008 (frozen)
         segment_length: int = 512,
         num_lanes: int = 8,
@@ -67,7 +71,9 @@ class MusicData(LightningDataModule):
         ):
             if value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
-        self.path, self.recall, self.tokenizer_spec = path, recall, tokenizer
+        if windows is not None and windows.stride > segment_length:
+            raise DataError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
+        self.path, self.recall, self.windows, self.tokenizer_spec = path, recall, windows, tokenizer
         self.segment_length, self.num_lanes = segment_length, num_lanes
         self.transpose, self.validation_stride, self.seed = transpose, validation_stride, seed
         self.cache_dir, self.max_refused_share = cache_dir, max_refused_share
@@ -163,7 +169,18 @@ class MusicData(LightningDataModule):
             pitch_range=self.tokenizer.config.pitch_range,
             seed=seed,
         )
-        dataset = LaneDataset(reader, self.pieces(split), self.num_lanes, seed, rank, world_size)
+        numbers = self.pieces(split)
+        planner = Planner(
+            split=split,
+            numbers=numbers,
+            lengths=[self.store.pieces[number].length for number in numbers],
+            segment_length=self.segment_length,
+            num_lanes=self.num_lanes * world_size,
+            seed=seed,
+            windows=self.windows,
+        )
+        lanes = slice(rank * self.num_lanes, (rank + 1) * self.num_lanes)
+        dataset = LaneDataset(reader, planner, lanes)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -197,6 +214,7 @@ class MusicData(LightningDataModule):
             "segment_length": self.segment_length,
             "num_lanes": self.num_lanes,
             "transpose": self.transpose,
+            "windows": self.windows is not None,
             "world_size": self.trainer.world_size if self.trainer else 1,
             "store": self.store.path.name,
         }
@@ -219,30 +237,51 @@ class MusicData(LightningDataModule):
         self.seek(state_dict["epoch"], state_dict["next_step"])
 
 
+@dataclass(frozen=True)
+class Planner:
+    """Which plan a split has: streams in lanes, or isolated windows.
+
+    Attributes:
+        split: of the pieces.
+        numbers: of the pieces in the store.
+        lengths: of the pieces in tokens, BOS included.
+        segment_length: T.
+        num_lanes: of all processes.
+        seed: of dealing and cutting.
+        windows: None for streams.
+    """
+
+    split: Split
+    numbers: list[int]
+    lengths: list[int]
+    segment_length: int
+    num_lanes: int
+    seed: int
+    windows: Windows | None
+
+    def __call__(self, epoch: int) -> Plan:
+        """Plan of an epoch."""
+        pieces, length, lanes = (self.numbers, self.lengths), self.segment_length, self.num_lanes
+        if self.windows is None:
+            return plan_epoch(*pieces, segment_length=length, num_lanes=lanes, seed=self.seed, epoch=epoch)
+        if self.split == "train":
+            return plan_training(*pieces, window=length, num_lanes=lanes, seed=self.seed, epoch=epoch)
+        if self.windows.protocol == "random":
+            return plan_random(*pieces, window=length, num_lanes=lanes, seed=self.seed)
+        return plan_strided(*pieces, window=length, stride=self.windows.stride, num_lanes=lanes)
+
+
 class LaneDataset(Dataset[Segment]):
     """Batches by (epoch, step); stateless, so that any number of workers give the same stream."""
 
-    def __init__(
-        self, reader: LaneReader, numbers: list[int], num_lanes: int, seed: int, rank: int, world_size: int
-    ) -> None:
-        self.reader, self.numbers, self.seed = reader, numbers, seed
-        self.num_lanes, self.total_lanes = num_lanes, num_lanes * world_size
-        self.lanes = slice(rank * num_lanes, (rank + 1) * num_lanes)
+    def __init__(self, reader: LaneReader, planner: Planner, lanes: slice) -> None:
+        self.reader, self.planner, self.lanes = reader, planner, lanes
         self._plan: tuple[int, Plan] | None = None
 
     def plan(self, epoch: int) -> Plan:
         """Plan of an epoch over the lanes of all processes."""
         if self._plan is None or self._plan[0] != epoch:
-            lengths = [self.reader.store.pieces[number].length for number in self.numbers]
-            made = plan_epoch(
-                self.numbers,
-                lengths,
-                segment_length=self.reader.segment_length,
-                num_lanes=self.total_lanes,
-                seed=self.seed,
-                epoch=epoch,
-            )
-            self._plan = (epoch, made)
+            self._plan = (epoch, self.planner(epoch))
         return self._plan[1]
 
     def __getitem__(self, index: tuple[int, int]) -> Segment:

@@ -30,7 +30,7 @@ class Segment(NamedTuple):
         targets_BT: what it predicts there, the next token, int64; `IGNORED` where nothing counts.
         is_start_B: bool, lanes that begin a new piece here.
         piece_B: number of the piece in the store, -1 for a lane that ran out.
-        position_B: place of the first target in its piece, in tokens; BOS has place 0.
+        position_B: place in its piece of the first target that counts, in tokens; BOS has place 0.
         microseconds_B: this segment's share of its piece's music time, int64; the shares of a piece add up to its
             length. An integer, because a trainer in half precision casts every float of a batch.
         distance_BT: for generated pieces, how far back the target's answer lies in tokens; 0 elsewhere.
@@ -53,11 +53,23 @@ class Plan:
 
     Attributes:
         piece_NB: number of the piece at each step and lane, -1 where the lane has run out.
-        segment_NB: number of the segment within the piece.
+        first_NB: place in the piece of the first token that is read; BOS has place 0.
+        count_NB: tokens that are read, at most T.
+        context_NB: how many of these are only context: what they predict is not scored.
+        is_start_NB: where the memory is emptied.
     """
 
     piece_NB: NDArray[np.int64]
-    segment_NB: NDArray[np.int64]
+    first_NB: NDArray[np.int64]
+    count_NB: NDArray[np.int64]
+    context_NB: NDArray[np.int64]
+    is_start_NB: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, piece_NB: NDArray[np.int64], first_NB: NDArray[np.int64], last_NB: NDArray[np.int64]) -> "Plan":
+        """Plan of a stream: all is scored, and a piece's beginning empties the memory."""
+        count_NB = np.where(piece_NB < 0, 0, last_NB - first_NB)
+        return cls(piece_NB, first_NB, count_NB, np.zeros_like(first_NB), first_NB == 0)
 
     @property
     def num_steps(self) -> int:
@@ -106,14 +118,16 @@ def plan_epoch(
     lanes = deal(loads, num_lanes, rng)
     num_steps = max(sum(loads[index] for index in lane) for lane in lanes)
     piece_NB = np.full((num_steps, num_lanes), -1, dtype=np.int64)
-    segment_NB = np.zeros((num_steps, num_lanes), dtype=np.int64)
+    first_NB, last_NB = np.zeros_like(piece_NB), np.zeros_like(piece_NB)
     for lane, indices in enumerate(lanes):
         step = 0
         for index in indices:
-            piece_NB[step : step + loads[index], lane] = numbers[index]
-            segment_NB[step : step + loads[index], lane] = np.arange(loads[index])
+            here = slice(step, step + loads[index])
+            piece_NB[here, lane] = numbers[index]
+            first_NB[here, lane] = np.arange(loads[index]) * segment_length
+            last_NB[here, lane] = np.minimum(first_NB[here, lane] + segment_length, lengths[index] - 1)
             step += loads[index]
-    return Plan(piece_NB, segment_NB)
+    return Plan.of(piece_NB, first_NB, last_NB)
 
 
 class LaneReader:
@@ -141,31 +155,31 @@ class LaneReader:
 
     def read(self, plan: Plan, step: int, lanes: slice, epoch: int) -> Segment:
         """Batch of one step for some of the lanes."""
-        pieces, segments = plan.piece_NB[step, lanes], plan.segment_NB[step, lanes]
+        pieces, firsts, counts, contexts = (
+            array[step, lanes] for array in (plan.piece_NB, plan.first_NB, plan.count_NB, plan.context_NB)
+        )
         shape = (len(pieces), self.segment_length)
         tokens, targets = np.full(shape, PAD, np.int64), np.full(shape, IGNORED, np.int64)
         distance, microseconds = np.zeros(shape, np.int64), np.zeros(len(pieces), np.int64)
-        for lane, (number, segment) in enumerate(zip(pieces, segments, strict=True)):
+        for lane, (number, first, count, context) in enumerate(zip(pieces, firsts, counts, contexts, strict=True)):
             if number < 0:
                 continue
             piece = self.store.pieces[number]
-            first = int(segment) * self.segment_length
-            count = min(self.segment_length, piece.length - 1 - first)
             read = slice(piece.start + first, piece.start + first + count + 1)
             ids = self._transposed(self.store.tokens[read], int(number), epoch)
-            targets[lane, :count] = ids[1:]
+            targets[lane, context:count] = ids[1 + context :]
             tokens[lane, :count] = ids[:-1]
-            microseconds[lane] = round(1e6 * piece.seconds * count / (piece.length - 1))
+            microseconds[lane] = round(1e6 * piece.seconds * (count - context) / (piece.length - 1))
             if self.store.marks is not None:
                 marks = self.store.marks[read]
-                distance[lane, :count] = marks[1:]
+                distance[lane, context:count] = marks[1 + context :]
                 tokens[lane, :count][marks[:-1] > 0] = MASK
         return Segment(
             tokens_BT=torch.from_numpy(tokens),
             targets_BT=torch.from_numpy(targets),
-            is_start_B=torch.from_numpy(segments == 0),
+            is_start_B=torch.from_numpy(plan.is_start_NB[step, lanes].copy()),
             piece_B=torch.from_numpy(pieces.copy()),
-            position_B=torch.from_numpy(segments * self.segment_length + 1),
+            position_B=torch.from_numpy(firsts + contexts + 1),
             microseconds_B=torch.from_numpy(microseconds),
             distance_BT=torch.from_numpy(distance),
             step=step,

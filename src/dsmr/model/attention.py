@@ -4,38 +4,41 @@ Shapes: B lanes, T queries, M memory (ring slots and, while decoding, the open t
 D head width. Every other backend has to equal this one, forward and backward.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from dsmr.model.horizons import Rule
 from dsmr.model.memory import Memory
 
-Rule = Literal["boundary"]
 
+def visible_B1TS(memory: Memory, layer: int, length_B: Tensor, num_queries: int, rule: Rule = "boundary") -> Tensor:
+    """Which keys a query sees, True = visible; of what is remembered, only tokens of the lane's own piece.
 
-def visible_B1TS(memory: Memory, layer: int, length_B: Tensor, num_queries: int) -> Tensor:
-    """Which keys a query sees, True = visible, under the `boundary` rule of Transformer-XL.
+    `boundary`, Transformer-XL's: its own segment up to itself, and the last `H_l` tokens before the segment.
+    `sliding`: the `H_l` tokens that end with itself, wherever segments begin; its own segment up to itself in a
+    layer with `H_l = 0`.
 
-    A query sees its own segment up to itself and the last `H_l` tokens before the segment; of these, only those
-    of the lane's own piece (`length_B`: how many of its tokens lie before the segment).
+    Args:
+        memory: for its clock and its open segment.
+        layer: whose horizon counts.
+        length_B: how many tokens of the lane's piece lie before the segment.
+        num_queries: T, the queries that follow the open segment.
+        rule: one of the two.
 
     Returns:
         (B, 1, T, S) bool; S counts the ring's slots, the open tokens, then the queries' own tokens.
     """
-    device = length_B.device
-    ring_BM = memory.ages_M(layer)[None, :] <= length_B[:, None]
+    device, horizon = length_B.device, memory.horizons[layer]
+    ages_M = memory.ages_M(layer)
+    ring_B1TM = (ages_M <= length_B[:, None])[:, None, None, :].expand(-1, 1, num_queries, -1)
     own_length = memory.open_length + num_queries
-    own_TS = torch.ones(num_queries, own_length, dtype=torch.bool, device=device)
-    own_TS = own_TS.tril(diagonal=memory.open_length)
-    return torch.cat(
-        [
-            ring_BM[:, None, None, :].expand(-1, 1, num_queries, -1),
-            own_TS.expand(length_B.shape[0], 1, -1, -1),
-        ],
-        dim=-1,
-    )
+    own_TS = torch.ones(num_queries, own_length, dtype=torch.bool, device=device).tril(memory.open_length)
+    if rule == "sliding" and horizon:
+        place_T = torch.arange(memory.open_length, own_length, device=device)
+        ring_B1TM = ring_B1TM & (ages_M + place_T[:, None] < horizon)
+        own_TS = own_TS.triu(memory.open_length - horizon + 1)
+    return torch.cat([ring_B1TM, own_TS.expand(len(length_B), 1, -1, -1)], dim=-1)
 
 
 def attend(

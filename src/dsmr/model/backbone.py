@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dsmr.model.horizons import Rule
 from dsmr.model.memory import Memory, Update
 
 
@@ -18,12 +19,14 @@ class Backbone(nn.Module, ABC):
     Attributes:
         vocab_size: V.
         segment_length: T, tokens per lane and full pass; the function that the network computes depends on it.
-        horizons: tokens that each layer keeps, bottom to top.
+        horizons: tokens that each layer keeps, bottom to top; empty where the state is of another kind.
+        rule: what a query sees of them, see `dsmr.model.attention`.
     """
 
     vocab_size: int
     segment_length: int
     horizons: tuple[int, ...]
+    rule: Rule = "boundary"
 
     @abstractmethod
     def init_memory(self, num_lanes: int, *, decoding: bool = False) -> Memory:
@@ -45,3 +48,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this network: plain numbers, texts and lists, horizons expanded."""
+
+    @abstractmethod
+    def state_bytes(self, num_lanes: int, itemsize: int, *, decoding: bool = False) -> int:
+        """Bytes that `init_memory` allocates for B lanes at `itemsize` bytes a number, as a formula."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What the network remembers, in a few lines to read."""

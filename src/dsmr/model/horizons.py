@@ -5,104 +5,22 @@ the bottom layer to the top, the budget is their sum. Their one spelling, `2x358
 two layers of 3,584 tokens, then ten of 512. The idea of a depth-structured budget is that of Depth-Structured
 Music Recurrence (arXiv 2602.19816); its window lengths are not public, so the numbers here are ours.
 
-No torch in this file: a schedule is arithmetic.
-
-A new schedule is a dataclass with one method:
-
-    @dataclass(frozen=True)
-    class Pyramid(Schedule):
-        base: int
-        def horizons(self, num_layers): return tuple(self.base >> layer for layer in range(num_layers))
+`schedules` has the rules that give every layer its horizon. No torch in this file: horizons are arithmetic.
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
 TOKENS_PER_SECOND = 39.8
 """Tokens of the `performance` encoding in one second of music: the mean over the whole of MAESTRO v3.0.0."""
 
-Placement = Literal["lower", "upper", "interleaved"]
+FULL_HORIZON = 4096
+"""Tokens that every layer of the reference keeps, about 103 seconds of music: hence its name, full-4096."""
 
-
-class Schedule(ABC):
-    """A rule that gives every layer its horizon."""
-
-    @abstractmethod
-    def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """Horizons in tokens, bottom layer first.
-
-        Raises:
-            ValueError: the rule cannot be laid over `num_layers` layers.
-        """
-
-
-@dataclass(frozen=True)
-class Full(Schedule):
-    """Every layer at the full horizon: the Transformer-XL reference (arXiv 1901.02860, section 3.2)."""
-
-    horizon: int = 4096
-
-    def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """`(horizon,) * num_layers`."""
-        return (self.horizon,) * num_layers
-
-
-@dataclass(frozen=True)
-class Uniform(Schedule):
-    """Every layer at the same horizon, shorter than the reference's: an equal share of the budget."""
-
-    horizon: int = 1024
-
-    def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """`(horizon,) * num_layers`."""
-        return (self.horizon,) * num_layers
-
-
-@dataclass(frozen=True)
-class TwoScale(Schedule):
-    """A few layers with a long horizon, all others with a short one.
-
-    Our `placement="lower"` is the paper's two-scale schedule: "long history windows to lower layers and a
-    uniform short window to the remaining layers". `interleaved` spreads the long layers evenly, the first of
-    them at the bottom.
-    """
-
-    long: int = 3584
-    short: int = 512
-    num_long: int = 2
-    placement: Placement = "lower"
-
-    def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """`num_long` layers of `long` tokens, the rest of `short` tokens.
-
-        Raises:
-            ValueError: more long layers than layers, or a long horizon below the short one.
-        """
-        if self.long < self.short:
-            raise ValueError(f"two-scale: long ({self.long}) is below short ({self.short}); swap them")
-        chosen = placed(self.num_long, num_layers, self.placement)
-        return tuple(self.long if layer in chosen else self.short for layer in range(num_layers))
-
-
-def placed(num_chosen: int, num_layers: int, placement: Placement) -> frozenset[int]:
-    """Layer numbers (0 = bottom) of `num_chosen` layers out of `num_layers`.
-
-    Raises:
-        ValueError: `num_chosen` is not within 0..num_layers, or the placement has no such name.
-    """
-    if not 0 <= num_chosen <= num_layers:
-        raise ValueError(f"{num_chosen} layers cannot be chosen out of {num_layers}; give 0 to {num_layers}")
-    if placement == "lower":
-        return frozenset(range(num_chosen))
-    if placement == "upper":
-        return frozenset(range(num_layers - num_chosen, num_layers))
-    if placement == "interleaved":
-        return frozenset(k * num_layers // num_chosen for k in range(num_chosen))
-    raise ValueError(f"placement {placement!r} is not one of lower, upper, interleaved")
+Rule = Literal["boundary", "sliding"]
+"""What a query sees: its own segment and H_l tokens before that, or the last H_l tokens wherever it stands."""
 
 
 def parse_horizons(text: str) -> tuple[int, ...]:
@@ -127,23 +45,6 @@ def format_horizons(horizons: Sequence[int]) -> str:
     return "+".join(f"{len(list(run))}x{tokens}" for tokens, run in groupby(horizons))
 
 
-def expand(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple[int, ...]:
-    """Horizons of a schedule, a text or a list for a model of `num_layers` layers, bottom to top.
-
-    Raises:
-        ValueError: a text or list names another number of layers, or a schedule does not fit.
-    """
-    if isinstance(horizons, Schedule):
-        return horizons.horizons(num_layers)
-    expanded = parse_horizons(horizons) if isinstance(horizons, str) else tuple(horizons)
-    if len(expanded) != num_layers:
-        raise ValueError(
-            f"horizons {format_horizons(expanded)} name {len(expanded)} layers, but num_layers is {num_layers}; "
-            f"for {num_layers} layers write, for example, {_example(expanded, num_layers)}"
-        )
-    return expanded
-
-
 def check_horizons(horizons: Sequence[int], segment_length: int, memory_block: int) -> None:
     """Refuse horizons that the memory's ring cannot hold.
 
@@ -165,18 +66,50 @@ def check_horizons(horizons: Sequence[int], segment_length: int, memory_block: i
             )
 
 
+def earliest(position: int, horizons: Sequence[int], segment_length: int, rule: Rule = "boundary") -> int:
+    """Earliest position that the prediction at `position` can depend on, through all layers from the top down.
+
+    Under `boundary` each layer leads from a token to its segment's start and `H_l` tokens further back; under
+    `sliding` to the `H_l - 1` tokens before it, or to its segment's start where `H_l = 0`. Below 0 means: before
+    the piece's beginning.
+    """
+    for horizon in reversed(horizons):
+        start = position // segment_length * segment_length
+        position = position - horizon + 1 if rule == "sliding" and horizon else start - horizon
+    return position
+
+
+def receptive_field(horizons: Sequence[int], segment_length: int, rule: Rule = "boundary") -> tuple[int, ...]:
+    """Tokens before a segment's start that its first position can depend on after 1, 2, ... L layers."""
+    far = segment_length * (sum(horizons) + 1)  # a segment's start with room enough before it
+    return tuple(far - earliest(far, horizons[: layer + 1], segment_length, rule) for layer in range(len(horizons)))
+
+
 def describe(horizons: Sequence[int]) -> str:
     """One line: the spelling, its budget in tokens, and the longest horizon in seconds of music."""
     seconds = max(horizons) / TOKENS_PER_SECOND
     return f"{format_horizons(horizons)} (budget {sum(horizons):,} tokens, longest {seconds:.0f} s of music)"
 
 
+def picture(horizons: Sequence[int], *, width: int = 32) -> str:
+    """One line for each layer, the top layer first: a bar, tokens, seconds of music, share of full-4096.
+
+    The longest bar has `width` characters. Seconds are those of the `performance` encoding.
+    """
+    unit = max(*horizons, 1) / width
+    return "\n".join(
+        f"  {layer:>3} {_bar(horizons[layer] / unit):<{width}} {horizons[layer]:>7,} tokens "
+        f"{horizons[layer] / TOKENS_PER_SECOND:>6.1f} s {horizons[layer] / FULL_HORIZON:>5.0%}"
+        for layer in reversed(range(len(horizons)))
+    )
+
+
+def _bar(length: float) -> str:
+    """A bar of so many characters, to an eighth of one; what is above nothing is seen."""
+    eighths = max(round(8 * length), 1 if length else 0)
+    return "\u2588" * (eighths // 8) + " \u258f\u258e\u258d\u258c\u258b\u258a\u2589"[eighths % 8].strip()
+
+
 def _nearest(tokens: int, block: int) -> str:
     below = tokens // block * block
     return f"{below} or {below + block}" if below else str(block)
-
-
-def _example(expanded: tuple[int, ...], num_layers: int) -> str:
-    if num_layers < len(expanded):
-        return format_horizons(expanded[:num_layers])
-    return format_horizons(expanded + expanded[-1:] * (num_layers - len(expanded)))

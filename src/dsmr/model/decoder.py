@@ -1,0 +1,206 @@
+"""What both backbones are made of: a stack of pre-norm blocks between tied embeddings, with rotary positions.
+
+Shapes: B lanes, T segment, H heads, D head width, E model width, V vocabulary, S = M + T keys.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from dsmr.model.attention import attend
+from dsmr.model.backbone import Backbone
+from dsmr.model.memory import Memory
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class Decoder(Backbone):
+    """Pre-norm decoder: RMSNorm, rotary positions, gated MLP, tied embeddings. What it remembers is its heirs' affair.
+
+    Args:
+        vocab_size: V.
+        segment_length: T, tokens per lane and pass.
+        d_model: E.
+        num_layers: L.
+        num_heads: query heads; E / num_heads is the head width D, which must be even.
+        num_kv_heads: key/value heads, a divisor of `num_heads` (grouped queries); None means as many.
+        hidden_width: width of the gated MLP; None means 8/3 E, rounded up to a multiple of 64.
+        dropout: probability on embeddings and residual branches, never on attention weights.
+        init_std: of the embedding and the linear layers; output projections get it over sqrt(2 L).
+
+    Raises:
+        ValueError: heads or widths that do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        segment_length: int,
+        *,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        num_kv_heads: int | None,
+        hidden_width: int | None,
+        dropout: float,
+        init_std: float,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        least = min(vocab_size, segment_length, d_model, num_layers, num_heads, num_kv_heads)
+        if least < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"segment_length {segment_length}, d_model {d_model}, num_layers {num_layers}, num_heads {num_heads} "
+                f"and num_kv_heads {num_kv_heads} must be at least 1, dropout {dropout} at least 0 and below 1"
+            )
+        if d_model % (2 * num_heads) or num_heads % num_kv_heads:
+            raise ValueError(
+                f"d_model {d_model} must be a multiple of 2 * num_heads ({2 * num_heads}), and num_heads "
+                f"{num_heads} a multiple of num_kv_heads ({num_kv_heads})"
+            )
+        hidden_width = -(-d_model * 8 // (3 * 64)) * 64 if hidden_width is None else hidden_width
+        self.vocab_size, self.segment_length = vocab_size, segment_length
+        self.num_kv_heads, self.head_width = num_kv_heads, d_model // num_heads
+        self._config: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "segment_length": segment_length,
+            "d_model": d_model,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "hidden_width": hidden_width,
+            "dropout": dropout,
+            "init_std": init_std,
+        }
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            Block(d_model, num_heads, num_kv_heads, hidden_width, dropout) for _ in range(num_layers)
+        )
+        self.norm = nn.RMSNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        self._init_weights(init_std)
+
+    def _init_weights(self, std: float) -> None:
+        nn.init.normal_(self.embedding.weight, std=std)
+        for name, parameter in self.blocks.named_parameters():
+            if parameter.dim() == 2:
+                is_output = name.endswith(("output.weight", "down.weight"))
+                nn.init.normal_(parameter, std=std / (2 * len(self.blocks)) ** 0.5 if is_output else std)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments that rebuild this network."""
+        return dict(self._config)
+
+    def extra_repr(self) -> str:
+        """The summary, where the network is printed."""
+        return self.summary()
+
+    @property
+    def kv_width(self) -> int:
+        """E_kv, key/value heads times head width."""
+        return self.num_kv_heads * self.head_width
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of keys and values: autocast's where it is on, else the weights'."""
+        weight = self.embedding.weight
+        device = weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+    def begin(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None) -> Tensor:
+        """How many tokens of its piece each lane has before the segment, (B,): 0 where a piece begins.
+
+        Raises:
+            ValueError: more tokens than the segment has room for, or a piece that begins inside a segment.
+        """
+        room = self.segment_length - memory.open_length
+        if not 0 < tokens_BT.shape[1] <= room:
+            raise ValueError(f"{tokens_BT.shape[1]} tokens do not fit: the segment has room for 1 to {room}")
+        if is_start_B is None:
+            return memory.length_B
+        if memory.open_length:
+            raise ValueError("a piece can begin only at a segment's start; give is_start_B=None inside it")
+        return torch.where(is_start_B, 0, memory.length_B)
+
+    def run(
+        self, tokens_BT: Tensor, clock: int, pasts: Sequence[KeysValues], masks_B1TS: Sequence[Tensor]
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """All layers over tokens that begin at `clock`, each with its past keys and values and its mask.
+
+        Returns:
+            logits (B, T, V), and per layer the tokens' own rotated keys and values, (B, H, T, D).
+        """
+        rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
+        new = []
+        x_BTE = self.dropout(self.embedding(tokens_BT))
+        for block, past, mask_B1TS in zip(self.blocks, pasts, masks_B1TS, strict=True):
+            x_BTE, key, value = block(x_BTE, rotation, past, mask_B1TS)
+            new.append((key, value))
+        return F.linear(self.norm(x_BTE), self.embedding.weight), new
+
+
+class Block(nn.Module):
+    """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    def __init__(self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float) -> None:
+        super().__init__()
+        self.head_width = d_model // num_heads
+        self.widths = [d_model, num_kv_heads * self.head_width, num_kv_heads * self.head_width]
+        self.attention_norm = nn.RMSNorm(d_model)
+        self.query_key_value = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.output = nn.Linear(d_model, d_model, bias=False)
+        self.mlp_norm = nn.RMSNorm(d_model)
+        self.gate_up = nn.Linear(d_model, 2 * hidden_width, bias=False)
+        self.down = nn.Linear(hidden_width, d_model, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BTE: Tensor, rotation: "Rotation", past: KeysValues, mask_B1TS: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the layer's output (B, T, E) and the segment's rotated keys and values (B, H, T, D)."""
+        heads = self.query_key_value(self.attention_norm(x_BTE)).split(self.widths, dim=-1)
+        query, key, value = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in heads)
+        query, key = rotation(query), rotation(key)
+        attended_BHTD = attend(query, key, value, *past, mask_B1TS)
+        x_BTE = x_BTE + self.dropout(self.output(attended_BHTD.transpose(1, 2).flatten(2)))
+        gate, up = self.gate_up(self.mlp_norm(x_BTE)).chunk(2, dim=-1)
+        return x_BTE + self.dropout(self.down(F.silu(gate) * up)), key, value
+
+    def keys_values(self, x_BME: Tensor, rotation: "Rotation") -> KeysValues:
+        """Only the rotated keys and values of a layer's input, (B, H, M, D) each."""
+        weight = self.query_key_value.weight[self.widths[0] :]
+        parts = F.linear(self.attention_norm(x_BME), weight).split(self.widths[1:], dim=-1)
+        key, value = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in parts)
+        return rotation(key), value
+
+
+class Rotation:
+    """Rotary position embedding (arXiv 2104.09864) at given clock positions, the two halves of D being paired.
+
+    Angles are computed in float64 on the host: in float32 they err by 2e-2 at a clock of one million tokens.
+    The rotation itself is at least float32 and gives back the dtype that it was given.
+    """
+
+    BASE = 10_000.0
+
+    def __init__(self, cos_TD: Tensor, sin_TD: Tensor) -> None:
+        self.cos_TD, self.sin_TD = cos_TD, sin_TD
+
+    @classmethod
+    def at(cls, start: int, num_tokens: int, head_width: int, like: Tensor) -> "Rotation":
+        """Tables for positions start .. start + num_tokens - 1, on `like`'s device, at least float32."""
+        frequencies = cls.BASE ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+        angles = torch.outer(torch.arange(start, start + num_tokens, dtype=torch.float64), frequencies)
+        tables = torch.stack([angles.cos(), angles.sin()])
+        cos_TD, sin_TD = tables.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
+        return cls(cos_TD, sin_TD)
+
+    def __call__(self, x_BHTD: Tensor) -> Tensor:
+        """Rotate queries or keys."""
+        cos, sin = self.cos_TD, self.sin_TD
+        first, second = x_BHTD.to(cos.dtype).chunk(2, dim=-1)
+        rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return rotated.to(x_BHTD.dtype)

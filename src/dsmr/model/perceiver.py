@@ -1,0 +1,210 @@
+"""The Perceiver-AR-like baseline: one cross-attention to a long prefix, then self-attention over the segment only.
+
+Shapes: B lanes, T segment, P prefix, H heads, D head width, N = P + T token ids that are kept.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmr.model.attention import visible_B1TS
+from dsmr.model.decoder import Decoder, KeysValues, Rotation
+from dsmr.model.horizons import FULL_HORIZON, TOKENS_PER_SECOND
+from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
+from dsmr.model.schedules import Schedule
+
+ID_BYTES = 8
+
+
+class PerceiverAR(Decoder):
+    """A decoder whose lowest layer attends to [prefix, segment], all others to the segment.
+
+    After Perceiver AR (arXiv 2202.07765): our segment is its latents, our bottom block its cross-attention. The
+    prefix is the last `prefix_length` token ids of the piece before the segment, embedded and projected anew in
+    every pass, so that gradients reach its embeddings. Queries and prefix share one norm, so the parameters are
+    those of `RecurrentTransformer` of the same depth, to the number. With the same weights it also computes what
+    horizons of `1xP+(L-1)x0` compute: what differs is the gradient, the work, and that the state is ids.
+
+    Args:
+        vocab_size: V.
+        horizons: None; it has none.
+        segment_length: T, tokens per lane and pass.
+        prefix_length: P, tokens.
+        d_model: see `Decoder`, as for all that follow.
+        num_layers: L, the cross-attention included.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; None means as many.
+        hidden_width: of the gated MLP; None means 8/3 of d_model.
+        dropout: on embeddings, those of the prefix included, and residual branches.
+        init_std: of the weights.
+
+    Raises:
+        ValueError: horizons are given, or heads and widths do not fit together.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        horizons: Schedule | str | Sequence[int] | None,
+        segment_length: int,
+        *,
+        prefix_length: int = FULL_HORIZON,
+        d_model: int = 512,
+        num_layers: int = 12,
+        num_heads: int = 8,
+        num_kv_heads: int | None = None,
+        hidden_width: int | None = None,
+        dropout: float = 0.1,
+        init_std: float = 0.02,
+    ) -> None:
+        super().__init__(
+            vocab_size,
+            segment_length,
+            d_model=d_model,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            hidden_width=hidden_width,
+            dropout=dropout,
+            init_std=init_std,
+        )
+        if horizons is not None:
+            raise ValueError(
+                "PerceiverAR has no horizons: set model.horizons to null; what it remembers is its prefix_length"
+            )
+        if prefix_length < 1:
+            raise ValueError(f"prefix_length is {prefix_length}; it must be at least 1")
+        self.horizons, self.prefix_length = (), prefix_length
+        self._config |= {"horizons": None, "prefix_length": prefix_length}
+
+    def init_memory(self, num_lanes: int, *, decoding: bool = False) -> "PrefixMemory":
+        """Make an empty memory; while decoding it keeps keys and values of the prefix and of the open segment."""
+        return PrefixMemory(self, num_lanes, decoding=decoding)
+
+    def forward(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None) -> tuple[Tensor, Update]:
+        """Read tokens after what `memory` holds; see `Backbone.forward`."""
+        assert isinstance(memory, PrefixMemory)
+        length_B = self.begin(tokens_BT, memory, is_start_B)
+        num_layers, num_tokens = len(self.blocks), tokens_BT.shape[1]
+        prefix = memory.prefix if memory.open_length else self._read_prefix(memory)
+        own_past = [memory.read(layer) for layer in range(num_layers)]
+        own_B1TS = visible_B1TS(memory, 0, length_B, num_tokens)
+        ages_P = torch.arange(self.prefix_length, 0, -1, device=length_B.device)
+        seen_B1TP = (ages_P <= length_B[:, None])[:, None, None, :].expand(-1, 1, num_tokens, -1)
+        key, value = (torch.cat(parts, dim=2) for parts in zip(prefix, own_past[0], strict=True))
+        logits_BTV, new = self.run(
+            tokens_BT,
+            memory.clock + memory.open_length,
+            [(key, value), *own_past[1:]],
+            [torch.cat([seen_B1TP, own_B1TS], dim=-1), *[own_B1TS] * (num_layers - 1)],
+        )
+        keys, values = [key.detach() for key, _ in new], [value.detach() for _, value in new]
+        kept = (prefix[0].detach(), prefix[1].detach())
+        return logits_BTV, PrefixUpdate(keys, values, length_B, num_tokens, tokens_BT, kept)
+
+    def _read_prefix(self, memory: "PrefixMemory") -> KeysValues:
+        """Keys and values of the prefix, oldest token first, (B, H, P, D)."""
+        start = memory.clock - self.prefix_length
+        rotation = Rotation.at(start, self.prefix_length, self.head_width, like=self.embedding.weight)
+        embedded_BPE = self.dropout(self.embedding(memory.tokens_from(start, self.prefix_length)))
+        block: Any = self.blocks[0]
+        return block.keys_values(embedded_BPE, rotation)
+
+    def state_bytes(self, num_lanes: int, itemsize: int, *, decoding: bool = False) -> int:
+        """`8 * B * (P + T)` for the ids; decoding adds keys and values, `2 * itemsize * B * E_kv * (P + L * T)`."""
+        ids = ID_BYTES * num_lanes * (self.prefix_length + self.segment_length)
+        if not decoding:
+            return ids
+        sizes = {"num_lanes": num_lanes, "kv_width": self.kv_width, "itemsize": itemsize}
+        opened = open_bytes(len(self.blocks), segment_length=self.segment_length, **sizes)
+        return ids + opened + ring_bytes([self.prefix_length], **sizes)
+
+    def summary(self) -> str:
+        """The prefix, in tokens and in seconds of music."""
+        seconds = self.prefix_length / TOKENS_PER_SECOND
+        return f"no horizons; a prefix of {self.prefix_length:,} token ids ({seconds:.0f} s of music)"
+
+
+@dataclass(frozen=True)
+class PrefixUpdate(Update):
+    """An update that also holds the ids that were read, and the prefix's keys and values.
+
+    Attributes:
+        tokens_BT: ids.
+        prefix: keys and values, (B, H, P, D), which an open segment goes on reading.
+    """
+
+    tokens_BT: Tensor
+    prefix: KeysValues
+
+
+class PrefixMemory(Memory):
+    """Token ids of the last P + T tokens: a prefix is at hand wherever the open segment stands.
+
+    Args:
+        network: whose memory it is.
+        num_lanes: B.
+        decoding: also keep keys and values of prefix and open segment, for passes shorter than T.
+    """
+
+    def __init__(self, network: PerceiverAR, num_lanes: int, *, decoding: bool) -> None:
+        device, dtype = network.embedding.weight.device, network.compute_dtype
+        super().__init__(
+            [0] * len(network.blocks),
+            num_lanes=num_lanes,
+            num_kv_heads=network.num_kv_heads,
+            head_width=network.head_width,
+            segment_length=network.segment_length,
+            dtype=dtype,
+            device=device,
+            decoding=decoding,
+        )
+        kept = network.prefix_length + network.segment_length
+        self.tokens_BN = torch.zeros(num_lanes, kept, dtype=torch.long, device=device)
+        shape = (num_lanes, network.num_kv_heads, network.prefix_length if decoding else 0, network.head_width)
+        self.prefix = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the ids, and while decoding of all keys and values."""
+        stored = (self.tokens_BN, *self.prefix)
+        return super().num_bytes + sum(tensor.numel() * tensor.element_size() for tensor in stored)
+
+    def tokens_from(self, start: int, count: int) -> Tensor:
+        """Ids that were read at the clocks start .. start + count - 1, (B, count)."""
+        return self.tokens_BN[:, self._slots(start, count)]
+
+    @torch.no_grad()
+    def commit(self, update: Update) -> None:
+        """Write an update; ids older than prefix and segment are forgotten here."""
+        assert isinstance(update, PrefixUpdate)
+        start, was_open = self.clock + self.open_length, self.open_length > 0
+        super().commit(update)
+        self.tokens_BN[:, self._slots(start, update.num_tokens)] = update.tokens_BT
+        if self.open_length and not was_open:
+            for mine, new in zip(self.prefix, update.prefix, strict=True):
+                mine.copy_(new)
+
+    def _slots(self, start: int, count: int) -> Tensor:
+        return torch.arange(start, start + count, device=self.tokens_BN.device) % self.tokens_BN.shape[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and lists only."""
+        return super().state_dict() | {"tokens": self.tokens_BN, "prefix": list(self.prefix)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the content of a memory of the same shape.
+
+        Raises:
+            ValueError: the state was saved with other lanes, another prefix or other sizes.
+        """
+        if self.tokens_BN.shape != state.get("tokens", torch.empty(0)).shape:
+            raise ValueError("saved memory does not fit: resume with the num_lanes and prefix_length of the run")
+        super().load_state_dict(state)
+        self.tokens_BN.copy_(state["tokens"])
+        for mine, saved in zip(self.prefix, state["prefix"], strict=True):
+            mine.copy_(saved)

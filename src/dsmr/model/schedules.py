@@ -1,0 +1,286 @@
+"""Schedules: the rules that spend a budget of memory over the depth.
+
+A schedule gives every layer its horizon in tokens, bottom layer first; it is configuration, never another model,
+and a checkpoint keeps what it expands to. A new one is a dataclass with one method:
+
+    @dataclass(frozen=True)
+    class Pyramid(Schedule):
+        base: int
+        def horizons(self, num_layers): return tuple(self.base >> layer for layer in range(num_layers))
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dsmr.model.horizons import FULL_HORIZON, format_horizons, parse_horizons
+
+Placement = Literal["lower", "upper", "interleaved"]
+Growth = Literal["linear", "geometric"]
+
+
+class Schedule(ABC):
+    """A rule that gives every layer its horizon."""
+
+    @abstractmethod
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """Horizons in tokens, bottom layer first.
+
+        Raises:
+            ValueError: the rule cannot be laid over `num_layers` layers.
+        """
+
+    def fitted(self, budget: int, block: int = 128) -> "Fitted":
+        """The same rule with its horizons scaled so that their sum is exactly `budget` tokens."""
+        return Fitted(self, budget, block)
+
+    def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
+        """Horizons of this rule's shape, in whole blocks, whose sum is `budget`.
+
+        Here, each layer gets its share of the blocks, rounded down, and the blocks that are left go to the
+        layers that lost most. A rule whose shape this would break refuses what it cannot express.
+
+        Raises:
+            ValueError: no horizons of this shape have that sum.
+        """
+        shape = self.horizons(num_layers)
+        if budget % block or budget < 0 or not sum(shape):
+            raise _unspent(self, budget, num_layers, block, unit=block)
+        shares = [divmod(tokens * budget, block * sum(shape)) for tokens in shape]
+        left = budget // block - sum(blocks for blocks, _ in shares)
+        losers = sorted(range(num_layers), key=lambda layer: (shares[layer][1], shape[layer]))[num_layers - left :]
+        return tuple(block * (blocks + (layer in losers)) for layer, (blocks, _) in enumerate(shares))
+
+
+@dataclass(frozen=True)
+class Full(Schedule):
+    """Every layer at the full horizon: the Transformer-XL reference (arXiv 1901.02860, section 3.2)."""
+
+    horizon: int = FULL_HORIZON
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """`(horizon,) * num_layers`."""
+        return (self.horizon,) * num_layers
+
+    def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
+        """The same horizon everywhere, `budget / num_layers`."""
+        return (_part(self, budget, budget, num_layers, num_layers, block),) * num_layers
+
+
+@dataclass(frozen=True)
+class Uniform(Full):
+    """Every layer at the same horizon, shorter than the reference's: an equal share of the budget."""
+
+    horizon: int = 1024
+
+
+@dataclass(frozen=True)
+class TwoScale(Schedule):
+    """A few layers with a long horizon, all others with a short one.
+
+    Our `placement="lower"` is the paper's two-scale schedule: "long history windows to lower layers and a
+    uniform short window to the remaining layers". `interleaved` spreads the long layers evenly, the first of
+    them at the bottom. To spend a budget, the short horizon stays as it is.
+    """
+
+    long: int = 3584
+    short: int = 512
+    num_long: int = 2
+    placement: Placement = "lower"
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """`num_long` layers of `long` tokens, the rest of `short` tokens.
+
+        Raises:
+            ValueError: more long layers than layers, or a long horizon below the short one.
+        """
+        if self.long < self.short:
+            raise ValueError(f"two-scale: long ({self.long}) is below short ({self.short}); swap them")
+        chosen = placed(self.num_long, num_layers, self.placement)
+        return tuple(self.long if layer in chosen else self.short for layer in range(num_layers))
+
+    def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
+        """The long layers share what the short ones leave."""
+        left = budget - self.short * (num_layers - self.num_long)
+        long = _part(self, budget, left, self.num_long, num_layers, block)
+        return replace(self, long=long).horizons(num_layers)
+
+
+@dataclass(frozen=True)
+class Binary(Schedule):
+    """Selective retention: some layers keep a horizon, the others keep nothing.
+
+    The paper's binary-horizon schedules; its "performance depends primarily on total allocated memory rather than
+    which layers carry it" is the claim to test with `placement` or with a list.
+
+    Attributes:
+        long: tokens that a chosen layer keeps.
+        layers: how many layers are chosen, or a list of their numbers, 0 being the bottom layer.
+        placement: of a number of layers; a list has its own places.
+    """
+
+    long: int = 4096
+    layers: int | tuple[int, ...] = 3
+    placement: Placement = "lower"
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """`long` tokens in the chosen layers, 0 in the others.
+
+        Raises:
+            ValueError: layers that the network does not have, or a list together with a placement.
+        """
+        chosen = self._chosen(num_layers)
+        return tuple(self.long if layer in chosen else 0 for layer in range(num_layers))
+
+    def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
+        """The chosen layers share the budget."""
+        long = _part(self, budget, budget, len(self._chosen(num_layers)), num_layers, block)
+        return replace(self, long=long).horizons(num_layers)
+
+    def _chosen(self, num_layers: int) -> frozenset[int]:
+        if isinstance(self.layers, int):
+            return placed(self.layers, num_layers, self.placement)
+        chosen = frozenset(self.layers)
+        if len(chosen) != len(self.layers) or not chosen <= set(range(num_layers)):
+            raise ValueError(
+                f"binary: layers {list(self.layers)} must be different numbers from 0, the bottom layer, to "
+                f"{num_layers - 1}, the top one"
+            )
+        if self.placement != "lower":
+            raise ValueError(f"binary: a list of layers has its own places; leave out placement {self.placement}")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Ascending(Schedule):
+    """Progressive caps: the horizons grow from the bottom layer to the top.
+
+    The paper's progressive ascending schedule.
+
+    Attributes:
+        shortest: tokens that the bottom layer keeps.
+        longest: tokens that the top layer keeps.
+        growth: from layer to layer by the same number of tokens, or by the same factor.
+        block: every horizon is the multiple of so many tokens that lies nearest.
+    """
+
+    shortest: int = 128
+    longest: int = 1920
+    growth: Growth = "linear"
+    block: int = 128
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """From `shortest` to `longest`.
+
+        Raises:
+            ValueError: the longest horizon is below the shortest, or a factor would start from nothing.
+        """
+        name = type(self).__name__.lower()
+        if self.longest < self.shortest or self.block < 1:
+            raise ValueError(
+                f"{name}: longest ({self.longest}) must be at least shortest ({self.shortest}), block ({self.block}) "
+                "at least 1"
+            )
+        if self.growth == "linear":
+            step = (self.longest - self.shortest) / max(1, num_layers - 1)
+            exact = [self.shortest + step * layer for layer in range(num_layers)]
+        elif self.growth != "geometric":
+            raise ValueError(f"{name}: growth {self.growth!r} is not one of linear, geometric")
+        elif self.shortest < 1:
+            raise ValueError(f"{name}: geometric growth cannot start from {self.shortest}; give shortest at least 1")
+        else:
+            factor = (self.longest / self.shortest) ** (1 / max(1, num_layers - 1))
+            exact = [self.shortest * factor**layer for layer in range(num_layers)]
+        return tuple(self.block * round(tokens / self.block) for tokens in exact)
+
+
+@dataclass(frozen=True)
+class Descending(Ascending):
+    """Progressive caps that shrink from the bottom layer to the top: `Ascending` upside down."""
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """From `longest` to `shortest`."""
+        return super().horizons(num_layers)[::-1]
+
+
+@dataclass(frozen=True)
+class Fitted(Schedule):
+    """A schedule of another's shape that spends a budget to the token.
+
+    Attributes:
+        schedule: the shape.
+        budget: sum of all horizons in tokens.
+        block: every horizon is a multiple of so many tokens; a multiple of the network's `memory_block`.
+    """
+
+    schedule: Schedule
+    budget: int = 12_288
+    block: int = 128
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """The schedule's horizons, scaled.
+
+        Raises:
+            ValueError: the shape cannot have this sum; with the nearest ones that it can have.
+        """
+        if self.block < 1:
+            raise ValueError(f"fitted: block is {self.block}; it must be at least 1")
+        return self.schedule.spend(self.budget, num_layers, self.block)
+
+
+def placed(num_chosen: int, num_layers: int, placement: Placement) -> frozenset[int]:
+    """Layer numbers (0 = bottom) of `num_chosen` layers out of `num_layers`.
+
+    Raises:
+        ValueError: `num_chosen` is not within 0..num_layers, or the placement has no such name.
+    """
+    if not 0 <= num_chosen <= num_layers:
+        raise ValueError(f"{num_chosen} layers cannot be chosen out of {num_layers}; give 0 to {num_layers}")
+    if placement == "lower":
+        return frozenset(range(num_chosen))
+    if placement == "upper":
+        return frozenset(range(num_layers - num_chosen, num_layers))
+    if placement == "interleaved":
+        return frozenset(k * num_layers // num_chosen for k in range(num_chosen))
+    raise ValueError(f"placement {placement!r} is not one of lower, upper, interleaved")
+
+
+def expand(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple[int, ...]:
+    """Horizons of a schedule, a text or a list for a model of `num_layers` layers, bottom to top.
+
+    Raises:
+        ValueError: a text or list names another number of layers, or a schedule does not fit.
+    """
+    if isinstance(horizons, Schedule):
+        return horizons.horizons(num_layers)
+    expanded = parse_horizons(horizons) if isinstance(horizons, str) else tuple(horizons)
+    if len(expanded) != num_layers:
+        raise ValueError(
+            f"horizons {format_horizons(expanded)} name {len(expanded)} layers, but num_layers is {num_layers}; "
+            f"for {num_layers} layers write, for example, {_example(expanded, num_layers)}"
+        )
+    return expanded
+
+
+def _part(schedule: Schedule, budget: int, left: int, count: int, num_layers: int, block: int) -> int:
+    """Equal part of `left` tokens for `count` layers, in whole blocks."""
+    if count and left >= 0 and left % (count * block) == 0:
+        return left // count
+    raise _unspent(schedule, budget, num_layers, block, unit=max(1, count) * block, fixed=budget - left)
+
+
+def _unspent(schedule: Schedule, budget: int, num_layers: int, block: int, *, unit: int, fixed: int = 0) -> ValueError:
+    """The refusal of a budget, with the nearest that can be spent: `fixed` and a multiple of `unit`."""
+    name = type(schedule).__name__
+    below = fixed + max(0, budget - fixed) // unit * unit
+    return ValueError(
+        f"{name} over {num_layers} layers in blocks of {block} tokens cannot spend a budget of {budget}; "
+        f"it can spend {below} or {below + unit}"
+    )
+
+
+def _example(expanded: tuple[int, ...], num_layers: int) -> str:
+    if num_layers < len(expanded):
+        return format_horizons(expanded[:num_layers])
+    return format_horizons(expanded + expanded[-1:] * (num_layers - len(expanded)))

@@ -84,6 +84,27 @@ def test_horizons_can_be_changed_when_validating(
     assert "horizons 2x0" in capsys.readouterr().out
 
 
+def test_horizons_can_be_changed_when_generating(smoke_run: Path, tmp_path: Path) -> None:
+    outputs = {name: tmp_path / f"{name}.mid" for name in ("2x0", "1x256+1x64", "2x512")}
+    for horizons, output in outputs.items():
+        options = ["--seconds", 8, "--horizons", horizons, "--output", output]
+        assert dsmr("generate", "--checkpoint", smoke_run, *options) == 0
+    plain = tmp_path / "plain.mid"
+    assert dsmr("generate", "--checkpoint", smoke_run, "--seconds", 8, "--output", plain) == 0
+    assert plain.read_bytes() == outputs["1x256+1x64"].read_bytes()
+    assert plain.read_bytes() != outputs["2x0"].read_bytes()
+
+
+def test_a_model_is_announced_with_a_picture_of_its_horizons(
+    smoke_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dsmr("validate", "--checkpoint", smoke_run, "--trainer.enable_progress_bar=false") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("horizons 1x256+1x64 (budget 320 tokens")
+    assert ["64 tokens" in lines[1], "256 tokens" in lines[2]] == [True, True]
+    assert lines[2].count("\u2588") == 4 * lines[1].count("\u2588")
+
+
 def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(smoke_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "smoke"
     shutil.copytree(smoke_run, run)
@@ -115,15 +136,6 @@ def test_a_folder_of_midi_is_prepared_with_a_report(midi_folder: Path, capsys: p
     assert sum(json.loads(lines[-1])["pieces"].values()) == 12
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("horizons/")])
-def test_every_horizon_overlay_fits_the_default_size(name: str, tmp_path: Path) -> None:
-    assert dsmr(
-        "fit", "--config", "smoke", "--config", "base", "--config", name, "--trainer.fast_dev_run", "1",
-        "--data.num_lanes", "1", "--data.segment_length", "128", "--trainer.enable_progress_bar", "false",
-        "--model.backbone.num_layers", "12", "--model.backbone.memory_block", "128", "--root", tmp_path,
-    ) == 0  # fmt: skip
-
-
 def test_configs_are_found_by_name() -> None:
     assert find_config("two_scale") == find_config("horizons/two_scale")
     assert {"base", "smoke", "laptop", "recall"} <= set(shipped())
@@ -153,6 +165,56 @@ MISTAKES = {
     "an output folder that is missing": (["prepare", "--output", "no/x.json", "--config", "smoke"], "no folder no"),
     "two runs at once": (["fit", "--resume", "a", "--checkpoint", "b"], "only one of"),
     "a run given twice": (["fit", "--resume", "a", "--resume", "b"], "given twice"),
+    "a schedule of layers that are not there": (
+        ["fit", "--config=smoke", "--model.horizons=Binary", "--model.horizons.layers=[0,2]"],
+        "layers [0, 2] must be different numbers from 0",
+    ),
+    "a schedule of too many layers": (["fit", "--config=smoke", "--model.horizons=Binary"], "give 0 to 2"),
+    "an unknown growth": (["fit", "--model.horizons=Ascending", "--model.horizons.growth=cubic"], "'geometric'"),
+    "an unknown schedule": (["fit", "--model.horizons=Pyramid"], "horizons"),
+    "a budget that cannot be spent": (
+        [
+            "fit",
+            "--config=smoke",
+            "--model.horizons=Fitted",
+            "--model.horizons.schedule=Uniform",
+            "--model.horizons.budget=1000",
+        ],
+        "it can spend 768 or 1024",
+    ),
+    "a budget off the network's block": (
+        [
+            "fit",
+            "--config=smoke",
+            "--model.horizons={class_path: Fitted, init_args: {schedule: {class_path: Uniform}, "
+            "budget: 96, block: 16}}",
+        ],
+        "0 or 64 would be",
+    ),
+    "an unknown rule": (["fit", "--model.backbone.rule=slide"], "'sliding'"),
+    "a network without horizons that is given some": (
+        ["fit", "--config=smoke", "--config=perceiver_ar", "--model.horizons=2x64"],
+        "set model.horizons to null",
+    ),
+    "a network with horizons that is given none": (
+        ["fit", "--config=smoke", "--model.horizons=null"],
+        "give model.horizons",
+    ),
+    "windows that read no memory": (
+        [
+            "fit",
+            "--config=smoke",
+            "--config=windowed",
+            "--model.horizons=2x128",
+            "--trainer.enable_progress_bar=false",
+        ],
+        "set model.horizons to 2x0",
+    ),
+    "windows shorter than their stride": (
+        ["fit", "--config=smoke", "--config=windowed", "--data.segment_length=256"],
+        "stride 512 exceeds data.segment_length 256",
+    ),
+    "an unknown protocol": (["fit", "--config=windowed", "--data.windows.protocol=all"], "'random'"),
     "heads that are none": (["fit", "--config=smoke", "--model.backbone.num_heads=0"], "num_heads 0"),
     "an unknown tokenizer": (["prepare", "--data.tokenizer.name", "Remi"], "known: "),
 }

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from dsmr.data.datamodule import MusicData
 from dsmr.data.errors import DataError
 from dsmr.data.lanes import IGNORED, Segment, plan_epoch
 from dsmr.data.maestro import find_maestro
+from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
 from dsmr.data.tokenizer import BOS, MASK, TokenizerSpec, decode, encode
+from dsmr.data.windows import Windows
 
 HEADER = "canonical_composer,split,midi_filename,duration\n"
 
@@ -363,6 +366,96 @@ def test_a_stream_goes_on_where_it_was_saved(midi_folder: Path) -> None:
     for batch in rest:
         resumed.advance(batch.step)
     assert (resumed.state_dict()["epoch"], resumed.state_dict()["next_step"]) == (2, 0)
+
+
+def windowed(**changes: Any) -> MusicData:
+    """Generated pieces of about 1,000 tokens as windows of 100."""
+    settings = {"segment_length": 100, "windows": Windows(30)} | changes
+    return MusicData(recall=RecallTask(num_train=12, num_validation=5), num_lanes=3, transpose=0, **settings)
+
+
+def scored(loader: torch.utils.data.DataLoader[Segment]) -> list[tuple[int, int]]:
+    """Piece and place of every scored target; each window's targets are checked to be the next tokens."""
+    places = []
+    for batch in loader:
+        assert batch.is_start_B.all(), "a window that reads a memory"
+        for lane in range(3):
+            counted = (batch.targets_BT[lane] != IGNORED).nonzero().flatten()
+            first = int(batch.position_B[lane])
+            places += [(int(batch.piece_B[lane]), first + i) for i in range(len(counted))]
+            if len(counted):
+                assert counted.tolist() == list(range(int(counted[0]), int(counted[-1]) + 1))
+    return places
+
+
+def all_places(data: MusicData, split: Split) -> list[tuple[int, int]]:
+    return [(n, i) for n in data.pieces(split) for i in range(1, data.store.pieces[n].length)]
+
+
+def test_an_epoch_of_training_windows_predicts_every_token_once_from_other_cuts_in_another_order() -> None:
+    data = windowed()
+    first = scored(data.train_dataloader())
+    data.seek(1)
+    second = scored(data.train_dataloader())
+    assert sorted(first) == sorted(second) == all_places(data, "train")
+    starts = [{(b.piece_B[0].item(), b.position_B[0].item()) for b in data.train_dataloader()} for _ in (0, 1)]
+    assert starts[0] == starts[1], "the stream has been read, but not consumed"
+    assert first != second
+    assert first != sorted(first), "not shuffled"
+    data.seek(0)
+    assert scored(data.train_dataloader()) == first
+
+
+@pytest.mark.parametrize("stride", [1, 30, 100])
+def test_strided_windows_score_every_token_once_with_their_context(stride: int) -> None:
+    data = windowed(windows=Windows(stride))
+    tokens, marks = data.store.tokens, data.store.marks
+    assert marks is not None
+    places = []
+    for batch in data.val_dataloader():
+        for lane in range(3):
+            number = int(batch.piece_B[lane])
+            counted = (batch.targets_BT[lane] != IGNORED).nonzero().flatten()
+            if number < 0:
+                assert not len(counted)
+                continue
+            place, context = int(batch.position_B[lane]), int(counted[0])
+            assert place - 1 == context or context >= 100 - stride, "too little context"
+            piece = data.store.pieces[number]
+            read = slice(piece.start + place - 1 - context, piece.start + place + len(counted))
+            hidden = np.where(marks[read] > 0, MASK, tokens[read])
+            assert batch.tokens_BT[lane, : context + len(counted)].tolist() == hidden[:-1].tolist()
+            assert batch.targets_BT[lane, counted].tolist() == tokens[read][context + 1 :].tolist()
+            assert (batch.distance_BT[lane] > 0).sum() == (marks[read][context + 1 :] > 0).sum()
+            places += [(number, place + i) for i in range(len(counted))]
+    assert sorted(places) == all_places(data, "validation")
+    assert len(places) == len(set(places))
+
+
+def test_random_windows_are_one_of_each_piece_and_always_the_same() -> None:
+    data = windowed(windows=Windows(protocol="random"))
+    first, again = (scored(data.val_dataloader()) for _ in range(2))
+    assert first == again
+    assert Counter(piece for piece, _ in first) == dict.fromkeys(data.pieces("validation"), 100)
+    assert len({place for _, place in first[::100]}) > 1, "not random"
+    whole = windowed(windows=Windows(protocol="random"), segment_length=5000)
+    assert sorted(scored(whole.val_dataloader())) == all_places(whole, "validation")
+
+
+def test_the_music_time_of_windows_adds_up() -> None:
+    data = windowed()
+    seconds = sum(data.store.pieces[n].seconds for n in data.pieces("validation"))
+    total = sum(int(batch.microseconds_B.sum()) for batch in data.val_dataloader())
+    assert total == pytest.approx(1e6 * seconds, rel=1e-6)
+
+
+def test_impossible_windows_are_refused() -> None:
+    with pytest.raises(DataError, match=r"stride 101 exceeds data\.segment_length 100"):
+        windowed(windows=Windows(101))
+    with pytest.raises(DataError, match="at least 1"):
+        Windows(0)
+    with pytest.raises(DataError, match="strided, random"):
+        Windows(protocol="rnadom")  # type: ignore[arg-type]
 
 
 def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.model import Full, TwoScale, Uniform, format_horizons, parse_horizons
-from dsmr.model.horizons import check_horizons, describe
+from dsmr.model import format_horizons, parse_horizons
+from dsmr.model.horizons import check_horizons, describe, earliest, picture, receptive_field
 from dsmr.model.schedules import expand
 
 
@@ -25,19 +25,6 @@ def test_what_is_not_a_spelling_is_refused_with_an_example(text: str) -> None:
         parse_horizons(text)
 
 
-def test_schedules_spend_their_budget() -> None:
-    assert expand(Full(), 12) == (4096,) * 12
-    assert expand(TwoScale(), 12) == expand("2x3584+10x512", 12)
-    assert sum(expand(TwoScale(), 12)) == sum(expand(Uniform(), 12)) == sum(expand(Full(), 12)) // 4 == 12_288
-
-
-def test_placements_of_the_long_layers() -> None:
-    assert TwoScale(8, 1, 2, "lower").horizons(6) == (8, 8, 1, 1, 1, 1)
-    assert TwoScale(8, 1, 2, "upper").horizons(6) == (1, 1, 1, 1, 8, 8)
-    assert TwoScale(8, 1, 2, "interleaved").horizons(6) == (8, 1, 1, 8, 1, 1)
-    assert TwoScale(8, 8, 2).horizons(6) == Uniform(8).horizons(6)
-
-
 def test_impossible_horizons_are_refused_with_what_would_be_possible() -> None:
     with pytest.raises(ValueError, match=r"12 layers, but num_layers is 4.*2x3584\+2x512"):
         expand("2x3584+10x512", 4)
@@ -47,11 +34,28 @@ def test_impossible_horizons_are_refused_with_what_would_be_possible() -> None:
         check_horizons((500,), 512, 128)
     with pytest.raises(ValueError, match="segment_length 100"):
         check_horizons((512,), 100, 128)
-    with pytest.raises(ValueError, match="0 to 4"):
-        TwoScale(num_long=5).horizons(4)
-    with pytest.raises(ValueError, match="swap"):
-        TwoScale(long=1, short=2).horizons(4)
 
 
 def test_a_description_names_the_budget_and_the_seconds_of_music() -> None:
     assert describe((3584, 512)) == "1x3584+1x512 (budget 4,096 tokens, longest 90 s of music)"
+
+
+def test_a_picture_has_a_bar_for_each_layer_the_top_one_first() -> None:
+    lines = picture((4096, 1024, 1, 0), width=16).splitlines()
+    assert [line.split()[0] for line in lines] == ["3", "2", "1", "0"]
+    assert [line.count("\u2588") for line in lines] == [0, 0, 4, 16]
+    assert "0 tokens    0.0 s    0%" in lines[0]
+    assert "\u258f" in lines[1], "a horizon of one token is seen"
+    assert "1,024 tokens   25.7 s   25%" in lines[2]
+    assert len({len(line) for line in lines}) == 1
+    assert "200%" in picture((8192, 0))
+    assert "0 tokens" in picture((0, 0))
+
+
+def test_the_receptive_field_of_two_scale_at_base_size() -> None:
+    field = receptive_field((3584,) * 2 + (512,) * 10, 512)
+    assert field == (3584, 7168, *(7168 + 512 * layer for layer in range(1, 11)))
+    assert receptive_field((3584,) * 2 + (512,) * 10, 512, "sliding")[-1] == 12 * -1 + 12_288
+    assert receptive_field((0, 8), 4) == (0, 8)
+    assert earliest(1023, (0, 512), 512) == 0
+    assert earliest(1023, (0, 512), 512, "sliding") == 512

@@ -16,8 +16,9 @@ ALLOWED = {
     "checkpoint": {"model"},
     "module": {"model", "metrics", "optim", "checkpoint"},
     "generate": {"model"},
+    "report": {"model"},
     "callbacks": {"model", "metrics", "module", "checkpoint"},
-    "cli": {"data", "model", "metrics", "module", "callbacks", "generate", "checkpoint", "optim"},
+    "cli": {"data", "model", "metrics", "module", "callbacks", "generate", "checkpoint", "optim", "report"},
 }
 WITHOUT_LIGHTNING = (
     "model",

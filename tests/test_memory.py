@@ -10,9 +10,11 @@ from torch.nn import functional as F  # noqa: N812
 from conftest import tiny_transformer
 from dsmr.model import Memory, RecurrentTransformer
 from dsmr.model.decoder import Rotation
+from dsmr.model.horizons import Rule, earliest, receptive_field
 from dsmr.model.memory import open_bytes, ring_bytes
 
 HORIZONS = ["1x16+1x4+1x0", "3x8", "3x0", "1x32+2x8", "1x0+1x12+1x20"]
+RULES: list[Rule] = ["boundary", "sliding"]
 
 
 def random_tokens(num_lanes: int, length: int, seed: int = 1) -> Tensor:
@@ -55,26 +57,52 @@ def boundary_mask(length: int, segment_length: int, horizon: int) -> Tensor:
     return (key <= query) & (key >= query // segment_length * segment_length - horizon)
 
 
+def sliding_mask(length: int, segment_length: int, horizon: int) -> Tensor:
+    """The `horizon` tokens that end with the query itself; its own segment where the horizon is 0."""
+    if not horizon:
+        return boundary_mask(length, segment_length, 0)
+    query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    return (key <= query) & (key > query - horizon)
+
+
+MASKS = {"boundary": boundary_mask, "sliding": sliding_mask}
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("horizons", HORIZONS)
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
-def test_streamed_equals_one_pass_under_the_boundary_rule(horizons: str, num_kv_heads: int) -> None:
-    model = tiny_transformer(horizons, num_kv_heads=num_kv_heads)
+def test_streamed_equals_one_pass_under_the_same_rule(horizons: str, num_kv_heads: int, rule: Rule) -> None:
+    model = tiny_transformer(horizons, num_kv_heads=num_kv_heads, rule=rule)
     tokens_BN = random_tokens(2, 72)
-    masks = [boundary_mask(72, 8, horizon) for horizon in model.horizons]
+    masks = [MASKS[rule](72, 8, horizon) for horizon in model.horizons]
     torch.testing.assert_close(stream(model, tokens_BN), one_pass(model, tokens_BN, masks), atol=1e-10, rtol=0)
 
 
-def test_streamed_equals_plain_causal_attention_when_the_horizons_cover_the_piece() -> None:
-    model = tiny_transformer("3x64")
+@pytest.mark.parametrize("horizons", ["3x64", "1x64+1x96+1x512"])
+@pytest.mark.parametrize("rule", RULES)
+def test_streamed_equals_plain_causal_attention_when_the_horizons_cover_the_piece(horizons: str, rule: Rule) -> None:
+    model = tiny_transformer(horizons, rule=rule)
     tokens_BN = random_tokens(2, 64)
     causal = [torch.ones(64, 64, dtype=torch.bool).tril()] * 3
     torch.testing.assert_close(stream(model, tokens_BN), one_pass(model, tokens_BN, causal), atol=1e-10, rtol=0)
 
 
+def test_sliding_does_not_depend_on_the_segments_when_every_layer_remembers() -> None:
+    tokens_BN = random_tokens(2, 96)
+    results = [
+        stream(tiny_transformer("1x16+1x48+1x24", length, rule="sliding"), tokens_BN) for length in (4, 8, 16, 32)
+    ]
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], atol=1e-10, rtol=0)
+    boundary = [stream(tiny_transformer("1x16+1x48+1x24", length), tokens_BN) for length in (8, 16)]
+    assert not torch.allclose(*boundary), "under `boundary` the segments matter"
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("horizons", HORIZONS)
 @pytest.mark.parametrize("parts", [[1] * 8, [8], [3, 5], [1, 2, 5]])
-def test_token_by_token_equals_segment_by_segment(horizons: str, parts: list[int]) -> None:
-    model = tiny_transformer(horizons)
+def test_token_by_token_equals_segment_by_segment(horizons: str, parts: list[int], rule: Rule) -> None:
+    model = tiny_transformer(horizons, rule=rule)
     tokens_BN = random_tokens(2, 56)
     memory = model.init_memory(2, decoding=True)
     logits = []
@@ -85,8 +113,9 @@ def test_token_by_token_equals_segment_by_segment(horizons: str, parts: list[int
     torch.testing.assert_close(torch.cat(logits, dim=1), stream(model, tokens_BN), atol=1e-10, rtol=0)
 
 
-def test_lanes_that_begin_at_different_times_equal_each_piece_alone() -> None:
-    model = tiny_transformer("1x16+1x4+1x12")
+@pytest.mark.parametrize("rule", RULES)
+def test_lanes_that_begin_at_different_times_equal_each_piece_alone(rule: Rule) -> None:
+    model = tiny_transformer("1x16+1x4+1x12", rule=rule)
     pieces = [random_tokens(1, 8 * length, seed) for seed, length in enumerate([5, 3, 6, 2, 4, 4])]
     lanes = [[0, 1], [2, 3], [4, 5]]
     joined_BN = torch.cat([torch.cat([pieces[p] for p in lane], dim=1) for lane in lanes])
@@ -101,25 +130,29 @@ def test_lanes_that_begin_at_different_times_equal_each_piece_alone() -> None:
     torch.testing.assert_close(torch.cat(logits, dim=1), alone_BNV, atol=1e-10, rtol=0)
 
 
-def reach(start: int, segment_length: int, horizons: tuple[int, ...]) -> int:
+def reach(start: int, segment_length: int, horizons: tuple[int, ...], rule: Rule) -> int:
     """Earliest position whose token a query can depend on, from the top layer down."""
     for horizon in reversed(horizons):
-        start = start // segment_length * segment_length - horizon
-    return max(0, start)
+        is_window = rule == "sliding" and horizon
+        start = start - (horizon - 1) if is_window else start // segment_length * segment_length - horizon
+    return start
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("horizons", ["1x16+1x4+1x0", "1x0+1x8+1x4", "3x4"])
-def test_a_changed_token_changes_just_the_positions_that_the_horizons_allow(horizons: str) -> None:
-    model = tiny_transformer(horizons)
+def test_a_changed_token_changes_just_the_positions_that_the_horizons_allow(horizons: str, rule: Rule) -> None:
+    model = tiny_transformer(horizons, rule=rule)
     tokens_BN = random_tokens(2, 80)
     before_BNV = stream(model, tokens_BN)
     for place in (3, 21, 40):
         changed_BN = tokens_BN.clone()
         changed_BN[0, place] = (changed_BN[0, place] + 1) % 11
         differs_BN = (stream(model, changed_BN) != before_BNV).any(dim=-1)
-        reached = [place <= i and reach(i, 8, model.horizons) <= place for i in range(80)]
+        reached = [place <= i and reach(i, 8, model.horizons, rule) <= place for i in range(80)]
         assert differs_BN[0].tolist() == reached
+        assert reached == [place <= i and earliest(i, model.horizons, 8, rule) <= place for i in range(80)]
         assert not differs_BN[1].any(), "another lane"
+    assert receptive_field(model.horizons, 8, rule)[-1] == 72 - reach(72, 8, model.horizons, rule)
 
 
 def test_a_changed_token_never_reaches_the_next_piece() -> None:
@@ -161,6 +194,15 @@ def test_bytes_equal_the_formula(decoding: bool, num_kv_heads: int) -> None:
     for segment_BT in random_tokens(3, 64).split(8, dim=1):
         memory.commit(model(segment_BT, memory)[1])
     assert memory.num_bytes == expected, "memory grew"
+
+
+def test_equal_budgets_are_equal_in_bytes() -> None:
+    schedules = ["3x8", "1x24+2x0", "1x4+1x8+1x12", "1x12+1x8+1x4", "2x4+1x16"]
+    sizes = {
+        sum(t.untyped_storage().nbytes() for t in (*memory.keys, *memory.values))
+        for memory in (tiny_transformer(text).init_memory(3) for text in schedules)
+    }
+    assert sizes == {2 * 8 * 3 * 16 * 24}
 
 
 def test_memory_is_in_the_compute_precision_under_autocast() -> None:

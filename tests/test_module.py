@@ -15,10 +15,12 @@ from dsmr import checkpoint as checkpoints
 from dsmr.callbacks import BestCheckpoint, LastCheckpoint
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
+from dsmr.data.windows import Windows
 from dsmr.metrics import TokenNLL
-from dsmr.model import RecurrentTransformer
+from dsmr.model import RecurrentTransformer, parse_horizons
 from dsmr.module import RecurrentLM
 from dsmr.optim import AdamW, WarmupCosine
+from test_memory import boundary_mask, one_pass, stream
 
 
 def backbone(vocab_size: int, horizons: Any, segment_length: int, dropout: float = 0.0) -> RecurrentTransformer:
@@ -90,6 +92,54 @@ def test_the_figures_are_those_of_every_piece_alone(tmp_path: Path) -> None:
     assert logged["val/nats_per_note"] == pytest.approx(nll / sum(p.num_notes for p in pieces), rel=1e-6)
     assert logged["val/nats_per_second"] == pytest.approx(nll / sum(p.seconds for p in pieces), rel=1e-5)
     assert logged["val/recall/perplexity"] == pytest.approx(math.exp(np.mean(asked)), rel=1e-6)
+
+
+def test_windows_are_scored_with_their_context_and_without_memory(tmp_path: Path) -> None:
+    data = MusicData(
+        recall=RecallTask(num_train=8, num_validation=3), segment_length=64, num_lanes=4, windows=Windows(16)
+    )
+    lm = RecurrentLM("2x0", backbone, vocab_size=data.vocab_size, segment_length=64)
+    (logged,) = trainer(tmp_path).validate(lm, data, verbose=False)
+    nll = []
+    for number in data.pieces("validation"):
+        piece = data.store.pieces[number]
+        ids = torch.from_numpy(data.store.tokens[piece.start : piece.start + piece.length].astype(np.int64))
+        marks = torch.from_numpy(data.store.marks[piece.start : piece.start + piece.length].astype(np.int64))
+        read = torch.where(marks > 0, 3, ids)[:-1]
+        for scored in [0, *range(64, len(read), 16)]:
+            end = min(len(read), scored + (16 if scored else 64))
+            first = max(0, end - 64) if scored else 0
+            with torch.no_grad():
+                logits, _ = lm.backbone(read[None, first:end], lm.backbone.init_memory(1, decoding=True))
+            nll += F.cross_entropy(
+                logits[0, scored - first :].double(), ids[scored + 1 : end + 1], reduction="none"
+            ).tolist()
+    assert logged["val/tokens"] == len(nll) == sum(data.store.pieces[n].length - 1 for n in data.pieces("validation"))
+    assert logged["val/nll"] == pytest.approx(np.mean(nll), rel=1e-6)
+
+
+def test_windows_refuse_a_memory_that_they_would_never_read(tmp_path: Path) -> None:
+    data = MusicData(recall=RecallTask(num_train=8, num_validation=3), segment_length=64, windows=Windows(16))
+    with pytest.raises(ValueError, match=r"set model\.horizons to 2x0"):
+        trainer(tmp_path).validate(module(data), data, verbose=False)
+
+
+def test_changed_horizons_are_a_one_pass_mask_over_the_same_weights(tmp_path: Path) -> None:
+    data = recall_data()
+    lm = module(data)
+    trained = trainer(tmp_path, max_steps=2)
+    trained.fit(lm, data)
+    path = tmp_path / "weights.ckpt"
+    trained.save_checkpoint(path, weights_only=True)
+    tokens_BN = torch.randint(0, 392, (1, 256), generator=torch.Generator().manual_seed(0))
+    for horizons in (None, "2x0", "1x16+1x64", "2x256"):
+        network = checkpoints.load(path, horizons=horizons).backbone.double()
+        assert network.horizons == ((128, 32) if horizons is None else parse_horizons(horizons))
+        masks = [boundary_mask(256, 64, horizon) for horizon in network.horizons]
+        expected = one_pass(network, tokens_BN, masks)
+        torch.testing.assert_close(stream(network, tokens_BN), expected, atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="for 2 layers"):
+        checkpoints.load(path, horizons="3x16")
 
 
 def test_validation_leaves_the_training_memory_untouched(tmp_path: Path) -> None:

@@ -82,13 +82,21 @@ class RecurrentLM(LightningModule):
         """
         data = self._data
         if data is not None:
-            if data.windows is not None and any(self.backbone.horizons):
-                off = f"{len(self.backbone.horizons)}x0"
-                raise ValueError(f"data.windows are isolated and read no memory; set model.horizons to {off}")
+            self.check_data(data)
             self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))
             self.recall = RecallPerplexity(data.recall_distances) if data.recall_distances else None
             if self.recall:
                 self.recall.to(self.device)
+
+    def check_data(self, data: Any) -> None:
+        """Refuse a memory that isolated windows would never read.
+
+        Raises:
+            ValueError: windows and horizons above 0.
+        """
+        if data.windows is not None and any(self.backbone.horizons):
+            off = f"{len(self.backbone.horizons)}x0"
+            raise ValueError(f"data.windows are isolated and read no memory; set model.horizons to {off}")
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean NLL over B * T positions: a constant denominator, so that padding changes no gradient's weight."""

@@ -186,6 +186,7 @@ def run(command: str, arguments: list[str]) -> int:
     if command != "fit" and cli.checkpoint is None:
         raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
     output = check_output(cli.config.output)
+    cli.model.check_data(cli.datamodule)
     announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None else str(cli.checkpoint)
     if command == "fit":

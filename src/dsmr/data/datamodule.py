@@ -71,7 +71,7 @@ class MusicData(LightningDataModule):
         ):
             if value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
-        if windows is not None and windows.stride > segment_length:
+        if windows is not None and windows.protocol == "strided" and windows.stride > segment_length:
             raise DataError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
         self.path, self.recall, self.windows, self.tokenizer_spec = path, recall, windows, tokenizer
         self.segment_length, self.num_lanes = segment_length, num_lanes

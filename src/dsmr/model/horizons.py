@@ -62,7 +62,8 @@ def check_horizons(horizons: Sequence[int], segment_length: int, memory_block: i
         if horizon % memory_block:
             raise ValueError(
                 f"horizon {horizon} in {format_horizons(horizons)} is not a multiple of memory_block "
-                f"{memory_block}; {_nearest(horizon, memory_block)} would be"
+                f"{memory_block}; {horizon // memory_block * memory_block} or "
+                f"{(horizon // memory_block + 1) * memory_block} would be"
             )
 
 

@@ -46,7 +46,7 @@ class Schedule(ABC):
         """
         shape = self.horizons(num_layers)
         if budget % block or budget < 0 or not sum(shape):
-            raise _unspent(self, budget, num_layers, block, unit=block)
+            raise _unspent(self, budget, num_layers, block, legal=_around(budget, block) if sum(shape) else [0])
         shares = [divmod(tokens * budget, block * sum(shape)) for tokens in shape]
         left = budget // block - sum(blocks for blocks, _ in shares)
         losers = sorted(range(num_layers), key=lambda layer: (shares[layer][1], shape[layer]))[num_layers - left :]
@@ -65,7 +65,7 @@ class Full(Schedule):
 
     def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
         """The same horizon everywhere, `budget / num_layers`."""
-        return (_part(self, budget, budget, num_layers, num_layers, block),) * num_layers
+        return (_part(self, budget, num_layers, num_layers, block),) * num_layers
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,12 @@ class TwoScale(Schedule):
         """
         if self.long < self.short:
             raise ValueError(f"two-scale: long ({self.long}) is below short ({self.short}); swap them")
-        chosen = placed(self.num_long, num_layers, self.placement)
+        chosen = placed(self.num_long, num_layers, self.placement, key="num_long")
         return tuple(self.long if layer in chosen else self.short for layer in range(num_layers))
 
     def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
         """The long layers share what the short ones leave."""
-        left = budget - self.short * (num_layers - self.num_long)
-        long = _part(self, budget, left, self.num_long, num_layers, block)
+        long = _part(self, budget, self.num_long, num_layers, block, short=self.short)
         return replace(self, long=long).horizons(num_layers)
 
 
@@ -135,12 +134,12 @@ class Binary(Schedule):
 
     def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
         """The chosen layers share the budget."""
-        long = _part(self, budget, budget, len(self._chosen(num_layers)), num_layers, block)
+        long = _part(self, budget, len(self._chosen(num_layers)), num_layers, block)
         return replace(self, long=long).horizons(num_layers)
 
     def _chosen(self, num_layers: int) -> frozenset[int]:
         if isinstance(self.layers, int):
-            return placed(self.layers, num_layers, self.placement)
+            return placed(self.layers, num_layers, self.placement, key="layers")
         chosen = frozenset(self.layers)
         if len(chosen) != len(self.layers) or not chosen <= set(range(num_layers)):
             raise ValueError(
@@ -229,14 +228,14 @@ class Fitted(Schedule):
         return self.schedule.spend(self.budget, num_layers, self.block)
 
 
-def placed(num_chosen: int, num_layers: int, placement: Placement) -> frozenset[int]:
-    """Layer numbers (0 = bottom) of `num_chosen` layers out of `num_layers`.
+def placed(num_chosen: int, num_layers: int, placement: Placement, *, key: str) -> frozenset[int]:
+    """Layer numbers (0 = bottom) of `num_chosen` layers out of `num_layers`; `key` names the number in an error.
 
     Raises:
         ValueError: `num_chosen` is not within 0..num_layers, or the placement has no such name.
     """
     if not 0 <= num_chosen <= num_layers:
-        raise ValueError(f"{num_chosen} layers cannot be chosen out of {num_layers}; give 0 to {num_layers}")
+        raise ValueError(f"{key} is {num_chosen}, but the network has {num_layers} layers; give 0 to {num_layers}")
     if placement == "lower":
         return frozenset(range(num_chosen))
     if placement == "upper":
@@ -263,20 +262,30 @@ def expand(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple
     return expanded
 
 
-def _part(schedule: Schedule, budget: int, left: int, count: int, num_layers: int, block: int) -> int:
-    """Equal part of `left` tokens for `count` layers, in whole blocks."""
-    if count and left >= 0 and left % (count * block) == 0:
-        return left // count
-    raise _unspent(schedule, budget, num_layers, block, unit=max(1, count) * block, fixed=budget - left)
+def _part(schedule: Schedule, budget: int, count: int, num_layers: int, block: int, *, short: int = 0) -> int:
+    """Horizon of `count` equal layers, in whole blocks, that spend what the others leave with `short` tokens each."""
+    fixed, unit = short * (num_layers - count), max(count, 1) * block
+    long, rest = divmod(budget - fixed, unit)
+    if count and not rest and block * long >= short:
+        return block * long
+    least = count * block * -(-short // block)
+    legal = [fixed + max(least, tokens) for tokens in _around(budget - fixed, unit)] if count else [fixed]
+    raise _unspent(schedule, budget, num_layers, block, legal)
 
 
-def _unspent(schedule: Schedule, budget: int, num_layers: int, block: int, *, unit: int, fixed: int = 0) -> ValueError:
-    """The refusal of a budget, with the nearest that can be spent: `fixed` and a multiple of `unit`."""
+def _around(tokens: int, unit: int) -> list[int]:
+    """The multiples of a unit below and above, none below 0."""
+    below = max(0, tokens // unit)
+    return [below * unit, (below + 1) * unit]
+
+
+def _unspent(schedule: Schedule, budget: int, num_layers: int, block: int, legal: list[int]) -> ValueError:
+    """The refusal of a budget, with those nearest to it that can be spent."""
     name = type(schedule).__name__
-    below = fixed + max(0, budget - fixed) // unit * unit
+    can = " or ".join(str(tokens) for tokens in sorted(set(legal)))
     return ValueError(
         f"{name} over {num_layers} layers in blocks of {block} tokens cannot spend a budget of {budget}; "
-        f"it can spend {below} or {below + unit}"
+        f"it can spend {can}"
     )
 
 

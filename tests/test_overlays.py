@@ -1,0 +1,121 @@
+"""Every shipped overlay at base.yaml's depth, and the experiments that are made of them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from dsmr.cli.configs import FOLDER, shipped
+from dsmr.cli.lightning import DsmrCLI
+from dsmr.model import RecurrentTransformer
+from dsmr.report import Depth, plot_recall, plot_schedules
+
+EXPERIMENTS = FOLDER.parent / "experiments"
+OVERLAYS = [name for name in shipped() if name.startswith(("horizons/", "backbone/", "data/"))]
+BUDGET = 12_288
+OTHER_BUDGETS = {"full": 49_152, "two_scale_whole": 49_152, "memoryless": 0, "windowed": 0, "perceiver_ar": 0}
+
+
+def narrow(name: str, tmp_path: Path) -> DsmrCLI:
+    """An overlay over base.yaml, 12 layers deep but 16 wide, on generated pieces, segments of 128 tokens."""
+    sizes = {"d_model": 16, "num_layers": 12, "num_heads": 2, "init_std": 0.3, "dropout": 0.0}
+    options = [f"--model.backbone.{key}={value}" for key, value in sizes.items()]
+    options += ["--data.recall.num_train=4", "--data.recall.num_validation=2", "--data.num_lanes=2"]
+    options += ["--data.segment_length=128", "--data.transpose=0", f"--root={tmp_path}"]
+    options += ["--trainer.fast_dev_run=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    if name == "data/windowed":
+        options += ["--data.windows.stride=64"]
+    return DsmrCLI("fit", ["--config", name, *options])
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_trains_validates_and_decodes_as_it_trains(name: str, tmp_path: Path) -> None:
+    cli = narrow(name, tmp_path)
+    cli.trainer.fit(cli.model, cli.datamodule)
+    assert torch.isfinite(cli.trainer.callback_metrics["val/perplexity"])
+    network = cli.model.backbone.double().eval()
+    assert len(network.blocks) == 12
+    tokens_BN = torch.randint(0, 392, (1, 288), generator=torch.Generator().manual_seed(0))
+    streamed, decoded = [], []
+    with torch.inference_mode():
+        for part_length, logits in ((128, streamed), (1, decoded)):
+            memory = network.init_memory(1, decoding=True)
+            for part_BT in tokens_BN.split(part_length, dim=1):
+                out_BTV, update = network(part_BT, memory)
+                memory.commit(update)
+                logits.append(out_BTV)
+    torch.testing.assert_close(torch.cat(decoded, 1), torch.cat(streamed, 1), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_has_its_budget_at_base_size_and_as_many_parameters_as_all(name: str) -> None:
+    with torch.device("meta"):
+        cli = DsmrCLI("fit", ["--config", name, "--trainer.logger=false"])
+    network = cli.model.backbone
+    assert sum(network.horizons) == OTHER_BUDGETS.get(name.partition("/")[2], BUDGET)
+    assert sum(p.numel() for p in network.parameters()) == 38_748_672
+    assert cli.datamodule.num_lanes * cli.datamodule.segment_length == 4096, "other tokens per step"
+    assert network.rule == ("sliding" if name.endswith("sliding") else "boundary")
+    if isinstance(network, RecurrentTransformer) and network.horizons:
+        assert network.state_bytes(8, 4) == 2 * 4 * 8 * 512 * sum(network.horizons)
+
+
+def test_the_overlays_are_as_long_as_the_reference_says() -> None:
+    spelled = {path.stem: path.read_text() for path in (FOLDER / "horizons").glob("*.yaml")}
+    assert set(spelled) == {
+        "full", "uniform", "two_scale", "two_scale_upper", "two_scale_interleaved", "two_scale_whole",
+        "binary", "binary_sliding", "ascending", "descending", "memoryless",
+    }  # fmt: skip
+    assert "2x22016+10x512" in spelled["two_scale_whole"]
+    for text in spelled.values():
+        assert text.startswith("# ")
+
+
+def test_the_sweep_of_the_papers_table_is_every_overlay_once_and_its_commands_parse(tmp_path: Path) -> None:
+    sweep = yaml.safe_load((EXPERIMENTS / "paper_table.yaml").read_text(encoding="utf-8"))
+    names = sweep["parameters"]["config"]["values"]
+    assert sorted(names) == sorted(name.partition("/")[2] for name in OVERLAYS)
+    assert sweep["command"][:2] == ["dsmr", "fit"]
+    for name in names:
+        trial = {"args": {key: {"value": name if key == "config" else v["value"]} for key, v in parameters(sweep)}}
+        filled = create_sweep_command_args(trial)["args"]
+        arguments = [part for word in sweep["command"][2:] for part in (filled if word == "${args}" else [word])]
+        arguments += ["--trainer.logger=false", f"--root={tmp_path}"]
+        with torch.device("meta"):
+            assert DsmrCLI("fit", arguments).config.seed_everything == 0
+
+
+def parameters(sweep: dict) -> list[tuple[str, dict]]:
+    return list(sweep["parameters"].items())
+
+
+def test_the_variants_experiment_has_a_row_for_every_overlay_with_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import variants
+
+    assert sorted(variants.VARIANTS) == sorted(name.partition("/")[2] for name in OVERLAYS)
+    for kind, scale in variants.SCALES.items():
+        for name, variant in variants.VARIANTS.items():
+            cli = DsmrCLI("fit", variants.scaled(variant, scale))
+            budget = sum(cli.model.backbone.horizons)
+            expected = {"full": 64, "two_scale_whole": 64, "memoryless": 0, "windowed": 0, "perceiver_ar": 0}
+            assert budget == expected.get(name, 16) * scale.unit, (kind, name)
+            data = cli.datamodule
+            assert data.num_lanes * data.segment_length == {"recall": 2048, "maestro": 1024}[kind]
+            assert len(cli.model.backbone.blocks) == 4
+
+
+def test_pictures_are_written_and_without_matplotlib_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depths = {"one": Depth((256, 64), 64), "two": Depth((0, 128), 64, "sliding")}
+    plot_schedules(depths, tmp_path / "schedules.svg")
+    plot_recall({"one": {64: 1.0, 128: 16.0}}, {"one": (64, 128)}, 16, tmp_path / "recall.png")
+    assert "receptive field" in (tmp_path / "schedules.svg").read_text()
+    assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r"dsmr\[app\]"):
+        plot_schedules(depths, tmp_path / "other.svg")

@@ -229,9 +229,10 @@ class MusicData(LightningDataModule):
             return
         mine = self.state_dict()
         for name in mine.keys() - {"epoch", "next_step"}:
-            if state_dict[name] != mine[name]:
+            saved = state_dict.get(name, mine[name])
+            if saved != mine[name]:
                 raise DataError(
-                    f"the run to resume was trained with data.{name} = {state_dict[name]}, now it is {mine[name]}; "
+                    f"the run to resume was trained with data.{name} = {saved}, now it is {mine[name]}; "
                     "use the run's own value, or begin a new run"
                 )
         self.seek(state_dict["epoch"], state_dict["next_step"])

@@ -18,7 +18,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class Decoder(Backbone):
-    """Pre-norm decoder: RMSNorm, rotary positions, gated MLP, tied embeddings. What it remembers is its heirs' affair.
+    """Pre-norm decoder: RMSNorm, rotary positions, gated MLP, tied embeddings; its subclasses say what is remembered.
 
     Args:
         vocab_size: V.

@@ -17,6 +17,7 @@ COMMANDS = {
     "validate": ("dsmr.cli.lightning", "perplexity of a trained model on whole validation pieces"),
     "test": ("dsmr.cli.lightning", "the same on the test split"),
     "generate": ("dsmr.cli.generate", "music from a trained model"),
+    "benchmark": ("dsmr.cli.benchmark", "speed and memory of schedules, baselines and peers"),
 }
 DEBUG_VARIABLE = "DSMR_DEBUG"
 

@@ -1,67 +1,103 @@
-"""Attention over memory and segment: one function, of which this is the reference form.
+"""Attention over memory and segment: one function with interchangeable forms, of which the reference is the plainest.
 
-Shapes: B lanes, T queries, M memory (ring slots and, while decoding, the open tokens), S = M + T, H heads,
-D head width. Every other backend has to equal this one, forward and backward.
+Shapes: B lanes, T queries, H query heads, K key/value heads, G = H / K, D head width, M remembered slots, N open
+tokens, S = M + N + T keys. Every form has to equal the reference, forward and backward.
 """
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from dsmr.model.horizons import Rule
-from dsmr.model.memory import Memory
+from dsmr.model.flex import flex
+from dsmr.model.merged import merged
+from dsmr.model.view import Past, View
+
+Form = Literal["auto", "merged", "flex", "reference", "materialised"]
+_log = logging.getLogger(__name__)
 
 
-def visible_B1TS(memory: Memory, layer: int, length_B: Tensor, num_queries: int, rule: Rule = "boundary") -> Tensor:
-    """Which keys a query sees, True = visible; of what is remembered, only tokens of the lane's own piece.
-
-    `boundary`, Transformer-XL's: its own segment up to itself, and the last `H_l` tokens before the segment.
-    `sliding`: the `H_l` tokens that end with itself, wherever segments begin; its own segment up to itself in a
-    layer with `H_l = 0`.
-
-    Args:
-        memory: for its clock and its open segment.
-        layer: whose horizon counts.
-        length_B: how many tokens of the lane's piece lie before the segment.
-        num_queries: T, the queries that follow the open segment.
-        rule: one of the two.
-
-    Returns:
-        (B, 1, T, S) bool; S counts the ring's slots, the open tokens, then the queries' own tokens.
-    """
-    device, horizon = length_B.device, memory.horizons[layer]
-    ages_M = memory.ages_M(layer)
-    ring_B1TM = (ages_M <= length_B[:, None])[:, None, None, :].expand(-1, 1, num_queries, -1)
-    own_length = memory.open_length + num_queries
-    own_TS = torch.ones(num_queries, own_length, dtype=torch.bool, device=device).tril(memory.open_length)
-    if rule == "sliding" and horizon:
-        place_T = torch.arange(memory.open_length, own_length, device=device)
-        ring_B1TM = ring_B1TM & (ages_M + place_T[:, None] < horizon)
-        own_TS = own_TS.triu(memory.open_length - horizon + 1)
-    return torch.cat([ring_B1TM, own_TS.expand(len(length_B), 1, -1, -1)], dim=-1)
+Attention = Callable[[Tensor, Tensor, Tensor, Past, View], Tensor]
 
 
 def attend(
-    query_BHTD: Tensor,
-    key_BHTD: Tensor,
-    value_BHTD: Tensor,
-    memory_key_BHMD: Tensor,
-    memory_value_BHMD: Tensor,
-    mask_B1TS: Tensor,
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View, form: Form = "auto"
 ) -> Tensor:
-    """Softmax attention of the segment's queries over [memory, segment]: concatenation and masked SDPA.
+    """Softmax attention of the segment's queries over what is remembered and their own segment.
 
-    `softmax(q [k_mem, k]^T / sqrt(D)) [v_mem, v]`, the memory detached: equation 1 of Transformer-XL
+    `softmax(q [k_memory, k]^T / sqrt(D)) [v_memory, v]`, the memory detached: equation 1 of Transformer-XL
     (arXiv 1901.02860) with rotary positions in place of its relative ones. Keys may have fewer heads than
-    queries.
+    queries. A single query always takes the form that reads every key once.
+
+    Args:
+        query_BHTD: rotated queries.
+        key_BKTD: their own tokens' rotated keys.
+        value_BKTD: likewise the values.
+        past: what came before.
+        view: what of it they see.
+        form: `auto` is merged on the CPU, flex on CUDA, else the reference.
 
     Returns:
         (B, H, T, D)
     """
+    if view.num_queries == 1 and form != "reference":
+        return single(query_BHTD, key_BKTD, value_BKTD, past, view)
+    return chosen(form, query_BHTD.device.type)(query_BHTD, key_BKTD, value_BKTD, past, view)
+
+
+@cache
+def chosen(form: Form, device: str) -> Attention:
+    """The function of a form; where it does not run on a device, the reference, with one line in the log."""
+    if form == "auto":
+        form = {"cpu": "merged", "cuda": "flex"}.get(device, "auto")  # type: ignore[assignment]
+    forms: dict[str, Attention] = {"reference": reference, "materialised": materialised}
+    if device == "cpu":
+        forms["merged"] = merged
+    if device == "cuda":
+        forms["flex"] = flex
+    if form not in forms:
+        _log.warning("attention: no %s form on %s; the reference form is used", form.replace("auto", "fast"), device)
+    return forms.get(form, reference)
+
+
+def reference(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
+    """Concatenation and masked SDPA; see `attend`."""
     return F.scaled_dot_product_attention(
         query_BHTD,
-        torch.cat([memory_key_BHMD, key_BHTD], dim=2),
-        torch.cat([memory_value_BHMD, value_BHTD], dim=2),
-        attn_mask=mask_B1TS,
-        enable_gqa=query_BHTD.shape[1] != key_BHTD.shape[1],
+        torch.cat([past.key, past.open_key, key_BKTD], dim=2),
+        torch.cat([past.value, past.open_value, value_BKTD], dim=2),
+        attn_mask=view.mask_B1TS,
+        enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1],
     )
+
+
+def materialised(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
+    """Keep the score matrix for backward, as implementations before fused kernels do; see `attend`."""
+    groups = query_BHTD.shape[1] // key_BKTD.shape[1]
+    key_BHSD = torch.cat([past.key, past.open_key, key_BKTD], dim=2).repeat_interleave(groups, dim=1)
+    value_BHSD = torch.cat([past.value, past.open_value, value_BKTD], dim=2).repeat_interleave(groups, dim=1)
+    scores_BHTS = query_BHTD @ key_BHSD.mT * query_BHTD.shape[-1] ** -0.5
+    scores_BHTS = scores_BHTS.masked_fill(~view.mask_B1TS, -torch.inf)
+    weights_BHTS = scores_BHTS.softmax(dim=-1, dtype=torch.promote_types(scores_BHTS.dtype, torch.float32))
+    return weights_BHTS.to(query_BHTD.dtype) @ value_BHSD
+
+
+def single(query_BH1D: Tensor, key_BK1D: Tensor, value_BK1D: Tensor, past: Past, view: View) -> Tensor:
+    """One query per lane: every key and value is read once where it lies, nothing of them is copied; see `attend`."""
+    heads, width = query_BH1D.shape[1], query_BH1D.shape[3]
+    query_BKGD = query_BH1D.reshape(len(query_BH1D), key_BK1D.shape[1], -1, width) * width**-0.5
+    scores = [query_BKGD @ key.mT for key in (past.key, past.open_key, key_BK1D)]
+    if view.memory_mask is not None:
+        scores[0] = scores[0].masked_fill(~view.memory_mask, -torch.inf)
+    scores_BKGS = torch.cat(scores, dim=-1)
+    if view.window and view.window <= view.num_open:
+        first = len(view.ages_M)
+        scores_BKGS[..., first : first + view.num_open + 1 - view.window] = -torch.inf
+    weights_BKGS = scores_BKGS.softmax(dim=-1, dtype=torch.promote_types(scores_BKGS.dtype, torch.float32))
+    parts = weights_BKGS.to(value_BK1D.dtype).split([part.shape[-1] for part in scores], dim=-1)
+    values = (past.value, past.open_value, value_BK1D)
+    return sum(weights @ value for weights, value in zip(parts, values, strict=True)).view(-1, heads, 1, width)

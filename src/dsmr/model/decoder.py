@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from dsmr.model.attention import attend
+from dsmr.model.attention import Form, attend
 from dsmr.model.backbone import Backbone
 from dsmr.model.memory import Memory
+from dsmr.model.view import Past, View
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -30,6 +32,9 @@ class Decoder(Backbone):
         hidden_width: width of the gated MLP; None means 8/3 E, rounded up to a multiple of 64.
         dropout: probability on embeddings and residual branches, never on attention weights.
         init_std: of the embedding and the linear layers; output projections get it over sqrt(2 L).
+        attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
+        activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
+        compile_blocks: compile every layer (torch.compile).
 
     Raises:
         ValueError: heads or widths that do not fit together.
@@ -47,6 +52,9 @@ class Decoder(Backbone):
         hidden_width: int | None,
         dropout: float,
         init_std: float,
+        attention: Form,
+        activation_checkpointing: bool,
+        compile_blocks: bool,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -77,11 +85,15 @@ class Decoder(Backbone):
         }
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
-            Block(d_model, num_heads, num_kv_heads, hidden_width, dropout) for _ in range(num_layers)
+            Block(d_model, num_heads, num_kv_heads, hidden_width, dropout, attention) for _ in range(num_layers)
         )
         self.norm = nn.RMSNorm(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.activation_checkpointing = activation_checkpointing
         self._init_weights(init_std)
+        if compile_blocks:
+            for block in self.blocks:
+                block.compile(dynamic=False)
 
     def _init_weights(self, std: float) -> None:
         nn.init.normal_(self.embedding.weight, std=std)
@@ -126,9 +138,9 @@ class Decoder(Backbone):
         return torch.where(is_start_B, 0, memory.length_B)
 
     def run(
-        self, tokens_BT: Tensor, clock: int, pasts: Sequence[KeysValues], masks_B1TS: Sequence[Tensor]
+        self, tokens_BT: Tensor, clock: int, pasts: Sequence[Past], views: Sequence[View]
     ) -> tuple[Tensor, list[KeysValues]]:
-        """All layers over tokens that begin at `clock`, each with its past keys and values and its mask.
+        """All layers over tokens that begin at `clock`, each with its past and its view of it.
 
         Returns:
             logits (B, T, V), and per layer the tokens' own rotated keys and values, (B, H, T, D).
@@ -136,8 +148,10 @@ class Decoder(Backbone):
         rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
         new = []
         x_BTE = self.dropout(self.embedding(tokens_BT))
-        for block, past, mask_B1TS in zip(self.blocks, pasts, masks_B1TS, strict=True):
-            x_BTE, key, value = block(x_BTE, rotation, past, mask_B1TS)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
+        for block, past, view in zip(self.blocks, pasts, views, strict=True):
+            given = (x_BTE, rotation, past, view)
+            x_BTE, key, value = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
             new.append((key, value))
         return F.linear(self.norm(x_BTE), self.embedding.weight), new
 
@@ -145,8 +159,11 @@ class Decoder(Backbone):
 class Block(nn.Module):
     """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
 
-    def __init__(self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float) -> None:
+    def __init__(
+        self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float, attention: Form
+    ) -> None:
         super().__init__()
+        self.attention: Form = attention
         self.head_width = d_model // num_heads
         self.widths = [d_model, num_kv_heads * self.head_width, num_kv_heads * self.head_width]
         self.attention_norm = nn.RMSNorm(d_model)
@@ -157,14 +174,12 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden_width, d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x_BTE: Tensor, rotation: "Rotation", past: KeysValues, mask_B1TS: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_BTE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """Return the layer's output (B, T, E) and the segment's rotated keys and values (B, H, T, D)."""
         heads = self.query_key_value(self.attention_norm(x_BTE)).split(self.widths, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in heads)
         query, key = rotation(query), rotation(key)
-        attended_BHTD = attend(query, key, value, *past, mask_B1TS)
+        attended_BHTD = attend(query, key, value, past, view, self.attention)
         x_BTE = x_BTE + self.dropout(self.output(attended_BHTD.transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.mlp_norm(x_BTE)).chunk(2, dim=-1)
         return x_BTE + self.dropout(self.down(F.silu(gate) * up)), key, value

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsmr.model.view import Past
+
 MIB = 2**20
 
 
@@ -101,16 +103,13 @@ class Memory:
         slots_M = torch.arange(horizon, device=self.length_B.device)
         return (self.clock - 1 - slots_M) % horizon + 1 if horizon else slots_M
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, (B, H, M + n, D): the ring's M slots, then the n open tokens."""
+    def read(self, layer: int) -> Past:
+        """Keys and values of one layer where they lie: the ring's M slots, and the open tokens."""
         if not self.open_length:
-            return self.keys[layer], self.values[layer]
-        open_keys = self.open_keys[layer][:, :, : self.open_length]
-        open_values = self.open_values[layer][:, :, : self.open_length]
-        return (
-            torch.cat([self.keys[layer], open_keys], dim=2),
-            torch.cat([self.values[layer], open_values], dim=2),
-        )
+            nothing = self.keys[layer][:, :, :0]
+            return Past(self.keys[layer], self.values[layer], nothing, nothing)
+        opened = (part[layer][:, :, : self.open_length] for part in (self.open_keys, self.open_values))
+        return Past(self.keys[layer], self.values[layer], *opened)
 
     @torch.no_grad()
     def commit(self, update: Update) -> None:

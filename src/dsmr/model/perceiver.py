@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmr.model.attention import visible_B1TS
+from dsmr.model.attention import Form
 from dsmr.model.decoder import Decoder, KeysValues, Rotation
 from dsmr.model.horizons import FULL_HORIZON, TOKENS_PER_SECOND
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule
+from dsmr.model.view import View
 
 ID_BYTES = 8
 
@@ -40,6 +41,9 @@ class PerceiverAR(Decoder):
         hidden_width: of the gated MLP; None means 8/3 of d_model.
         dropout: on embeddings, those of the prefix included, and residual branches.
         init_std: of the weights.
+        attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
+        activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
+        compile_blocks: compile every layer (torch.compile).
 
     Raises:
         ValueError: horizons are given, or heads and widths do not fit together.
@@ -59,6 +63,9 @@ class PerceiverAR(Decoder):
         hidden_width: int | None = None,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        attention: Form = "auto",
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__(
             vocab_size,
@@ -70,6 +77,9 @@ class PerceiverAR(Decoder):
             hidden_width=hidden_width,
             dropout=dropout,
             init_std=init_std,
+            attention=attention,
+            activation_checkpointing=activation_checkpointing,
+            compile_blocks=compile_blocks,
         )
         if horizons is not None:
             raise ValueError(
@@ -90,16 +100,16 @@ class PerceiverAR(Decoder):
         length_B = self.begin(tokens_BT, memory, is_start_B)
         num_layers, num_tokens = len(self.blocks), tokens_BT.shape[1]
         prefix = memory.prefix if memory.open_length else self._read_prefix(memory)
-        own_past = [memory.read(layer) for layer in range(num_layers)]
-        own_B1TS = visible_B1TS(memory, 0, length_B, num_tokens)
+        pasts = [memory.read(layer) for layer in range(num_layers)]
         ages_P = torch.arange(self.prefix_length, 0, -1, device=length_B.device)
-        seen_B1TP = (ages_P <= length_B[:, None])[:, None, None, :].expand(-1, 1, num_tokens, -1)
-        key, value = (torch.cat(parts, dim=2) for parts in zip(prefix, own_past[0], strict=True))
+        lowest, other = (
+            View.of(ages, length_B, memory.open_length, num_tokens) for ages in (ages_P, memory.ages_M(0))
+        )
         logits_BTV, new = self.run(
             tokens_BT,
             memory.clock + memory.open_length,
-            [(key, value), *own_past[1:]],
-            [torch.cat([seen_B1TP, own_B1TS], dim=-1), *[own_B1TS] * (num_layers - 1)],
+            [pasts[0]._replace(key=prefix[0], value=prefix[1]), *pasts[1:]],
+            [lowest, *[other] * (num_layers - 1)],
         )
         keys, values = [key.detach() for key, _ in new], [value.detach() for _, value in new]
         kept = (prefix[0].detach(), prefix[1].detach())

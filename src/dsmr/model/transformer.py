@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dsmr.model.attention import visible_B1TS
+from dsmr.model.attention import Form
 from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import Rule, check_horizons, describe, picture
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule, expand
+from dsmr.model.view import View
 
 
 class RecurrentTransformer(Decoder):
@@ -25,7 +26,7 @@ class RecurrentTransformer(Decoder):
         vocab_size: V.
         horizons: H_l in tokens, bottom to top, one for each layer; as a list, a text or a schedule.
         segment_length: T, tokens per lane and pass.
-        rule: what a query sees: `boundary` or `sliding`, see `dsmr.model.attention.visible_B1TS`.
+        rule: what a query sees: `boundary` or `sliding`, see `dsmr.model.view.View`.
         d_model: see `Decoder`, as for all that follow but the last.
         num_layers: L.
         num_heads: query heads.
@@ -33,6 +34,9 @@ class RecurrentTransformer(Decoder):
         hidden_width: of the gated MLP; None means 8/3 of d_model.
         dropout: on embeddings and residual branches.
         init_std: of the weights.
+        attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
+        activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
+        compile_blocks: compile every layer (torch.compile).
         memory_block: tokens; divides T and every horizon.
 
     Raises:
@@ -53,6 +57,9 @@ class RecurrentTransformer(Decoder):
         hidden_width: int | None = None,
         dropout: float = 0.1,
         init_std: float = 0.02,
+        attention: Form = "auto",
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
         memory_block: int = 128,
     ) -> None:
         super().__init__(
@@ -65,6 +72,9 @@ class RecurrentTransformer(Decoder):
             hidden_width=hidden_width,
             dropout=dropout,
             init_std=init_std,
+            attention=attention,
+            activation_checkpointing=activation_checkpointing,
+            compile_blocks=compile_blocks,
         )
         if rule not in ("boundary", "sliding"):
             raise ValueError(f"rule {rule!r} is not one of boundary, sliding")
@@ -91,15 +101,15 @@ class RecurrentTransformer(Decoder):
         """Read tokens after what `memory` holds; see `Backbone.forward`."""
         length_B = self.begin(tokens_BT, memory, is_start_B)
         num_tokens, layers = tokens_BT.shape[1], range(len(self.horizons))
-        masks = {
-            horizon: visible_B1TS(memory, self.horizons.index(horizon), length_B, num_tokens, self.rule)
-            for horizon in set(self.horizons)
+        views = {
+            horizon: View.of(memory.ages_M(layer), length_B, memory.open_length, num_tokens, self.rule)
+            for horizon, layer in {horizon: layer for layer, horizon in enumerate(self.horizons)}.items()
         }
         logits_BTV, new = self.run(
             tokens_BT,
             memory.clock + memory.open_length,
             [memory.read(layer) for layer in layers],
-            [masks[horizon] for horizon in self.horizons],
+            [views[horizon] for horizon in self.horizons],
         )
         closes = num_tokens == self.segment_length
         kept = [min(horizon, num_tokens) if closes else num_tokens for horizon in self.horizons]

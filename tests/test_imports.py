@@ -18,7 +18,20 @@ ALLOWED = {
     "generate": {"model"},
     "report": {"model"},
     "callbacks": {"model", "metrics", "module", "checkpoint"},
-    "cli": {"data", "model", "metrics", "module", "callbacks", "generate", "checkpoint", "optim", "report"},
+    "peers": set(),
+    "benchmark": {"model", "module", "peers"},
+    "cli": {
+        "data",
+        "model",
+        "metrics",
+        "module",
+        "callbacks",
+        "generate",
+        "checkpoint",
+        "optim",
+        "report",
+        "benchmark",
+    },
 }
 WITHOUT_LIGHTNING = (
     "model",

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer, format_horizons
+from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer, format_horizons, parse_horizons
 from dsmr.model.attention import Form, chosen
 from dsmr.model.decoder import Decoder
 from dsmr.model.memory import MIB, Memory
@@ -58,7 +58,8 @@ class Settings:
         device: auto, cpu or cuda.
         repeats: turns that count.
         warmup: turns that do not.
-        decode_tokens: tokens that are decoded in a turn; 0 leaves decoding out.
+        steps: training steps of a turn; one more goes before them untimed, since another row has just used the caches.
+        decode_tokens: tokens that are decoded in a step; 0 leaves decoding out.
         decode_lanes: continuations at a time, one row for each number.
         seed: of weights and tokens.
     """
@@ -89,13 +90,23 @@ class Settings:
     precision: Precision = "32-true"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     repeats: int = 7
-    warmup: int = 2
+    warmup: int = 1
+    steps: int = 2
     decode_tokens: int = 32
     decode_lanes: list[int] = field(default_factory=lambda: [1])
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("repeats", "d_model", "num_layers", "num_heads", "segment_length", "num_lanes", "vocab_size")
+        positive = (
+            "repeats",
+            "steps",
+            "d_model",
+            "num_layers",
+            "num_heads",
+            "segment_length",
+            "num_lanes",
+            "vocab_size",
+        )
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -127,17 +138,17 @@ class Settings:
 
 
 class Contestant:
-    """A row: something that trains or decodes a fixed number of tokens in a turn.
+    """A row: something that trains or decodes a fixed number of tokens in a step.
 
     Attributes:
         name: of the row.
         kind: `training` or `decoding`.
-        tokens: that a turn reads.
-        turn: does it.
+        tokens: that a step reads.
+        turn: does so many steps.
         facts: figures that do not depend on time.
     """
 
-    def __init__(self, name: str, kind: str, tokens: int, turn: Callable[[], None], facts: dict[str, Any]) -> None:
+    def __init__(self, name: str, kind: str, tokens: int, turn: Callable[[int], None], facts: dict[str, Any]) -> None:
         self.name, self.kind, self.tokens, self.turn, self.facts = name, kind, tokens, turn, facts
         self.seconds: list[float] = []
 
@@ -288,13 +299,14 @@ def training(name: str, settings: Settings, step: Step, extra: dict[str, Any]) -
     optimizer = torch.optim.AdamW(step.network.parameters(), lr=1e-4, fused=True)
     scaler = torch.amp.GradScaler(settings.place.type, enabled=settings.precision == "fp16-mixed")
 
-    def turn() -> None:
-        loss = step.loss()
-        scaler.scale(loss).backward()
-        step.after()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+    def turn(steps: int) -> None:
+        for _ in range(steps):
+            loss = step.loss()
+            scaler.scale(loss).backward()
+            step.after()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
 
     facts = {
         "parameters": sum(p.numel() for p in step.network.parameters()),
@@ -333,7 +345,7 @@ def check_form(settings: Settings, horizons: str | None, form: Form) -> float:
     """
     found: list[list[Tensor]] = []
     for each in (form, "reference"):
-        network = network_of(settings, horizons, each)  # type: ignore[arg-type]
+        network = network_of(settings, horizons, each)
         memory = filled(network_of(settings, horizons, "reference"), settings, settings.num_lanes)
         tokens_BT = Tokens(settings).draw(settings.num_lanes, settings.segment_length)
         with settings.autocast():
@@ -357,16 +369,18 @@ def our_decoding(name: str, settings: Settings, horizons: str | None, num_lanes:
     token_B1 = Tokens(settings).draw(num_lanes, 1)
 
     @torch.inference_mode()
-    def turn() -> None:
+    def turn(steps: int) -> None:
         memory.open_length = 0
-        for _ in range(settings.decode_tokens):
+        for _ in range(settings.decode_tokens * steps):
             with settings.autocast():
                 _, update = network(token_B1, memory)
             memory.commit(update)
 
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     itemsize = memory.dtype.itemsize
-    opened = settings.decode_tokens / 2 * settings.num_layers * 2 * itemsize * num_lanes * network.kv_width
+    opened = (
+        settings.steps * settings.decode_tokens / 2 * settings.num_layers * 2 * itemsize * num_lanes * network.kv_width
+    )
     kept = network.state_bytes(num_lanes, itemsize) if horizons is not None else 0
     floor = bandwidth / (weights + kept + opened)
     facts = {
@@ -386,8 +400,8 @@ def x_transformers_decoding(name: str, settings: Settings) -> Contestant:
     tokens = max(settings.decode_tokens // 4, 1)
 
     @torch.inference_mode()
-    def turn() -> None:
-        for _ in range(tokens):
+    def turn(steps: int) -> None:
+        for _ in range(tokens * steps):
             with settings.autocast():
                 network.decode(token_B1, cache)
 
@@ -432,7 +446,7 @@ def makers(settings: Settings, bandwidth: float) -> dict[str, Callable[[], Conte
                 settings,
                 step,
                 {
-                    "horizons": None if horizons is None else format_horizons(step.network.horizons),  # type: ignore[arg-type]
+                    "horizons": None if horizons is None else format_horizons(parse_horizons(horizons)),
                     "attention": chosen(form, settings.place.type).__name__,
                     "difference_from_reference": difference,
                 },
@@ -506,8 +520,9 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> d
                 torch.cuda.reset_peak_memory_stats(place)
             before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
             try:
+                contestant.turn(1)
                 with timed(place) as seconds:
-                    contestant.turn()
+                    contestant.turn(settings.steps)
             except torch.OutOfMemoryError:
                 del contestants[name]
                 rows[name] = {"name": name, "out_of_memory": True}
@@ -517,7 +532,7 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> d
                 peak = torch.cuda.max_memory_allocated(place) - before + own
                 contestant.facts["peak_memory_gib"] = peak / GIB
             if turn >= settings.warmup:
-                contestant.seconds.append(seconds[0])
+                contestant.seconds.append(seconds[0] / settings.steps)
     for name, contestant in contestants.items():
         rows[name] = figures(contestant, contestants)
     return {

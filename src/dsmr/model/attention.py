@@ -1,7 +1,7 @@
 """Attention over memory and segment: one function with interchangeable forms, of which the reference is the plainest.
 
 Shapes: B lanes, T queries, H query heads, K key/value heads, G = H / K, D head width, M remembered slots, N open
-tokens, S = M + N + T keys. Every form has to equal the reference, forward and backward.
+tokens, S = M + N + T keys, R = B * K. Every form has to equal the reference, forward and backward.
 """
 
 import logging
@@ -88,16 +88,21 @@ def materialised(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past:
 
 def single(query_BH1D: Tensor, key_BK1D: Tensor, value_BK1D: Tensor, past: Past, view: View) -> Tensor:
     """One query per lane: every key and value is read once where it lies, nothing of them is copied; see `attend`."""
-    heads, width = query_BH1D.shape[1], query_BH1D.shape[3]
-    query_BKGD = query_BH1D.reshape(len(query_BH1D), key_BK1D.shape[1], -1, width) * width**-0.5
-    scores = [query_BKGD @ key.mT for key in (past.key, past.open_key, key_BK1D)]
+    lanes, heads, _, width = query_BH1D.shape
+    num_slots, kv_heads = past.key.shape[2], key_BK1D.shape[1]
+    query_RGD = query_BH1D.reshape(lanes * kv_heads, -1, width) * width**-0.5
+    keys, values = [past.key, past.open_key, key_BK1D], [past.value, past.open_value, value_BK1D]
+    if not view.num_open:
+        del keys[1], values[1]
+    scores = [torch.bmm(query_RGD, key.flatten(0, 1).mT) for key in keys]
     if view.memory_mask is not None:
-        scores[0] = scores[0].masked_fill(~view.memory_mask, -torch.inf)
-    scores_BKGS = torch.cat(scores, dim=-1)
+        scores[0].view(lanes, kv_heads, -1, num_slots).masked_fill_(~view.memory_mask, -torch.inf)
+    scores_RGS = torch.cat(scores, dim=-1)
     if view.window and view.window <= view.num_open:
-        first = len(view.ages_M)
-        scores_BKGS[..., first : first + view.num_open + 1 - view.window] = -torch.inf
-    weights_BKGS = scores_BKGS.softmax(dim=-1, dtype=torch.promote_types(scores_BKGS.dtype, torch.float32))
-    parts = weights_BKGS.to(value_BK1D.dtype).split([part.shape[-1] for part in scores], dim=-1)
-    values = (past.value, past.open_value, value_BK1D)
-    return sum(weights @ value for weights, value in zip(parts, values, strict=True)).view(-1, heads, 1, width)
+        scores_RGS[..., num_slots : num_slots + view.num_open + 1 - view.window] = -torch.inf
+    weights_RGS = scores_RGS.softmax(dim=-1, dtype=torch.promote_types(scores_RGS.dtype, torch.float32))
+    parts = weights_RGS.to(value_BK1D.dtype).split([part.shape[-1] for part in scores], dim=-1)
+    out_RGD = torch.bmm(parts[0], values[0].flatten(0, 1))
+    for weights, value in zip(parts[1:], values[1:], strict=True):
+        out_RGD = torch.baddbmm(out_RGD, weights, value.flatten(0, 1))
+    return out_RGD.view(lanes, heads, 1, width)

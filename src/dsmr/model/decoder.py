@@ -4,7 +4,7 @@ Shapes: B lanes, T segment, H heads, D head width, E model width, V vocabulary, 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dsmr.model.attention import Form, attend
 from dsmr.model.backbone import Backbone
+from dsmr.model.fused import RMSNorm, few_rows, gated, normalised, records, split_and_rotate
 from dsmr.model.memory import Memory
 from dsmr.model.view import Past, View
 
@@ -64,6 +65,8 @@ class Decoder(Backbone):
                 f"segment_length {segment_length}, d_model {d_model}, num_layers {num_layers}, num_heads {num_heads} "
                 f"and num_kv_heads {num_kv_heads} must be at least 1, dropout {dropout} at least 0 and below 1"
             )
+        if attention not in get_args(Form):
+            raise ValueError(f"attention {attention!r} is not one of {', '.join(get_args(Form))}")
         if d_model % (2 * num_heads) or num_heads % num_kv_heads:
             raise ValueError(
                 f"d_model {d_model} must be a multiple of 2 * num_heads ({2 * num_heads}), and num_heads "
@@ -87,7 +90,7 @@ class Decoder(Backbone):
         self.blocks = nn.ModuleList(
             Block(d_model, num_heads, num_kv_heads, hidden_width, dropout, attention) for _ in range(num_layers)
         )
-        self.norm = nn.RMSNorm(d_model)
+        self.norm = RMSNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.activation_checkpointing = activation_checkpointing
         self._init_weights(init_std)
@@ -148,12 +151,23 @@ class Decoder(Backbone):
         rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
         new = []
         x_BTE = self.dropout(self.embedding(tokens_BT))
+        if self.is_step(x_BTE):
+            x_BE = x_BTE[:, 0]
+            for block, past, view in zip(cast(Sequence[Block], self.blocks), pasts, views, strict=True):
+                x_BE, key, value = block.step(x_BE, rotation, past, view)
+                new.append((key, value))
+            return few_rows(normalised(x_BE, self.norm.weight), self.embedding.weight)[:, None], new
         again = self.activation_checkpointing and torch.is_grad_enabled()
-        for block, past, view in zip(self.blocks, pasts, views, strict=True):
+        for block, past, view in zip(cast(Sequence[Block], self.blocks), pasts, views, strict=True):
             given = (x_BTE, rotation, past, view)
             x_BTE, key, value = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
             new.append((key, value))
         return F.linear(self.norm(x_BTE), self.embedding.weight), new
+
+    def is_step(self, x_BTE: Tensor) -> bool:
+        """Whether this is a single token per lane, on the CPU in one precision: decoding, where every call counts."""
+        on_cpu = x_BTE.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return x_BTE.shape[1] == 1 and on_cpu and not self.training and not torch.is_grad_enabled()
 
 
 class Block(nn.Module):
@@ -166,23 +180,50 @@ class Block(nn.Module):
         self.attention: Form = attention
         self.head_width = d_model // num_heads
         self.widths = [d_model, num_kv_heads * self.head_width, num_kv_heads * self.head_width]
-        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model)
         self.query_key_value = nn.Linear(d_model, sum(self.widths), bias=False)
         self.output = nn.Linear(d_model, d_model, bias=False)
-        self.mlp_norm = nn.RMSNorm(d_model)
+        self.mlp_norm = RMSNorm(d_model)
         self.gate_up = nn.Linear(d_model, 2 * hidden_width, bias=False)
         self.down = nn.Linear(hidden_width, d_model, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """Return the layer's output (B, T, E) and the segment's rotated keys and values (B, H, T, D)."""
-        heads = self.query_key_value(self.attention_norm(x_BTE)).split(self.widths, dim=-1)
-        query, key, value = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in heads)
-        query, key = rotation(query), rotation(key)
+        query, key, value = self.project(x_BTE, rotation)
         attended_BHTD = attend(query, key, value, past, view, self.attention)
         x_BTE = x_BTE + self.dropout(self.output(attended_BHTD.transpose(1, 2).flatten(2)))
-        gate, up = self.gate_up(self.mlp_norm(x_BTE)).chunk(2, dim=-1)
-        return x_BTE + self.dropout(self.down(F.silu(gate) * up)), key, value
+        return x_BTE + self.dropout(self.down(self.gate(self.gate_up(self.mlp_norm(x_BTE))))), key, value
+
+    def project(self, x_BTE: Tensor, rotation: "Rotation") -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values: (B, H, T, D), with as many heads as each has."""
+        heads_BTF = self.query_key_value(self.attention_norm(x_BTE))
+        widths = [width // self.head_width for width in self.widths]
+        if records(heads_BTF) and heads_BTF.dtype == rotation.cos_TD.dtype:
+            return split_and_rotate(heads_BTF, rotation.cos_TD, rotation.sin_TD, *widths[:2])
+        heads_BHTD = heads_BTF.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        rotated, value = heads_BHTD.split([widths[0] + widths[1], widths[2]], dim=1)
+        query, key = rotation(rotated).split(widths[:2], dim=1)
+        return query, key, value
+
+    def step(self, x_BE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """What `forward` does, for one token per lane without autograd, in as few operations as it takes."""
+        counts = [width // self.head_width for width in self.widths]
+        heads_BF = few_rows(normalised(x_BE, self.attention_norm.weight), self.query_key_value.weight)
+        heads_BHTD = heads_BF.reshape(x_BE.shape[0], -1, 1, self.head_width)
+        rotated = rotation(heads_BHTD[:, : counts[0] + counts[1]])
+        key, value = rotated[:, counts[0] :], heads_BHTD[:, counts[0] + counts[1] :]
+        attended_BHTD = attend(rotated[:, : counts[0]], key, value, past, view, self.attention)
+        x_BE = x_BE + few_rows(attended_BHTD.reshape(x_BE.shape), self.output.weight)
+        gate, up = few_rows(normalised(x_BE, self.mlp_norm.weight), self.gate_up.weight).chunk(2, dim=-1)
+        return x_BE + few_rows(F.silu(gate).mul_(up), self.down.weight), key, value
+
+    def gate(self, gate_up_BTF: Tensor) -> Tensor:
+        """`silu(gate) * up`, of the two halves of what is given."""
+        if records(gate_up_BTF):
+            return gated(gate_up_BTF)
+        gate, up = gate_up_BTF.chunk(2, dim=-1)
+        return F.silu(gate) * up
 
     def keys_values(self, x_BME: Tensor, rotation: "Rotation") -> KeysValues:
         """Only the rotated keys and values of a layer's input, (B, H, M, D) each."""
@@ -209,13 +250,13 @@ class Rotation:
         """Tables for positions start .. start + num_tokens - 1, on `like`'s device, at least float32."""
         frequencies = cls.BASE ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
         angles = torch.outer(torch.arange(start, start + num_tokens, dtype=torch.float64), frequencies)
-        tables = torch.stack([angles.cos(), angles.sin()])
+        cos, sin = angles.cos(), angles.sin()
+        tables = torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
         cos_TD, sin_TD = tables.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
         return cls(cos_TD, sin_TD)
 
     def __call__(self, x_BHTD: Tensor) -> Tensor:
         """Rotate queries or keys."""
-        cos, sin = self.cos_TD, self.sin_TD
-        first, second = x_BHTD.to(cos.dtype).chunk(2, dim=-1)
-        rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return rotated.to(x_BHTD.dtype)
+        x = x_BHTD.to(self.cos_TD.dtype)
+        swapped = x.roll(x.shape[-1] // 2, dims=-1)
+        return torch.addcmul(x * self.cos_TD, swapped, self.sin_TD).to(x_BHTD.dtype)

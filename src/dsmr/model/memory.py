@@ -80,6 +80,7 @@ class Memory:
         self.length_B = torch.zeros(num_lanes, dtype=torch.long, device=device)
         self.clock = 0
         self.open_length = 0
+        self._ages: dict[int, Tensor] = {}  # by horizon; they change with the clock
 
     @property
     def num_lanes(self) -> int:
@@ -100,8 +101,10 @@ class Memory:
     def ages_M(self, layer: int) -> Tensor:
         """Age of every slot's token, (M,): 1 is the token just before the segment's start, M the oldest."""
         horizon = self.horizons[layer]
-        slots_M = torch.arange(horizon, device=self.length_B.device)
-        return (self.clock - 1 - slots_M) % horizon + 1 if horizon else slots_M
+        if horizon not in self._ages:
+            slots_M = torch.arange(horizon, device=self.length_B.device)
+            self._ages[horizon] = (self.clock - 1 - slots_M) % horizon + 1 if horizon else slots_M
+        return self._ages[horizon]
 
     def read(self, layer: int) -> Past:
         """Keys and values of one layer where they lie: the ring's M slots, and the open tokens."""
@@ -150,6 +153,7 @@ class Memory:
             ring[:, :, slot : slot + head] = new[:, :, :head]
             ring[:, :, : kept - head] = new[:, :, head:]
         self.clock = end
+        self._ages.clear()
         self.length_B = self.length_B + self.segment_length
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,6 +185,7 @@ class Memory:
             for target, source in zip(mine, saved, strict=True):
                 target.copy_(source)
         self.length_B.copy_(state["length_B"])
+        self._ages.clear()
         self.clock, self.open_length = int(state["clock"]), int(state["open_length"])
 
 

@@ -1,0 +1,300 @@
+"""Every form of attention equals the reference, forward and backward. B lanes, T segment, M slots, H heads."""
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from conftest import tiny_transformer
+from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
+from dsmr.model.attention import Form, attend, chosen, materialised, reference, single
+from dsmr.model.flex import flex
+from dsmr.model.fused import RMSNorm, few_rows, gated, normalised
+from dsmr.model.horizons import Rule
+from dsmr.model.merged import merged
+from dsmr.model.view import Past, View
+
+# flex runs here as it is, which is slow but exact
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+RULES: list[Rule] = ["boundary", "sliding"]
+FORMS = {"merged": merged, "materialised": materialised, "flex": flex}
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+# lanes: at a piece's beginning, with a part of what fits, full, long full
+LENGTHS = [[0, 0, 0], [0, 8, 16], [16, 16, 999], [8, 24, 999]]
+
+
+def ages(num_slots: int, clock: int) -> Tensor:
+    memory = Memory([num_slots], num_lanes=1, num_kv_heads=1, head_width=2, segment_length=8)
+    memory.clock = clock
+    return memory.ages_M(0)
+
+
+def given(
+    num_slots: int, num_queries: int, num_open: int, lengths: list[int], rule: Rule, kv_heads: int, dtype: torch.dtype
+) -> tuple[list[Tensor], Past, View]:
+    """Random queries, keys, values and past, and what is seen of it; the clock is such that the ring has turned."""
+    draws = torch.Generator().manual_seed(num_slots + num_queries)
+
+    def random(heads: int, length: int) -> Tensor:
+        return torch.randn(len(lengths), heads, length, 6, generator=draws, dtype=torch.float64).to(dtype)
+
+    own = [random(4, num_queries), random(kv_heads, num_queries), random(kv_heads, num_queries)]
+    past = Past(*(random(kv_heads, length) for length in (num_slots, num_slots, num_open, num_open)))
+    view = View.of(ages(num_slots, 40), torch.tensor(lengths), num_open, num_queries, rule)
+    return [part.requires_grad_() for part in own], past, view
+
+
+def results(form: object, own: list[Tensor], past: Past, view: View) -> list[Tensor]:
+    out = form(*own, past, view)  # type: ignore[operator]
+    weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), own)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(("num_slots", "num_queries"), [(16, 8), (4, 8), (0, 8), (256, 130), (24, 1)])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["merged", "materialised"])
+def test_a_form_equals_the_reference_forward_and_backward(
+    name: str, rule: Rule, num_slots: int, num_queries: int, kv_heads: int, lengths: list[int]
+) -> None:
+    own, past, view = given(num_slots, num_queries, 0, lengths, rule, kv_heads, torch.float64)
+    for mine, plain in zip(results(FORMS[name], own, past, view), results(reference, own, past, view), strict=True):
+        torch.testing.assert_close(mine, plain, **EXACT)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("num_slots", "num_queries", "num_open"), [(16, 3, 5), (4, 2, 6), (0, 4, 3)])
+@pytest.mark.parametrize("name", FORMS)
+def test_a_form_equals_the_reference_inside_an_open_segment(
+    name: str, rule: Rule, num_slots: int, num_queries: int, num_open: int, lengths: list[int]
+) -> None:
+    own, past, view = given(num_slots, num_queries, num_open, lengths, rule, 2, torch.float64)
+    own = [part.detach() for part in own]
+    torch.testing.assert_close(FORMS[name](*own, past, view), reference(*own, past, view), **EXACT)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("num_slots", "num_open"), [(16, 0), (16, 5), (4, 6), (0, 3), (0, 0)])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_one_query_equals_the_reference(
+    kv_heads: int, num_slots: int, num_open: int, rule: Rule, lengths: list[int]
+) -> None:
+    own, past, view = given(num_slots, 1, num_open, lengths, rule, kv_heads, torch.float64)
+    for mine, plain in zip(results(single, own, past, view), results(reference, own, past, view), strict=True):
+        torch.testing.assert_close(mine, plain, **EXACT)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("num_slots", [16, 4, 0])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_flex_sees_what_the_reference_sees(kv_heads: int, num_slots: int, rule: Rule, lengths: list[int]) -> None:
+    # uncompiled and without backward, which it has only on CUDA: this proves the masks and the merging
+    own, past, view = given(num_slots, 8, 0, lengths, rule, kv_heads, torch.float64)
+    own = [part.detach() for part in own]
+    torch.testing.assert_close(flex(*own, past, view), reference(*own, past, view), **EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["merged", "materialised"])
+def test_lower_precision_stays_within_its_bound(name: str, rule: Rule, dtype: torch.dtype, bound: float) -> None:
+    own, past, view = given(128, 64, 0, [0, 64, 999], rule, 2, dtype)
+    exact = Past(*(part.double() for part in past))
+    wanted = results(reference, [part.detach().double().requires_grad_() for part in own], exact, view)
+    for mine, plain in zip(results(FORMS[name], own, past, view), wanted, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - plain).abs().max() <= bound * plain.abs().max()
+
+
+def test_a_memory_that_asks_for_its_gradient_gets_it() -> None:
+    own, past, view = given(16, 8, 0, [0, 8, 999], "boundary", 2, torch.float64)
+    past.key.requires_grad_(), past.value.requires_grad_()
+    wanted = [*own, past.key, past.value]
+    grads = [torch.autograd.grad(form(*own, past, view).square().sum(), wanted) for form in (merged, reference)]
+    for mine, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, plain, **EXACT)
+
+
+def test_a_detached_memory_is_not_copied_for_backward() -> None:
+    own, past, view = given(256, 16, 0, [999, 999, 999], "boundary", 4, torch.float32)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        merged(*own, past, view)
+    ring = {past.key.data_ptr(), past.value.data_ptr()}
+    assert ring <= kept.keys()
+    others = sum(size for address, size in kept.items() if address not in ring)
+    segment = 3 * 16 * 4 * 6 * 4  # lanes, queries, heads, width, bytes
+    assert others <= 4.5 * segment  # queries, keys, values, the result, and a number per query
+
+
+@pytest.mark.parametrize("name", ["merged", "reference", "materialised"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_network_learns_the_same_in_every_form(name: Form, rule: Rule) -> None:
+    grads = []
+    for form in (name, "reference"):
+        model = tiny_transformer("1x16+1x4+1x0", rule=rule, attention=form, num_kv_heads=1).train()
+        memory = model.init_memory(2)
+        for number in range(4):
+            tokens_BT = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(number))
+            logits_BTV, update = model(tokens_BT, memory, torch.tensor([number == 2, False]))
+            F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten()).backward()
+            memory.commit(update)
+        grads.append([p.grad for p in model.parameters()])
+    for mine, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, plain, **EXACT)
+
+
+def test_activation_checkpointing_changes_memory_and_nothing_else() -> None:
+    found, kept = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        model = tiny_transformer("3x16", activation_checkpointing=again).train()
+        memory = model.init_memory(2)
+        size = [0]
+
+        def pack(tensor: Tensor, size: list[int] = size) -> Tensor:
+            size[0] += tensor.numel()
+            return tensor
+
+        for number in range(3):
+            tokens_BT = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(number))
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                logits_BTV, update = model(tokens_BT, memory)
+            F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten()).backward()
+            memory.commit(update)
+        found.append([p.grad for p in model.parameters()])
+        kept.append(size[0])
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=0, atol=0)
+    assert kept[1] < kept[0] / 2
+
+
+def test_how_it_is_computed_is_no_part_of_what_a_checkpoint_says() -> None:
+    plain = tiny_transformer("3x16")
+    other = tiny_transformer("3x16", attention="materialised", activation_checkpointing=True)
+    assert plain.config() == other.config()
+
+
+@pytest.mark.parametrize(("form", "device"), [("auto", "mps"), ("flex", "cpu"), ("merged", "cuda")])
+def test_a_form_that_is_not_there_falls_back_with_one_line(
+    form: Form, device: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert chosen(form, device) is reference
+        assert chosen(form, device) is reference
+    assert len(caplog.records) == 1
+    assert device in caplog.text
+
+
+def test_the_quick_form_is_the_default_on_the_cpu() -> None:
+    assert chosen("auto", "cpu") is merged
+    assert chosen("auto", "cuda") is flex
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="auto, merged, flex, reference, materialised"):
+        tiny_transformer("3x16", attention="fast")  # type: ignore[arg-type]
+
+
+def test_one_query_takes_the_single_form_unless_the_reference_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, past, view = given(16, 1, 0, [16], "boundary", 4, torch.float64)
+    calls = []
+    monkeypatch.setattr("dsmr.model.attention.single", lambda *_: calls.append("single"))
+    attend(*own, past, view, "auto")
+    attend(*own, past, view, "reference")
+    assert calls == ["single"]
+
+
+def test_normalisation_and_gate_equal_their_plain_forms() -> None:
+    x = torch.randn(3, 5, 12, dtype=torch.float64, requires_grad=True)
+    norm = RMSNorm(12).double()
+    torch.nn.init.normal_(norm.weight)
+    for quick, plain in [
+        (lambda: norm(x), lambda: F.rms_norm(x, (12,), norm.weight)),
+        (lambda: gated(x), lambda: F.silu(x[..., :6]) * x[..., 6:]),
+    ]:
+        torch.testing.assert_close(quick(), plain(), **EXACT)
+        inputs = [x, norm.weight]
+        grads = [torch.autograd.grad(f().pow(3).sum(), inputs, allow_unused=True) for f in (quick, plain)]
+        for mine, wanted in zip(*grads, strict=True):
+            assert (mine is None) == (wanted is None)
+            if mine is not None:
+                torch.testing.assert_close(mine, wanted, **EXACT)
+    rows, weight = x.detach()[0], torch.randn(8, 12, dtype=torch.float64)
+    torch.testing.assert_close(few_rows(rows, weight), rows @ weight.T, **EXACT)
+    torch.testing.assert_close(few_rows(rows, weight[:7]), rows @ weight[:7].T, **EXACT)
+    torch.testing.assert_close(normalised(rows, norm.weight), F.rms_norm(rows, (12,), norm.weight), **EXACT)
+
+
+@pytest.mark.parametrize("num_lanes", [1, 3, 9])
+@pytest.mark.parametrize("backbone", ["recurrent", "sliding", "perceiver"])
+def test_quick_decoding_equals_plain_decoding(backbone: str, num_lanes: int) -> None:
+    if backbone == "perceiver":
+        sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "prefix_length": 24, "init_std": 0.4}
+        model: RecurrentTransformer | PerceiverAR = PerceiverAR(11, None, 8, **sizes).double().eval()
+    else:
+        rule: Rule = "sliding" if backbone == "sliding" else "boundary"
+        model = tiny_transformer("1x16+1x4+1x0", rule=rule, num_kv_heads=1)
+    tokens_BN = torch.randint(0, 11, (num_lanes, 40), generator=torch.Generator().manual_seed(3))
+    found = []
+    for grad in (False, True):  # with autograd the layers are called as in training
+        memory = model.init_memory(num_lanes, decoding=True)
+        logits = []
+        with torch.set_grad_enabled(grad):
+            for place in range(40):
+                logits_B1V, update = model(tokens_BN[:, place : place + 1], memory)
+                memory.commit(update)
+                logits.append(logits_B1V.detach())
+        found.append(torch.cat(logits, dim=1))
+    torch.testing.assert_close(*found, **EXACT)
+
+
+def test_decoding_allocates_nothing_that_grows() -> None:
+    model = tiny_transformer("1x16+1x4+1x0")
+    memory = model.init_memory(2, decoding=True)
+    places = [tensor.data_ptr() for tensor in (*memory.keys, *memory.values, *memory.open_keys, *memory.open_values)]
+    size = memory.num_bytes
+    with torch.inference_mode():
+        for _ in range(50):
+            memory.commit(model(torch.zeros(2, 1, dtype=torch.long), memory)[1])
+    now = [tensor.data_ptr() for tensor in (*memory.keys, *memory.values, *memory.open_keys, *memory.open_values)]
+    assert (now, memory.num_bytes) == (places, size)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("compile_blocks", [False, True])
+def test_flex_on_cuda_equals_the_reference_and_never_recompiles(rule: Rule, compile_blocks: bool) -> None:
+    sizes = {"d_model": 128, "num_layers": 3, "num_heads": 2, "dropout": 0.0, "rule": rule, "init_std": 0.2}
+    grads = []
+    for form in ("flex", "reference"):
+        torch.manual_seed(0)
+        horizons = "1x256+1x128+1x0"
+        quick = form == "flex" and compile_blocks
+        model = RecurrentTransformer(32, horizons, 128, attention=form, compile_blocks=quick, **sizes).cuda()  # type: ignore[arg-type]
+        memory = model.init_memory(4)
+        for number in range(12):
+            tokens_BT = torch.randint(0, 32, (4, 128), generator=torch.Generator().manual_seed(number)).cuda()
+            is_start_B = torch.tensor([number == 0, number == 3, number % 4 == 0, False]).cuda()
+            logits_BTV, update = model(tokens_BT, memory, is_start_B)
+            F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten()).backward()
+            memory.commit(update)
+            if number == 1:
+                torch._dynamo.config.error_on_recompile = form == "flex"
+        torch._dynamo.config.error_on_recompile = False
+        grads.append([p.grad for p in model.parameters()])
+    for mine, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-2, atol=1e-3)

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from conftest import tiny_transformer
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
+from dsmr.model import attention as attention_module
 from dsmr.model.attention import Form, attend, chosen, materialised, reference, single
 from dsmr.model.flex import flex
 from dsmr.model.fused import RMSNorm, few_rows, gated, normalised
@@ -188,9 +189,9 @@ def test_how_it_is_computed_is_no_part_of_what_a_checkpoint_says() -> None:
 
 @pytest.mark.parametrize(("form", "device"), [("auto", "mps"), ("flex", "cpu"), ("merged", "cuda")])
 def test_a_form_that_is_not_there_falls_back_with_one_line(
-    form: Form, device: str, caplog: pytest.LogCaptureFixture
+    form: Form, device: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen.cache_clear()
+    monkeypatch.setattr(attention_module, "_chosen", {})
     with caplog.at_level(logging.WARNING):
         assert chosen(form, device) is reference
         assert chosen(form, device) is reference
@@ -271,6 +272,33 @@ def test_decoding_allocates_nothing_that_grows() -> None:
             memory.commit(model(torch.zeros(2, 1, dtype=torch.long), memory)[1])
     now = [tensor.data_ptr() for tensor in (*memory.keys, *memory.values, *memory.open_keys, *memory.open_values)]
     assert (now, memory.num_bytes) == (places, size)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compiled_layers_are_compiled_once_for_a_whole_epoch(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the layers that run on CUDA, traced here without generating code
+    model = tiny_transformer("1x256+1x128+1x0", 128, rule=rule, attention="flex").float()
+    plain = tiny_transformer("1x256+1x128+1x0", 128, rule=rule, attention="reference").float()
+    monkeypatch.setattr(attention_module, "chosen", lambda form, device: flex if form == "flex" else reference)
+    torch._dynamo.reset()
+    for block in model.blocks:
+        block.compile(dynamic=False, backend="eager")
+    memories = [model.init_memory(3), plain.init_memory(3)]
+    try:
+        for number in range(8):
+            tokens_BT = torch.randint(0, 11, (3, 128), generator=torch.Generator().manual_seed(number))
+            is_start_B = torch.tensor([number == 0, number == 3, number % 4 == 0])
+            outs = []
+            for network, memory in zip((model, plain), memories, strict=True):
+                with torch.no_grad():
+                    logits_BTV, update = network(tokens_BT, memory, is_start_B)
+                memory.commit(update)
+                outs.append(logits_BTV)
+            torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-4)
+            torch._dynamo.config.error_on_recompile = number > 0
+    finally:
+        torch._dynamo.config.error_on_recompile = False
+        torch._dynamo.reset()
 
 
 @pytest.mark.gpu

@@ -6,14 +6,13 @@ tokens, S = M + N + T keys, R = B * K. Every form has to equal the reference, fo
 
 import logging
 from collections.abc import Callable
-from functools import cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from dsmr.model.flex import flex
+from dsmr.model.flex import blocks, flex
 from dsmr.model.merged import merged
 from dsmr.model.view import Past, View
 
@@ -49,9 +48,24 @@ def attend(
     return chosen(form, query_BHTD.device.type)(query_BHTD, key_BKTD, value_BKTD, past, view)
 
 
-@cache
+def prepare(view: View, form: Form) -> None:
+    """Derive from a view what its form needs, before layers see it that may be compiled."""
+    if chosen(form, view.length_B.device.type) is flex:
+        view.make("flex", blocks)
+        view.own_mask  # noqa: B018  kept by the view, for layers without memory
+
+
+_chosen: dict[tuple[Form, str], Attention] = {}  # no functools.cache: compiled layers look here too
+
+
 def chosen(form: Form, device: str) -> Attention:
     """The function of a form; where it does not run on a device, the reference, with one line in the log."""
+    if (form, device) not in _chosen:
+        _chosen[form, device] = _choose(form, device)
+    return _chosen[form, device]
+
+
+def _choose(form: Form, device: str) -> Attention:
     if form == "auto":
         form = {"cpu": "merged", "cuda": "flex"}.get(device, "auto")  # type: ignore[assignment]
     forms: dict[str, Attention] = {"reference": reference, "materialised": materialised}

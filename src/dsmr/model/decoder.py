@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dsmr.model.attention import Form, attend
+from dsmr.model.attention import Form, attend, prepare
 from dsmr.model.backbone import Backbone
+from dsmr.model.flex import allow_kernels
 from dsmr.model.fused import RMSNorm, few_rows, gated, normalised, records, split_and_rotate
 from dsmr.model.memory import Memory
 from dsmr.model.view import Past, View
@@ -92,9 +93,11 @@ class Decoder(Backbone):
         )
         self.norm = RMSNorm(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.attention: Form = attention
         self.activation_checkpointing = activation_checkpointing
         self._init_weights(init_std)
         if compile_blocks:
+            allow_kernels()
             for block in self.blocks:
                 block.compile(dynamic=False)
 
@@ -157,6 +160,8 @@ class Decoder(Backbone):
                 x_BE, key, value = block.step(x_BE, rotation, past, view)
                 new.append((key, value))
             return few_rows(normalised(x_BE, self.norm.weight), self.embedding.weight)[:, None], new
+        for view in views:
+            prepare(view, self.attention)
         again = self.activation_checkpointing and torch.is_grad_enabled()
         for block, past, view in zip(cast(Sequence[Block], self.blocks), pasts, views, strict=True):
             given = (x_BTE, rotation, past, view)

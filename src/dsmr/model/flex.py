@@ -36,7 +36,10 @@ def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, v
             is_causal=view.own_mask is None,
             enable_gqa=grouped,
         )
-    kernel, wanted = compiled(query_BHTD.device.type), AuxRequest(lse=True)
+    # inside a compiled layer it is compiled with the layer; elsewhere than on CUDA it runs as it is, for tests
+    alone = query_BHTD.device.type == "cuda" and not torch.compiler.is_compiling()
+    kernel: Any = compiled() if alone else flex_attention
+    wanted = AuxRequest(lse=True)
     own, own_aux = kernel(
         query_BHTD, key_BKTD, value_BKTD, block_mask=own_blocks, enable_gqa=grouped, return_aux=wanted
     )
@@ -48,12 +51,15 @@ def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, v
 
 
 @cache
-def compiled(device: str) -> Callable[..., Any]:
-    """The kernel: compiled for static shapes on CUDA; elsewhere as it is, for tests."""
-    if device != "cuda":
-        return flex_attention
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KERNELS)
+def compiled() -> Callable[..., Any]:
+    """The kernel, compiled for static shapes."""
+    allow_kernels()
     return torch.compile(flex_attention, dynamic=False)
+
+
+def allow_kernels() -> None:
+    """Let torch compile one function for as many shapes as a schedule may have."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KERNELS)
 
 
 def blocks(view: View) -> tuple[BlockMask | None, BlockMask]:

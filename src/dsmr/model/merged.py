@@ -23,6 +23,7 @@ CAUSAL_BLOCK = 128  # queries at a time
 BUFFER_BYTES = 2 * 2**20  # of scores at a time: what the second-level caches of two cores hold
 
 
+@torch.compiler.disable
 def merged(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
     """See `dsmr.model.attention.attend`."""
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]

@@ -1,7 +1,8 @@
 """Networks and their memory: plain torch, no Lightning, no data.
 
 `horizons` and `schedules` (how much each layer keeps) -> `memory` (where it is kept, and forgotten) ->
-`attention` (who sees what) -> `backbone` (the interface) -> `transformer`, `perceiver`.
+`view` (who sees what) -> `attention` (by which form; `merged`, `flex` and `fused` are the quick ones) ->
+`backbone` (the interface) -> `decoder` (its layers) -> `transformer`, `perceiver`.
 """
 
 from dsmr.model.backbone import Backbone

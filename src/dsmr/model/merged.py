@@ -7,6 +7,7 @@ parts' results, weighted by their shares of the sum of exponentials (the rule of
 The memory is detached: its backward needs three products of matrices instead of five.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -133,19 +134,21 @@ def _causal_gradients(
     minus_lse_RT1 = -lse.reshape(rows, length, 1)
     minus_delta_RT1 = -(grad_RTD * out_RTD).sum(dim=-1, keepdim=True)
     grad_query, grad_key, grad_value = (part.new_zeros(part.shape) for part in (query_RTD, key_RTD, value_RTD))
-    buffers = query.new_empty(2, rows * min(CAUSAL_BLOCK, length) * length)
-    for first in range(0, length, CAUSAL_BLOCK):
-        end = min(first + CAUSAL_BLOCK, length)
-        here, size = slice(first, end), (rows, end - first, end)
+    block = min(CAUSAL_BLOCK, length)
+    num_rows = _rows_at_a_time(rows, block * length * query.element_size())
+    buffers = query.new_empty(2, num_rows * block * length)
+    for row, first in itertools.product(range(0, rows, num_rows), range(0, length, block)):
+        end, row_end = min(first + block, length), min(row + num_rows, rows)
+        here, past = (slice(row, row_end), slice(first, end)), (slice(row, row_end), slice(end))
+        size = (row_end - row, end - first, end)
         weights, grads = (buffer[: math.prod(size)].view(size) for buffer in buffers)
-        keys, values = key_RTD[:, :end], value_RTD[:, :end]
-        torch.baddbmm(minus_lse_RT1[:, here], query_RTD[:, here], keys.mT, out=weights).exp_()
+        torch.baddbmm(minus_lse_RT1[here], query_RTD[here], key_RTD[past].mT, out=weights).exp_()
         weights[:, :, first:].tril_()
-        torch.baddbmm(minus_delta_RT1[:, here], grad_RTD[:, here], values.mT, out=grads)
-        grad_value[:, :end] += weights.mT @ grad_RTD[:, here]
+        torch.baddbmm(minus_delta_RT1[here], grad_RTD[here], value_RTD[past].mT, out=grads)
+        grad_value[past] += weights.mT @ grad_RTD[here]
         grads.mul_(weights)
-        torch.bmm(grads, keys, out=grad_query[:, here])
-        grad_key[:, :end] += grads.mT @ query_RTD[:, here]
+        torch.bmm(grads, key_RTD[past], out=grad_query[here])
+        grad_key[past] += grads.mT @ query_RTD[here]
     return grad_query.mul_(scale).view(shape), grad_key.view(key.shape), grad_value.view(value.shape)
 
 
@@ -166,7 +169,7 @@ def _query_gradient(
         bias = bias.expand(*query.shape[:2], -1, -1).flatten(0, 1)
     query_RTD = query_RTD * scale
     grad_query_RTD = torch.zeros_like(query_RTD)
-    num_rows = min(rows, 8)
+    num_rows = _rows_at_a_time(rows, num_queries * num_keys * dtype.itemsize)
     width = max(BUFFER_BYTES // (num_rows * num_queries * dtype.itemsize) // 128, 1) * 128
     buffers = torch.empty(2, num_rows * num_queries * min(width, num_keys), dtype=dtype)
     for row in range(0, rows, num_rows):
@@ -182,6 +185,11 @@ def _query_gradient(
             torch.baddbmm(minus_delta_RT1[part], grad_RTD[part], values.mT, out=grads)
             grad_query_RTD[part].baddbmm_(weights.exp_().mul_(grads), keys, alpha=scale)
     return grad_query_RTD.to(query.dtype)
+
+
+def _rows_at_a_time(rows: int, row_bytes: int) -> int:
+    """As many as fit the buffer, but at least eight, so that all cores have some."""
+    return min(rows, max(8, BUFFER_BYTES // row_bytes))
 
 
 def _fold(part_BHTD: Tensor, like_BKMD: Tensor) -> Tensor:

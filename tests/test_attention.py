@@ -42,7 +42,7 @@ def given(
         return torch.randn(len(lengths), heads, length, 6, generator=draws, dtype=torch.float64).to(dtype)
 
     own = [random(4, num_queries), random(kv_heads, num_queries), random(kv_heads, num_queries)]
-    past = Past(*(random(kv_heads, length) for length in (num_slots, num_slots, num_open, num_open)))
+    past = Past(*(random(kv_heads, num_slots + num_open) for _ in range(2)))
     view = View.of(ages(num_slots, 40), torch.tensor(lengths), num_open, num_queries, rule)
     return [part.requires_grad_() for part in own], past, view
 

@@ -82,8 +82,8 @@ def reference(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Pa
     """Concatenation and masked SDPA; see `attend`."""
     return F.scaled_dot_product_attention(
         query_BHTD,
-        torch.cat([past.key, past.open_key, key_BKTD], dim=2),
-        torch.cat([past.value, past.open_value, value_BKTD], dim=2),
+        torch.cat([past.key, key_BKTD], dim=2),
+        torch.cat([past.value, value_BKTD], dim=2),
         attn_mask=view.mask_B1TS,
         enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1],
     )
@@ -92,8 +92,8 @@ def reference(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Pa
 def materialised(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
     """Keep the score matrix for backward, as implementations before fused kernels do; see `attend`."""
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
-    key_BHSD = torch.cat([past.key, past.open_key, key_BKTD], dim=2).repeat_interleave(groups, dim=1)
-    value_BHSD = torch.cat([past.value, past.open_value, value_BKTD], dim=2).repeat_interleave(groups, dim=1)
+    key_BHSD = torch.cat([past.key, key_BKTD], dim=2).repeat_interleave(groups, dim=1)
+    value_BHSD = torch.cat([past.value, value_BKTD], dim=2).repeat_interleave(groups, dim=1)
     scores_BHTS = query_BHTD @ key_BHSD.mT * query_BHTD.shape[-1] ** -0.5
     scores_BHTS = scores_BHTS.masked_fill(~view.mask_B1TS, -torch.inf)
     weights_BHTS = scores_BHTS.softmax(dim=-1, dtype=torch.promote_types(scores_BHTS.dtype, torch.float32))
@@ -103,20 +103,17 @@ def materialised(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past:
 def single(query_BH1D: Tensor, key_BK1D: Tensor, value_BK1D: Tensor, past: Past, view: View) -> Tensor:
     """One query per lane: every key and value is read once where it lies, nothing of them is copied; see `attend`."""
     lanes, heads, _, width = query_BH1D.shape
-    num_slots, kv_heads = past.key.shape[2], key_BK1D.shape[1]
+    num_slots, num_past, kv_heads = len(view.ages_M), past.key.shape[2], key_BK1D.shape[1]
     query_RGD = query_BH1D.reshape(lanes * kv_heads, -1, width) * width**-0.5
-    keys, values = [past.key, past.open_key, key_BK1D], [past.value, past.open_value, value_BK1D]
-    if not view.num_open:
-        del keys[1], values[1]
-    scores = [torch.bmm(query_RGD, key.flatten(0, 1).mT) for key in keys]
+    own_RG1 = torch.bmm(query_RGD, key_BK1D.flatten(0, 1).mT)
+    scores_RGS = torch.cat([torch.bmm(query_RGD, past.key.flatten(0, 1).mT), own_RG1], dim=-1)
     if view.memory_mask is not None:
-        scores[0].view(lanes, kv_heads, -1, num_slots).masked_fill_(~view.memory_mask, -torch.inf)
-    scores_RGS = torch.cat(scores, dim=-1)
+        scores_RGM = scores_RGS.view(lanes, kv_heads, -1, num_past + 1)[..., :num_slots]
+        scores_RGM.masked_fill_(~view.memory_mask, -torch.inf)
     if view.window and view.window <= view.num_open:
-        scores_RGS[..., num_slots : num_slots + view.num_open + 1 - view.window] = -torch.inf
+        scores_RGS[..., num_slots : num_past + 1 - view.window] = -torch.inf
     weights_RGS = scores_RGS.softmax(dim=-1, dtype=torch.promote_types(scores_RGS.dtype, torch.float32))
-    parts = weights_RGS.to(value_BK1D.dtype).split([part.shape[-1] for part in scores], dim=-1)
-    out_RGD = torch.bmm(parts[0], values[0].flatten(0, 1))
-    for weights, value in zip(parts[1:], values[1:], strict=True):
-        out_RGD = torch.baddbmm(out_RGD, weights, value.flatten(0, 1))
+    weights_RGS = weights_RGS.to(value_BK1D.dtype)
+    out_RGD = torch.bmm(weights_RGS[..., :num_past], past.value.flatten(0, 1))
+    out_RGD.addcmul_(weights_RGS[..., num_past:], value_BK1D.flatten(0, 1))
     return out_RGD.view(lanes, heads, 1, width)

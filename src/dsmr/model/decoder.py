@@ -4,6 +4,7 @@ Shapes: B lanes, T segment, H heads, D head width, E model width, V vocabulary, 
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 import torch
@@ -19,6 +20,7 @@ from dsmr.model.memory import Memory
 from dsmr.model.view import Past, View
 
 KeysValues = tuple[Tensor, Tensor]
+STRETCH = 512  # positions whose rotary tables are kept while decoding
 
 
 class Decoder(Backbone):
@@ -151,15 +153,15 @@ class Decoder(Backbone):
         Returns:
             logits (B, T, V), and per layer the tokens' own rotated keys and values, (B, H, T, D).
         """
-        rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
         new = []
         x_BTE = self.dropout(self.embedding(tokens_BT))
         if self.is_step(x_BTE):
-            x_BE = x_BTE[:, 0]
+            rotation, x_BE = Rotation.one(clock, self.head_width, like=self.embedding.weight), x_BTE[:, 0]
             for block, past, view in zip(cast(Sequence[Block], self.blocks), pasts, views, strict=True):
                 x_BE, key, value = block.step(x_BE, rotation, past, view)
                 new.append((key, value))
             return few_rows(normalised(x_BE, self.norm.weight), self.embedding.weight)[:, None], new
+        rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
         for view in views:
             prepare(view, self.attention)
         again = self.activation_checkpointing and torch.is_grad_enabled()
@@ -213,13 +215,13 @@ class Block(nn.Module):
 
     def step(self, x_BE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` does, for one token per lane without autograd, in as few operations as it takes."""
-        counts = [width // self.head_width for width in self.widths]
+        num_lanes, rotated_width = len(x_BE), self.widths[0] + self.widths[1]
         heads_BF = few_rows(normalised(x_BE, self.attention_norm.weight), self.query_key_value.weight)
-        heads_BHTD = heads_BF.reshape(x_BE.shape[0], -1, 1, self.head_width)
-        rotated = rotation(heads_BHTD[:, : counts[0] + counts[1]])
-        key, value = rotated[:, counts[0] :], heads_BHTD[:, counts[0] + counts[1] :]
-        attended_BHTD = attend(rotated[:, : counts[0]], key, value, past, view, self.attention)
-        x_BE = x_BE + few_rows(attended_BHTD.reshape(x_BE.shape), self.output.weight)
+        heads_BHTD = heads_BF.view(num_lanes, -1, 1, self.head_width)
+        rotated, value = heads_BHTD.tensor_split((rotated_width // self.head_width,), dim=1)
+        query, key = rotation(rotated).tensor_split((self.widths[0] // self.head_width,), dim=1)
+        attended_BHTD = attend(query, key, value, past, view, self.attention)
+        x_BE = x_BE + few_rows(attended_BHTD.view(num_lanes, -1), self.output.weight)
         gate, up = few_rows(normalised(x_BE, self.mlp_norm.weight), self.gate_up.weight).chunk(2, dim=-1)
         return x_BE + few_rows(F.silu(gate).mul_(up), self.down.weight), key, value
 
@@ -260,8 +262,21 @@ class Rotation:
         cos_TD, sin_TD = tables.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
         return cls(cos_TD, sin_TD)
 
+    @classmethod
+    def one(cls, position: int, head_width: int, like: Tensor) -> "Rotation":
+        """Tables for a single position, out of those of a stretch of positions that are kept for the next ones."""
+        first = position // STRETCH * STRETCH
+        tables = _stretch(first, head_width, like.dtype, like.device)
+        here = slice(position - first, position - first + 1)
+        return cls(tables.cos_TD[here], tables.sin_TD[here])
+
     def __call__(self, x_BHTD: Tensor) -> Tensor:
         """Rotate queries or keys."""
         x = x_BHTD.to(self.cos_TD.dtype)
         swapped = x.roll(x.shape[-1] // 2, dims=-1)
         return torch.addcmul(x * self.cos_TD, swapped, self.sin_TD).to(x_BHTD.dtype)
+
+
+@lru_cache(maxsize=2)
+def _stretch(first: int, head_width: int, dtype: torch.dtype, device: torch.device) -> Rotation:
+    return Rotation.at(first, STRETCH, head_width, like=torch.empty(0, dtype=dtype, device=device))

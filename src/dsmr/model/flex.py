@@ -23,8 +23,8 @@ KERNELS = 64  # a schedule may have as many horizons as layers, and each has a k
 def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
     """See `dsmr.model.attention.attend`."""
     if view.num_open:
-        key_BKTD = torch.cat([past.open_key, key_BKTD], dim=2)
-        value_BKTD = torch.cat([past.open_value, value_BKTD], dim=2)
+        past, (open_key, open_value) = past.split(len(view.ages_M))
+        key_BKTD, value_BKTD = torch.cat([open_key, key_BKTD], dim=2), torch.cat([open_value, value_BKTD], dim=2)
     grouped = query_BHTD.shape[1] != key_BKTD.shape[1]
     memory_blocks, own_blocks = view.make("flex", blocks)
     if memory_blocks is None:

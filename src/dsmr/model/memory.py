@@ -7,7 +7,7 @@ the T oldest. One clock, counted in tokens, is shared by all lanes.
 `Memory.commit` is the only place where anything is written or forgotten. A lane is emptied by its validity: a
 slot counts only if its token belongs to the lane's present piece (`length_B`), so nothing needs to be zeroed.
 
-Token by token, the segment that is still open is kept beside the ring, since a query sees its own segment and
+Token by token, the segment that is still open is kept behind the ring's slots, since a query sees its own segment and
 the horizon before the segment's start; a full open segment is pushed into the ring at once.
 """
 
@@ -52,6 +52,7 @@ class Memory:
         dtype: of keys and values; the compute precision.
         device: where they lie.
         decoding: also keep the open segment, for passes shorter than T.
+        slots: per layer, where they are not the horizons: a subclass fills them.
     """
 
     def __init__(
@@ -65,18 +66,23 @@ class Memory:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         decoding: bool = False,
+        slots: Sequence[int] | None = None,
     ) -> None:
         self.horizons = tuple(horizons)
         self.segment_length = segment_length
         self.decoding = decoding
 
-        def buffers(lengths: Sequence[int]) -> list[Tensor]:
-            shapes = ((num_lanes, num_kv_heads, length, head_width) for length in lengths)
-            return [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-
-        self.keys, self.values = buffers(self.horizons), buffers(self.horizons)
-        open_lengths = [segment_length] * len(self.horizons) if decoding else []
-        self.open_keys, self.open_values = buffers(open_lengths), buffers(open_lengths)
+        room = segment_length if decoding else 0
+        self.slots = tuple(self.horizons if slots is None else slots)
+        shapes = [(num_lanes, num_kv_heads, slots + room, head_width) for slots in self.slots]
+        self._spans = [[torch.zeros(shape, dtype=dtype, device=device) for shape in shapes] for _ in range(2)]
+        self.keys, self.values = (
+            [span[:, :, :slots] for span, slots in zip(spans, self.slots, strict=True)] for spans in self._spans
+        )
+        self.open_keys, self.open_values = (
+            [span[:, :, slots:] for span, slots in zip(spans, self.slots, strict=True)] if decoding else []
+            for spans in self._spans
+        )
         self.length_B = torch.zeros(num_lanes, dtype=torch.long, device=device)
         self.clock = 0
         self.open_length = 0
@@ -95,8 +101,7 @@ class Memory:
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values, rings and open segment; counters are not among them."""
-        stored = (*self.keys, *self.values, *self.open_keys, *self.open_values)
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored)
+        return sum(span.numel() * span.element_size() for spans in self._spans for span in spans)
 
     def ages_M(self, layer: int) -> Tensor:
         """Age of every slot's token, (M,): 1 is the token just before the segment's start, M the oldest."""
@@ -107,12 +112,9 @@ class Memory:
         return self._ages[horizon]
 
     def read(self, layer: int) -> Past:
-        """Keys and values of one layer where they lie: the ring's M slots, and the open tokens."""
-        if not self.open_length:
-            nothing = self.keys[layer][:, :, :0]
-            return Past(self.keys[layer], self.values[layer], nothing, nothing)
-        opened = (part[layer][:, :, : self.open_length] for part in (self.open_keys, self.open_values))
-        return Past(self.keys[layer], self.values[layer], *opened)
+        """Keys and values of one layer where they lie: the ring's M slots, and the open tokens after them."""
+        end = self.slots[layer] + self.open_length
+        return Past(*(spans[layer][:, :, :end] for spans in self._spans))
 
     @torch.no_grad()
     def commit(self, update: Update) -> None:
@@ -142,8 +144,8 @@ class Memory:
     def _push(self, keys: list[Tensor], values: list[Tensor]) -> None:
         """Close a segment: its last H_l tokens take the slots of the oldest ones."""
         end = self.clock + self.segment_length
-        for ring, new in zip((*self.keys, *self.values), (*keys, *values), strict=True):
-            horizon = ring.shape[2]
+        rings = zip((*self.keys, *self.values), (*keys, *values), self.horizons * 2, strict=True)
+        for ring, new, horizon in rings:
             kept = min(horizon, self.segment_length)
             if not kept:
                 continue

@@ -29,8 +29,8 @@ def merged(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past,
     """See `dsmr.model.attention.attend`."""
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if view.num_open:
-        key_BKTD = torch.cat([past.open_key, key_BKTD], dim=2)
-        value_BKTD = torch.cat([past.open_value, value_BKTD], dim=2)
+        past, (open_key, open_value) = past.split(len(view.ages_M))
+        key_BKTD, value_BKTD = torch.cat([open_key, key_BKTD], dim=2), torch.cat([open_value, value_BKTD], dim=2)
     if groups > 1:
         key_BKTD, value_BKTD = (part.repeat_interleave(groups, dim=1) for part in (key_BKTD, value_BKTD))
     dtype = query_BHTD.dtype

@@ -15,7 +15,7 @@ from dsmr.model.decoder import Decoder, KeysValues, Rotation
 from dsmr.model.horizons import FULL_HORIZON, TOKENS_PER_SECOND
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule
-from dsmr.model.view import View
+from dsmr.model.view import Past, View
 
 ID_BYTES = 8
 
@@ -99,8 +99,9 @@ class PerceiverAR(Decoder):
         assert isinstance(memory, PrefixMemory)
         length_B = self.begin(tokens_BT, memory, is_start_B)
         num_layers, num_tokens = len(self.blocks), tokens_BT.shape[1]
-        prefix = memory.prefix if memory.open_length else self._read_prefix(memory)
         pasts = [memory.read(layer) for layer in range(num_layers)]
+        if not memory.open_length:
+            pasts[0] = Past(*self._read_prefix(memory))
         ages_P = torch.arange(self.prefix_length, 0, -1, device=length_B.device)
         lowest, other = (
             View.of(ages, length_B, memory.open_length, num_tokens) for ages in (ages_P, memory.ages_M(0))
@@ -108,12 +109,12 @@ class PerceiverAR(Decoder):
         logits_BTV, new = self.run(
             tokens_BT,
             memory.clock + memory.open_length,
-            [pasts[0]._replace(key=prefix[0], value=prefix[1]), *pasts[1:]],
+            pasts,
             [lowest, *[other] * (num_layers - 1)],
         )
         keys, values = [key.detach() for key, _ in new], [value.detach() for _, value in new]
-        kept = (prefix[0].detach(), prefix[1].detach())
-        return logits_BTV, PrefixUpdate(keys, values, length_B, num_tokens, tokens_BT, kept)
+        prefix = None if memory.open_length else Past(pasts[0].key.detach(), pasts[0].value.detach())
+        return logits_BTV, PrefixUpdate(keys, values, length_B, num_tokens, tokens_BT, prefix)
 
     def _read_prefix(self, memory: "PrefixMemory") -> KeysValues:
         """Keys and values of the prefix, oldest token first, (B, H, P, D)."""
@@ -144,11 +145,11 @@ class PrefixUpdate(Update):
 
     Attributes:
         tokens_BT: ids.
-        prefix: keys and values, (B, H, P, D), which an open segment goes on reading.
+        prefix: keys and values, (B, H, P, D), which an open segment goes on reading; None inside of one.
     """
 
     tokens_BT: Tensor
-    prefix: KeysValues
+    prefix: Past | None
 
 
 class PrefixMemory(Memory):
@@ -171,17 +172,15 @@ class PrefixMemory(Memory):
             dtype=dtype,
             device=device,
             decoding=decoding,
+            slots=[network.prefix_length if decoding else 0] + [0] * (len(network.blocks) - 1),
         )
         kept = network.prefix_length + network.segment_length
         self.tokens_BN = torch.zeros(num_lanes, kept, dtype=torch.long, device=device)
-        shape = (num_lanes, network.num_kv_heads, network.prefix_length if decoding else 0, network.head_width)
-        self.prefix = (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the ids, and while decoding of all keys and values."""
-        stored = (self.tokens_BN, *self.prefix)
-        return super().num_bytes + sum(tensor.numel() * tensor.element_size() for tensor in stored)
+        return super().num_bytes + self.tokens_BN.numel() * self.tokens_BN.element_size()
 
     def tokens_from(self, start: int, count: int) -> Tensor:
         """Ids that were read at the clocks start .. start + count - 1, (B, count)."""
@@ -191,19 +190,19 @@ class PrefixMemory(Memory):
     def commit(self, update: Update) -> None:
         """Write an update; ids older than prefix and segment are forgotten here."""
         assert isinstance(update, PrefixUpdate)
-        start, was_open = self.clock + self.open_length, self.open_length > 0
+        start = self.clock + self.open_length
         super().commit(update)
         self.tokens_BN[:, self._slots(start, update.num_tokens)] = update.tokens_BT
-        if self.open_length and not was_open:
-            for mine, new in zip(self.prefix, update.prefix, strict=True):
-                mine.copy_(new)
+        if self.open_length and update.prefix is not None:
+            self.keys[0].copy_(update.prefix.key)
+            self.values[0].copy_(update.prefix.value)
 
     def _slots(self, start: int, count: int) -> Tensor:
         return torch.arange(start, start + count, device=self.tokens_BN.device) % self.tokens_BN.shape[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and lists only."""
-        return super().state_dict() | {"tokens": self.tokens_BN, "prefix": list(self.prefix)}
+        return super().state_dict() | {"tokens": self.tokens_BN}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,5 +215,3 @@ class PrefixMemory(Memory):
             raise ValueError("saved memory does not fit: resume with the num_lanes and prefix_length of the run")
         super().load_state_dict(state)
         self.tokens_BN.copy_(state["tokens"])
-        for mine, saved in zip(self.prefix, state["prefix"], strict=True):
-            mine.copy_(saved)

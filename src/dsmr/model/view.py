@@ -18,19 +18,20 @@ Made = TypeVar("Made")
 
 
 class Past(NamedTuple):
-    """Keys and values of one layer from before its queries.
+    """Keys and values of one layer from before its queries: the remembered slots, then the open tokens.
 
     Attributes:
-        key: of the remembered slots, (B, K, M, D).
+        key: (B, K, M + N, D).
         value: likewise.
-        open_key: of the open tokens, (B, K, N, D).
-        open_value: likewise.
     """
 
     key: Tensor
     value: Tensor
-    open_key: Tensor
-    open_value: Tensor
+
+    def split(self, num_slots: int) -> tuple["Past", "Past"]:
+        """The remembered slots, and the open tokens."""
+        (key, open_key), (value, open_value) = ((part[:, :, :num_slots], part[:, :, num_slots:]) for part in self)
+        return Past(key, value), Past(open_key, open_value)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ continues anywhere.
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -192,5 +193,10 @@ class LaneReader:
         piece, semitones = self.store.pieces[number], len(self.transpositions) // 2
         lowest = max(-semitones, self.pitch_range[0] - piece.pitch_min)
         highest = min(semitones, self.pitch_range[1] - piece.pitch_max)
-        shift = int(np.random.default_rng([self.seed, epoch, number]).integers(lowest, highest + 1))
+        shift = _draw(self.seed, epoch, number, lowest, highest)
         return self.transpositions[shift + semitones][ids]
+
+
+@lru_cache(maxsize=4096)  # every segment of a piece asks; making a generator takes longer than all the rest
+def _draw(seed: int, epoch: int, number: int, lowest: int, highest: int) -> int:
+    return int(np.random.default_rng([seed, epoch, number]).integers(lowest, highest + 1))

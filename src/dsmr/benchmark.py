@@ -495,7 +495,7 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> d
         ValueError: a row that is not known.
         ArithmeticError: a fast form does not equal the reference.
     """
-    place = settings.place
+    place, measured_commit = settings.place, commit()
     bandwidth = copy_bandwidth(place)
     known = makers(settings, bandwidth)
     for name in settings.rows:
@@ -536,7 +536,7 @@ def run(settings: Settings, say: Callable[[str], None] = lambda line: None) -> d
     for name, contestant in contestants.items():
         rows[name] = figures(contestant, contestants)
     return {
-        "commit": commit(),
+        "commit": measured_commit,
         "hardware": hardware(place) | {"copy_bandwidth_gb_per_second": bandwidth / 1e9},
         "config": asdict(settings),
         "versions": versions(),

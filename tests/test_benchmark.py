@@ -1,39 +1,42 @@
 """The benchmark: what its rows count, and that it notices a form that computes something else."""
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from dsmr import benchmark
-from dsmr.benchmark import Settings
+from dsmr.benchmark import Settings, Workload, run, training
+from dsmr.benchmark.training import Step
 from dsmr.cli import main
-from dsmr.cli.benchmark import parser
-from dsmr.cli.configs import find_config
+from dsmr.cli.benchmark import BenchmarkCLI
+from dsmr.model import RecurrentTransformer
+from dsmr.rows import Row
 
-SMALL = {
-    "horizons": {"full": "2x256", "short": "2x128"},
-    "materialised": ["full"],
-    "d_model": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "segment_length": 128,
-    "num_lanes": 2,
-    "prefix_length": 256,
-    "vocab_size": 32,
-    "repeats": 2,
-    "warmup": 0,
-    "steps": 1,
-    "decode_tokens": 2,
-    "decode_lanes": [1, 2],
-    "device": "cpu",
-}
+SMALL = Settings(
+    horizons={"full": "2x256", "short": "2x128"},
+    materialised=["full"],
+    peers=False,
+    prefix_length=256,
+    repeats=2,
+    warmup=0,
+    steps=1,
+    decode_tokens=2,
+    decode_lanes=[1, 2],
+    piece_lengths=[],
+)
 OURS = ["full", "short", "perceiver_ar", "materialised_full"]
+
+
+def workload(d_model: int = 16, **changes: Any) -> Workload:
+    like = RecurrentTransformer(32, "2x128", 128, d_model=d_model, num_layers=2, num_heads=2)
+    return Workload(replace(SMALL, **changes), like, 2, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def result() -> dict:
-    return benchmark.run(Settings(**SMALL, peers=False))
+    return run(workload())
 
 
 def rows(result: dict) -> dict[str, dict]:
@@ -69,72 +72,132 @@ def test_a_form_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(attention, "materialised", lambda *given: plain(*given) * 1.01)
     monkeypatch.setattr(attention, "_chosen", {})
     with pytest.raises(ArithmeticError, match="differs from the reference form"):
-        benchmark.run(Settings(**SMALL, peers=False, rows=["materialised_full"]))
+        run(workload(rows=["materialised_full"]))
 
 
 def test_peers_read_the_same_tokens_and_sizes() -> None:
     pytest.importorskip("x_transformers")
     pytest.importorskip("perceiver_ar_pytorch")
     names = ["full", "x_transformers_xl", "perceiver_ar_pytorch", "x_transformers_decode"]
-    found = rows(benchmark.run(Settings(**{**SMALL, "d_model": 64, "repeats": 1}, rows=names)))
+    found = rows(run(workload(64, peers=True, repeats=1, rows=names)))
     assert list(found) == names
     assert found["x_transformers_xl"]["parameters"] == pytest.approx(found["full"]["parameters"], rel=0.02)
     assert found["x_transformers_xl"]["state_mib"] * 2**20 == 2 * 2 * 256 * 64 * 4  # layers, lanes, slots, width
 
 
 def test_an_absent_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(settings: Settings) -> None:
+    def absent(work: Workload) -> Step:
         raise ImportError("No module named 'x_transformers'")
 
-    monkeypatch.setattr(benchmark, "x_transformers_step", absent)
-    result = benchmark.run(Settings(**{**SMALL, "repeats": 1}, rows=["full", "x_transformers_xl"]))
+    monkeypatch.setitem(training.PEERS, "x_transformers_xl", absent)
+    result = run(workload(peers=True, repeats=1, rows=["full", "x_transformers_xl"]))
     assert list(rows(result)) == ["full"]
     assert "dsmr[bench]" in result["absent"]["x_transformers_xl"]
 
 
+def test_a_peer_that_cannot_have_these_sizes_is_named() -> None:
+    pytest.importorskip("perceiver_ar_pytorch")
+    result = run(workload(peers=True, repeats=1, rows=["full", "perceiver_ar_pytorch"]))
+    assert "heads of width 32" in result["absent"]["perceiver_ar_pytorch"]
+
+
 def test_running_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = benchmark.our_step
+    plain = training.our_step
 
-    def full(settings: Settings, horizons: str, form: str) -> benchmark.Step:
-        if horizons == "2x128":
+    def full(work: Workload, row: Row, form: Any) -> Step:
+        if row.horizons == (128, 128):
             raise torch.OutOfMemoryError
-        return plain(settings, horizons, form)  # type: ignore[arg-type]
+        return plain(work, row, form)
 
-    monkeypatch.setattr(benchmark, "our_step", full)
-    found = rows(benchmark.run(Settings(**{**SMALL, "repeats": 1}, rows=["full", "short"])))
+    monkeypatch.setattr(training, "our_step", full)
+    found = rows(run(workload(repeats=1, rows=["full", "short"])))
     assert found["short"]["out_of_memory"] is True
     assert found["full"]["tokens_per_second"] > 0
 
 
-def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    given = [f"--{key}={json.dumps(value)}" for key, value in SMALL.items() if key != "device"]
-    assert main(["benchmark", *given, "--device=cpu", "--rows=[full,short_decode]", "--repeats=1", "--json"]) == 0
+def test_a_piece_takes_time_in_proportion_and_no_more_memory() -> None:
+    result = run(workload(piece_lengths=[256, 1024], repeats=1, rows=["full"], decode_tokens=0))
+    (curve,) = result["pieces"]
+    assert [point["tokens"] for point in curve["points"]] == [256, 1024]
+    assert curve["points"][0]["state_mib"] == curve["points"][1]["state_mib"] == 2 * 4 * 16 * 512 / 2**20
+    assert curve["points"][0]["seconds"] < curve["points"][1]["seconds"]
+
+
+def test_precisions_are_rows_of_their_own_with_their_own_full() -> None:
+    result = run(workload(precisions=["32-true", "bf16-mixed"], repeats=1, decode_tokens=0, materialised=[]))
+    found = rows(result)
+    assert {"full@32-true", "short@32-true", "full@bf16-mixed", "short@bf16-mixed"} <= set(found)
+    assert found["full@bf16-mixed"]["relative_to_full"] == 1
+    assert found["full@bf16-mixed"]["state_mib"] < found["full@32-true"]["state_mib"]
+
+
+@pytest.fixture(scope="module")
+def smoke() -> dict:
+    small = {
+        "repeats": 1,
+        "warmup": 0,
+        "steps": 1,
+        "decode_tokens": 1,
+        "piece_lengths": [64, 256],
+        "train_tokens": 512,
+    }
+    given = [f"--benchmark.{key}={json.dumps(value)}" for key, value in small.items()]
+    cli = BenchmarkCLI("benchmark", ["--config", "base", "--config", "smoke", *given, "--trainer.limit_val_batches=1"])
+    assert cli.config_init.benchmark == Settings(**small)  # type: ignore[arg-type]
+    return {"given": given}
+
+
+def test_the_command_measures_every_row_of_the_table(smoke: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config", "base", "--config", "smoke", "--trainer.limit_val_batches=1"]
+    assert main(["benchmark", *arguments, *smoke["given"], "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("| `full` |") for line in lines)
-    assert [row["name"] for row in json.loads(lines[-1])["rows"]] == ["full", "short_decode"]
+    result = json.loads(lines[-1])
+    found = rows(result)
+    table = ["full", "perceiver_ar", "two_scale", "binary_sliding", "ascending", "binary", "descending", "uniform"]
+    table += ["two_scale_upper", "two_scale_interleaved", "two_scale_whole", "memoryless", "windowed"]
+    peers = ["x_transformers_xl", "perceiver_ar_pytorch"]
+    assert {*table, "materialised_full", *peers} - set(result["absent"]) <= set(found)
+    assert set(result["absent"]) <= {*peers, "x_transformers_decode"}
+    equal = [found[name] for name in table if name != "windowed"]
+    assert {(row["parameters"], row["lanes"], row["segment_length"]) for row in equal} == {(131_904, 4, 64)}
+    windowed = found["windowed"]
+    assert (windowed["lanes"], windowed["segment_length"], windowed["parameters"]) == (1, 256, 131_904)
+    budgets = {found[name]["budget"] for name in ("two_scale", "binary", "ascending", "uniform", "descending")}
+    assert budgets == {384}
+    assert found["full"]["perplexity"] > 1
+    assert found["full"]["trained_tokens"] == 512
+    assert result["config"]["seed"] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--rows=[fulll]"], "fulll is unknown; known: full"),
-        (["--repeats=0"], "repeats is 0"),
-        (['--horizons={"short": "12x128"}'], "must have the row `full`"),
-        (["--materialised=[odd]"], "odd is not in horizons"),
-        (["--d_modell=3"], "unknown key d_modell"),
-        (["--precision=fp16-mixed", "--device=cpu"], "needs a CUDA device"),
+        (["--benchmark.rows=[fulll]"], "fulll is unknown; known: full"),
+        (["--benchmark.repeats=0"], "repeats is 0"),
+        (['--benchmark.horizons={"short": "2x64"}'], "must have the row `full`"),
+        (['--benchmark.horizons={"full": "3x64"}'], "name 3 layers, but num_layers is 2"),
+        (['--benchmark.horizons={"full": "2x64"}', "--benchmark.materialised=[odd]"], "odd is not in horizons"),
+        (["--benchmark.decode_lanes=[0]"], "must all be at least 1"),
+        (["--benchmark.repeat=3"], "unknown key benchmark.repeat"),
+        (["--trainer.precision=16-mixed"], "needs a CUDA device"),
+        (["--trainer.precision=64-true"], "is not one of"),
+        (["--trainer.accelerator=tpu"], "is not measured; choose from auto, cpu"),
+        (["--config", "memoryless", "--model.horizons=2x0"], "the rows need a budget"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["benchmark", *arguments]) == 2
+    assert main(["benchmark", "--config", "smoke", *arguments]) == 2
     printed = capsys.readouterr().err
     assert said in printed
     assert printed.count("\n") == 1
 
 
 def test_the_shipped_config_is_what_the_targets_are_about() -> None:
-    options = parser().parse_args(["--config", str(find_config("benchmark_cpu"))])
-    sizes = [options.d_model, options.num_layers, options.segment_length, options.num_lanes, options.precision]
-    assert sizes == [256, 8, 512, 2, "32-true"]
-    assert options.horizons["full"] == "8x4096"
-    assert options.horizons["two_scale"] == "2x4096+6x512"
+    cli = BenchmarkCLI("benchmark", ["--config", "benchmark_cpu"])
+    network, settings = cli.model.backbone, cli.config_init.benchmark
+    sizes = [network.embedding.embedding_dim, len(network.blocks), network.segment_length, cli.datamodule.num_lanes]
+    assert sizes == [256, 8, 512, 2]
+    assert cli.config.trainer.precision == "32-true"
+    assert settings.horizons["full"] == "8x4096"
+    assert settings.horizons["two_scale"] == "2x4096+6x512"

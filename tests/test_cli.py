@@ -47,7 +47,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 def test_a_run_is_a_folder_with_config_checkpoints_and_metrics(smoke_run: Path) -> None:
     assert {p.name for p in smoke_run.iterdir()} == {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv"}
     config = yaml.safe_load((smoke_run / "config.yaml").read_text())
-    assert config["model"]["horizons"] == "1x256+1x64"
+    assert config["model"]["horizons"] == "1x320+1x64"
     validated = [row for row in rows(smoke_run) if row["val/perplexity"]]
     assert [int(row["step"]) for row in validated] == [9, 19]
 
@@ -65,7 +65,7 @@ def test_json_is_one_document_on_the_last_line(smoke_run: Path, capsys: pytest.C
     assert dsmr("test", "--checkpoint", smoke_run, "--json", "--trainer.enable_progress_bar=false") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["split"] == "test"
-    assert result["horizons"] == [256, 64]
+    assert result["horizons"] == [320, 64]
     assert result["metrics"]["test/perplexity"] > 1
 
 
@@ -85,13 +85,13 @@ def test_horizons_can_be_changed_when_validating(
 
 
 def test_horizons_can_be_changed_when_generating(smoke_run: Path, tmp_path: Path) -> None:
-    outputs = {name: tmp_path / f"{name}.mid" for name in ("2x0", "1x256+1x64", "2x512")}
+    outputs = {name: tmp_path / f"{name}.mid" for name in ("2x0", "1x320+1x64", "2x512")}
     for horizons, output in outputs.items():
-        options = ["--seconds", 8, "--horizons", horizons, "--output", output]
+        options = ["--seconds", 40, "--horizons", horizons, "--output", output]
         assert dsmr("generate", "--checkpoint", smoke_run, *options) == 0
     plain = tmp_path / "plain.mid"
-    assert dsmr("generate", "--checkpoint", smoke_run, "--seconds", 8, "--output", plain) == 0
-    assert plain.read_bytes() == outputs["1x256+1x64"].read_bytes()
+    assert dsmr("generate", "--checkpoint", smoke_run, "--seconds", 40, "--output", plain) == 0
+    assert plain.read_bytes() == outputs["1x320+1x64"].read_bytes()
     assert plain.read_bytes() != outputs["2x0"].read_bytes()
 
 
@@ -100,9 +100,9 @@ def test_a_model_is_announced_with_a_picture_of_its_horizons(
 ) -> None:
     assert dsmr("validate", "--checkpoint", smoke_run, "--trainer.enable_progress_bar=false") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("horizons 1x256+1x64 (budget 320 tokens")
-    assert ["64 tokens" in lines[1], "256 tokens" in lines[2]] == [True, True]
-    assert lines[2].count("\u2588") == 4 * lines[1].count("\u2588")
+    assert lines[0].startswith("horizons 1x320+1x64 (budget 384 tokens")
+    assert ["64 tokens" in lines[1], "320 tokens" in lines[2]] == [True, True]
+    assert [line.count("\u2588") for line in lines[1:3]] == [6, 32]  # 64 of 320 tokens are 6.4 of 32 blocks
 
 
 def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(smoke_run: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Sources, the token store, generated pieces and lanes."""
 
 import json
+import shutil
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -486,3 +487,17 @@ def test_the_real_maestro_keeps_every_note_and_its_onset(maestro: str) -> None:
         notes += encoded.num_notes
     assert np.concatenate(errors).mean() <= 0.003
     assert 4.0 <= events / notes <= 4.1
+
+
+def test_a_store_that_was_prepared_elsewhere_needs_no_midi(midi_folder: Path, tmp_path: Path) -> None:
+    made = MusicData(str(midi_folder)).store
+    moved = shutil.copytree(made.path, tmp_path / "moved")
+    store = MusicData(str(moved)).store
+    assert store.path == moved
+    assert store.pieces == made.pieces
+    assert (store.tokens == made.tokens).all()
+    with pytest.raises(DataError, match=r"was tokenised with .*'performance'.* but data\.tokenizer is .*'REMI'"):
+        MusicData(str(moved), tokenizer=TokenizerSpec(name="REMI")).prepare_data()
+    (moved / "tokens.bin").write_bytes(b"12")
+    with pytest.raises(DataError, match="has 2 bytes, not"):
+        MusicData(str(moved)).prepare_data()

@@ -72,6 +72,40 @@ class TokenNLL(ExactSums):
         }
 
 
+class PositionPerplexity(ExactSums):
+    """Perplexity by position in the piece, in stretches that double: what it helps to have heard what went before.
+
+    The first token that is predicted has position 1, the second of the piece.
+    """
+
+    STARTS = (0, *(2**k for k in range(7, 18)))
+    """First position of each stretch: 0, 128, 256, ... 131,072, in tokens."""
+
+    nll_K: Tensor
+    tokens_K: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("nll_K", "tokens_K"):
+            self.add_sum(name, len(self.STARTS))
+
+    def update(self, nll_BT: Tensor, is_real_BT: Tensor, position_B: Tensor) -> None:
+        """Add a batch: nats of each target, which of them count, and the position of each lane's first that does."""
+        place_T = torch.arange(nll_BT.shape[1], device=nll_BT.device)
+        first_B1 = is_real_BT.int().argmax(dim=1, keepdim=True)
+        position_BT = position_B[:, None] + place_T - first_B1
+        starts_K = torch.tensor(self.STARTS[1:], device=nll_BT.device)
+        stretch_N = torch.bucketize(position_BT, starts_K, right=True).flatten()
+        dtype = self.nll_K.dtype
+        self.nll_K.index_add_(0, stretch_N, (nll_BT * is_real_BT).to(dtype).flatten())
+        self.tokens_K.index_add_(0, stretch_N, is_real_BT.to(dtype).flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """`perplexity_0`, `perplexity_128` and so on by first position; NaN where no piece is so long."""
+        perplexity_K = (self.nll_K / self.tokens_K).exp()
+        return {f"perplexity_{start}": perplexity_K[k] for k, start in enumerate(self.STARTS)}
+
+
 class RecallPerplexity(ExactSums):
     """Perplexity of the answers of generated pieces, by their distance from the mark in tokens.
 

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dsmr import checkpoint as checkpoints
-from dsmr.metrics import RecallPerplexity, TokenNLL
+from dsmr.metrics import PositionPerplexity, RecallPerplexity, TokenNLL
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
 from dsmr.model.memory import Memory, Update
 from dsmr.optim import AdamW, WarmupCosine
@@ -30,6 +30,7 @@ class Batch(Protocol):
     tokens_BT: Tensor
     targets_BT: Tensor
     is_start_B: Tensor
+    position_B: Tensor
     microseconds_B: Tensor
     distance_BT: Tensor
     step: int
@@ -69,7 +70,7 @@ class RecurrentLM(LightningModule):
         self._memories: dict[str, Memory] = {}
         self._update: Update | None = None
         self._restored: dict[str, Any] | None = None
-        self.nll = TokenNLL()
+        self.nll, self.positions = TokenNLL(), PositionPerplexity()
         self.recall: RecallPerplexity | None = None
         self.note_on_V: Tensor
         self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
@@ -194,6 +195,11 @@ class RecurrentLM(LightningModule):
         if self._restored is not None:
             restore_random_state(self._restored["random"], self.device)
 
+    def training_state(self) -> list[Tensor]:
+        """Keys and values of the training memory, (B, H, M, D); none before the first step."""
+        memory = self._memories.get("train")
+        return [] if memory is None else [*memory.keys, *memory.values]
+
     @property
     def _data(self) -> Any:
         return None if self._trainer is None else getattr(self.trainer, "datamodule", None)
@@ -210,6 +216,7 @@ class RecurrentLM(LightningModule):
     def _begin_evaluation(self, split: str) -> None:
         self._memories.pop(split, None)
         self.nll.reset()
+        self.positions.reset()
         if self.recall:
             self.recall.reset()
 
@@ -221,6 +228,7 @@ class RecurrentLM(LightningModule):
         is_real_BT = batch.targets_BT != IGNORED
         is_note_BT = self.note_on_V[batch.targets_BT.clamp(min=0)]
         self.nll.update(nll_BT, is_real_BT, is_note_BT, batch.microseconds_B)
+        self.positions.update(nll_BT, is_real_BT, batch.position_B)
         if self.recall:
             self.recall.update(nll_BT, batch.distance_BT)
 
@@ -228,6 +236,8 @@ class RecurrentLM(LightningModule):
         self._memories.pop(split, None)
         figures = self.nll.compute()
         self.log_dict({f"{prefix}/{name}": value.float() for name, value in figures.items()})
+        by_position = {name: value for name, value in self.positions.compute().items() if value.isfinite()}
+        self.log_dict({f"{prefix}/position/{name}": value.float() for name, value in by_position.items()})
         if self.recall:
             recall = self.recall.compute()
             self.log_dict({f"{prefix}/recall/{name}": value.float() for name, value in recall.items()})

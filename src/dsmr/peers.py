@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
+class UnfitError(ValueError):
+    """A peer that cannot be built at these sizes."""
+
+
 class XTransformersXL(nn.Module):
     """x-transformers' Transformer-XL: the last M hidden states of every layer, detached, projected again each time.
 
@@ -101,7 +105,10 @@ class PerceiverARPytorch(nn.Module):
 
     Raises:
         ImportError: perceiver-ar-pytorch is not installed.
+        UnfitError: heads that are narrower than what it rotates.
     """
+
+    LEAST_HEAD_WIDTH = 32
 
     def __init__(
         self,
@@ -116,6 +123,8 @@ class PerceiverARPytorch(nn.Module):
     ) -> None:
         from perceiver_ar_pytorch import PerceiverAR
 
+        if d_model // num_heads < self.LEAST_HEAD_WIDTH:
+            raise UnfitError(f"perceiver-ar-pytorch needs heads of width {self.LEAST_HEAD_WIDTH} or more")
         super().__init__()
         self.network = PerceiverAR(
             num_tokens=vocab_size,

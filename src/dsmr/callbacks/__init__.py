@@ -3,5 +3,8 @@
 from dsmr.callbacks.best_checkpoint import BestCheckpoint
 from dsmr.callbacks.epoch_time import EpochTime
 from dsmr.callbacks.last_checkpoint import LastCheckpoint
+from dsmr.callbacks.peak_memory import PeakMemory
+from dsmr.callbacks.samples import Samples
+from dsmr.callbacks.throughput import Throughput
 
-__all__ = ["BestCheckpoint", "EpochTime", "LastCheckpoint"]
+__all__ = ["BestCheckpoint", "EpochTime", "LastCheckpoint", "PeakMemory", "Samples", "Throughput"]

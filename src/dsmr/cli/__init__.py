@@ -17,6 +17,8 @@ COMMANDS = {
     "validate": ("dsmr.cli.lightning", "perplexity of a trained model on whole validation pieces"),
     "test": ("dsmr.cli.lightning", "the same on the test split"),
     "generate": ("dsmr.cli.generate", "music from a trained model"),
+    "estimate": ("dsmr.cli.estimate", "parameters, memory, speed and cost of a configuration, without training"),
+    "report": ("dsmr.cli.report", "tables and pictures of runs and benchmarks"),
     "benchmark": ("dsmr.cli.benchmark", "speed and memory of schedules, baselines and peers"),
 }
 DEBUG_VARIABLE = "DSMR_DEBUG"

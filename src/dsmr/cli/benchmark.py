@@ -1,59 +1,63 @@
 """`dsmr benchmark`: speed and memory of schedules, baselines and peers, side by side."""
 
 import sys
-from typing import Any
 
-from jsonargparse import ArgumentParser
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
-from dsmr.benchmark import Settings
+from dsmr.benchmark import Settings, Workload
 from dsmr.benchmark import run as measure
-from dsmr.cli.configs import resolve_configs
-from dsmr.cli.generate import OneLine
-from dsmr.cli.report import check_output, write_result
+from dsmr.benchmark.quality import quality
+from dsmr.cli.estimate import precision_of
+from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.outcome import check_output, write_result
+from dsmr.report import benchmark_table
 
-COLUMNS = {
-    "tokens_per_second": ("tokens/s", "{:,.0f}"),
-    "relative_to_full": ("x full", "{:.2f}"),
-    "saved_mib": ("saved MiB", "{:,.0f}"),
-    "state_mib": ("state MiB", "{:,.1f}"),
-    "peak_memory_gib": ("peak GiB", "{:.2f}"),
-    "share_of_floor": ("of floor", "{:.0%}"),
-    "difference_from_reference": ("differs", "{:.0e}"),
-}
+PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 
 
-def parser() -> ArgumentParser:
-    """Options of the command."""
-    made = OneLine(prog="dsmr benchmark", description="Schedules, baselines and peers, side by side in one process.")
-    made.add_argument("--config", action="config", help="Options in a YAML file, or a shipped name: benchmark_cpu.")
-    made.add_class_arguments(Settings, None)
-    made.add_argument("--json", action="store_true", help="The result as JSON on the last line of stdout.")
-    made.add_argument("--output", type=str | None, default=None, help="The result as JSON in a file.")
-    return made
+class BenchmarkCLI(SizesCLI):
+    """The same configuration as training, with what to compare."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Settings, "benchmark")
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr benchmark`."""
-    made = parser()
-    options = made.parse_args(resolve_configs(arguments)).as_dict()
-    output, as_json = check_output(options.pop("output")), options.pop("json")
-    options.pop("config", None)
-    result = measure(Settings(**options), say=lambda line: print(line, file=sys.stderr, flush=True))
-    print(table(result))
-    print("next: dsmr benchmark --output benchmark.json keeps the figures")
-    write_result(result, as_json=as_json, output=output)
+    cli = BenchmarkCLI(command, arguments)
+    output = check_output(cli.config.output)
+    trainer, data, model = cli.config.trainer, cli.datamodule, cli.model
+    work = Workload(
+        settings=cli.config_init.benchmark,
+        like=model.backbone,
+        num_lanes=data.num_lanes,
+        place=place_of(str(trainer.accelerator)),
+        precision=precision_of(trainer.precision),
+        seed=0 if cli.config.seed_everything is True else int(cli.config.seed_everything or 0),
+    )
+    limits = {"limit_val_batches": trainer.limit_val_batches}
+    result = measure(
+        work,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        judge=lambda at, row: quality(at, row, model, data, limits),
+    )
+    print("\n".join(benchmark_table(result)))
+    print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE keeps the figures")
+    write_result(result, as_json=cli.as_json, output=output)
     return 0
 
 
-def table(result: dict[str, Any]) -> str:
-    """All rows as Markdown; a column that no row has is left out."""
-    rows = result["rows"]
-    columns = [key for key in COLUMNS if any(key in row for row in rows)]
-    lines = ["| row | " + " | ".join(COLUMNS[key][0] for key in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        cells = [COLUMNS[key][1].format(row[key]) if key in row else "" for key in columns]
-        if row.get("out_of_memory"):
-            cells[0] = "out of memory"
-        lines.append(f"| `{row['name']}` | " + " | ".join(cells) + " |")
-    lines += [f"{name} is left out: {reason}" for name, reason in result["absent"].items()]
-    return "\n".join(lines)
+def place_of(accelerator: str) -> torch.device:
+    """The device that a trainer's accelerator means.
+
+    Raises:
+        ValueError: it is not to be had, or not measured.
+    """
+    if accelerator not in PLACES:
+        raise ValueError(f"trainer.accelerator {accelerator} is not measured; choose from {', '.join(PLACES)}")
+    wanted, has_cuda = PLACES[accelerator], torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise ValueError("trainer.accelerator asks for a GPU, but torch sees no CUDA device; use cpu")
+    return torch.device(("cuda" if has_cuda else "cpu") if wanted == "auto" else wanted)

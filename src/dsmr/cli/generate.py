@@ -6,8 +6,8 @@ from jsonargparse import ArgumentParser
 
 from dsmr import checkpoint as checkpoints
 from dsmr.cli.configs import resolve_configs
+from dsmr.cli.outcome import check_output, write_result
 from dsmr.cli.parser import explain
-from dsmr.cli.report import check_output, write_result
 from dsmr.data.tokenizer import BOS, EOS, MASK, PAD, TokenizerSpec, build_tokenizer, decode
 from dsmr.generate import sample_tokens
 

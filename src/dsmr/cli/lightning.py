@@ -6,18 +6,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import checkpoint as checkpoints
-from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint
+from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Throughput
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.metrics_csv import csv_logger
+from dsmr.cli.outcome import announce, check_output, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
-from dsmr.cli.report import announce, check_output, conclude
 from dsmr.data.datamodule import MusicData
 from dsmr.module import RecurrentLM
 
@@ -52,7 +53,7 @@ class SaveConfig(Callback):
         """Write `config.yaml`."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, self.folder / CONFIG, skip_none=False, overwrite=True)
+            self.parser.save(self.config, self.folder / CONFIG, skip_unset=False, overwrite=True)
 
 
 class DsmrCLI(LightningCLI):
@@ -121,6 +122,9 @@ class DsmrCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
         parser.add_argument("--root", type=str, default="runs", help="Folder of runs.")
         parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
+        parser.add_argument(
+            "--sample_every_n_steps", type=int, default=5000, help="Optimizer steps between samples; 0: none."
+        )
         parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with.")
         parser.add_argument("--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file.")
         parser.add_argument("--json", action="store_true", help="Results as JSON on the last line of stdout.")
@@ -160,13 +164,27 @@ class DsmrCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_callbacks(self) -> list[Callback]:
-        """What keeps a run in its folder."""
+        """What keeps a run in its folder, and measures it."""
+        clock = Throughput()
         return [
             SaveConfig(self.parser, self.config, self.folder),
             EpochTime(),
+            clock,
+            PeakMemory(),
+            Samples(self.folder, self.config.sample_every_n_steps, clock=clock),
             BestCheckpoint(self.folder),
             LastCheckpoint(self.folder, self.config.save_every_n_steps),
         ]
+
+
+class SizesCLI(DsmrCLI):
+    """The same configuration as training, of which the network is built without its weights, and no trainer."""
+
+    def instantiate_classes(self) -> None:
+        """Build datamodule and network, on no device."""
+        with torch.device("meta"):
+            self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule, self.model = self.config_init.data, self.config_init.model
 
 
 def label(model: Namespace) -> str:

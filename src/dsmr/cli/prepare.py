@@ -4,8 +4,8 @@ import time
 from collections import Counter
 
 from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.outcome import check_output, write_result
 from dsmr.cli.progress import bar
-from dsmr.cli.report import check_output, write_result
 
 
 class PrepareCLI(DsmrCLI):

@@ -1,89 +1,64 @@
-"""What a command says before and after its work."""
+"""`dsmr report`: runs and benchmark files to tables and pictures."""
 
-import json
-import math
-import sys
 from pathlib import Path
-from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_only
-
-from dsmr.data.datamodule import MusicData
-from dsmr.data.sources import Split
-from dsmr.model.memory import MIB
-from dsmr.module import RecurrentLM
+from dsmr.cli.generate import OneLine
+from dsmr.cli.outcome import write_result
+from dsmr.report.collect import Collection, collect
+from dsmr.report.plots import Depth, plot_benchmark, plot_learning, plot_pieces, plot_positions, plot_schedules
+from dsmr.report.tables import benchmark_table, runs_table
 
 
-def check_output(given: str | None) -> Path | None:
-    """Path of a result file, before any work is done for it.
-
-    Raises:
-        ValueError: its folder is missing, or it is a folder itself.
-    """
-    if given is None:
-        return None
-    path = Path(given)
-    if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first")
-    return path
-
-
-def write_result(result: dict[str, Any], *, as_json: bool, output: Path | None) -> None:
-    """Write a result to a file, and as one JSON document on the last line of stdout, where asked."""
-    if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
-
-
-@rank_zero_only
-def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
-    """Say what is about to run: what each layer keeps, parameters, the memory in the compute precision."""
-    backbone, precision = model.backbone, str(trainer.precision)
-    parameters = sum(p.numel() for p in backbone.parameters())
-    size = backbone.state_bytes(data.num_lanes, 2 if "16" in precision else 8 if "64" in precision else 4)
-    print(backbone.summary())
-    print(f"{parameters:,} parameters, memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes", flush=True)
-
-
-@rank_zero_only
-def conclude(
-    command: str,
-    trainer: Trainer,
-    model: RecurrentLM,
-    data: MusicData,
-    folder: Path,
-    *,
-    as_json: bool,
-    output: Path | None,
-) -> None:
-    """Print the figures and the next useful command; write them as JSON where asked."""
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    metrics = {name: value for name, value in logged.items() if math.isfinite(value)}
-    for name, value in metrics.items():
-        if not name.endswith("/tokens"):
-            print(f"  {name:<28}{value:12.4f}")
-    result: dict[str, Any] = {
-        "command": command,
-        "run": str(folder),
-        "horizons": list(model.backbone.horizons),
-        "metrics": metrics,
+def run(command: str, arguments: list[str]) -> int:
+    """Run `dsmr report`."""
+    made = OneLine(prog="dsmr report", description="Runs and benchmark files under a folder, as tables and pictures.")
+    made.add_argument("folder", type=str, help="Folder with runs, or with JSON files of dsmr benchmark.")
+    made.add_argument("--output", type=str | None, default=None, help="Folder for the report; None: FOLDER/report.")
+    made.add_argument("--format", type=str, default="png", help="Of the pictures: png or svg.")
+    made.add_argument("--json", action="store_true", help="What was found, as JSON on the last line of stdout.")
+    options = made.parse_args(arguments)
+    if options.format not in ("png", "svg"):
+        raise ValueError(f"--format {options.format} is not one of png, svg")
+    source = Path(options.folder)
+    found = collect(source)
+    target = Path(options.output) if options.output else source / "report"
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--output {target} is a file; name a folder")
+    target.mkdir(parents=True, exist_ok=True)
+    lines = write(found, target, options.format)
+    print("\n".join(lines))
+    print(f"next: open {target / 'README.md'}")
+    result = {
+        "report": str(target / "README.md"),
+        "runs": [{"name": run.name, **run.figures} for run in found.runs],
+        "benchmarks": list(found.benchmarks),
+        "unread": found.unread,
     }
-    split: Split = "test" if command == "test" else "validation"
-    seen = metrics.get("test/tokens" if split == "test" else "val/tokens")
-    if seen:
-        pieces = data.pieces(split)
-        tokens = sum(data.store.pieces[number].length - 1 for number in data.store.of_split(split))
-        whole = (
-            f"partial: {seen / tokens:.1%} of the split's {tokens:,} tokens" if seen != tokens else "the whole split"
-        )
-        print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({whole})")
-        result |= {"split": split, "partial": seen != tokens}
-    if command == "fit":
-        print(f"next: dsmr validate --checkpoint {folder}")
-    else:
-        print(f"next: dsmr generate --checkpoint {folder} --output music.mid")
-    write_result(result, as_json=as_json, output=output)
+    write_result(result, as_json=options.json, output=None)
+    return 0
+
+
+def write(found: Collection, target: Path, suffix: str) -> list[str]:
+    """Write README.md and its pictures; gives the lines of README.md."""
+    lines = ["# Report", ""]
+    if found.runs:
+        lines += ["## Runs", "", *runs_table(found.runs), ""]
+        plot_learning(found.runs, target / f"learning.{suffix}")
+        lines += [f"![learning curves](learning.{suffix})", ""]
+        if plot_positions(found.runs, target / f"positions.{suffix}"):
+            lines += [f"![perplexity by position in the piece](positions.{suffix})", ""]
+        depths = {run.name: Depth(run.horizons, run.segment_length, run.rule) for run in found.runs if run.horizons}
+        if depths:
+            plot_schedules(depths, target / f"schedules.{suffix}")
+            lines += [f"![what each layer keeps, and how far back it sees](schedules.{suffix})", ""]
+    for name, result in found.benchmarks.items():
+        stem = name.replace("/", "-")
+        lines += [f"## Benchmark {name}", "", *benchmark_table(result), ""]
+        plot_benchmark(result, target / f"{stem}-speed.{suffix}")
+        lines += [f"![speed against memory]({stem}-speed.{suffix})", ""]
+        if result.get("pieces"):
+            plot_pieces(result["pieces"], target / f"{stem}-pieces.{suffix}")
+            lines += [f"![time and memory against the length of a piece]({stem}-pieces.{suffix})", ""]
+    lines += [f"{name} could not be read: {reason}" for name, reason in found.unread.items()]
+    (target / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return lines

@@ -18,7 +18,7 @@ from dsmr.data.folder import MidiFolder
 from dsmr.data.lanes import LaneReader, Plan, Segment, plan_epoch
 from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, find_csv, find_maestro, only_child
 from dsmr.data.sources import Source, Split
-from dsmr.data.store import Progress, TokenStore, cache_folder, prepare_midi
+from dsmr.data.store import Progress, TokenStore, cache_folder, is_store, open_store, prepare_midi
 from dsmr.data.synthetic import RecallTask, prepare_recall
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, note_on_mask, transpositions
 from dsmr.data.windows import Windows, plan_random, plan_strided, plan_training
@@ -28,7 +28,8 @@ class MusicData(LightningDataModule):
     """Pieces of music as lanes of segments.
 
     Args:
-        path: a folder of MIDI files, or MAESTRO (zip or folder); None means `$DSMR_MAESTRO`.
+        path: a folder of MIDI files, MAESTRO (zip or folder), or a token store that was prepared elsewhere; None
+            means `$DSMR_MAESTRO`.
         recall: generated pieces instead of MIDI files.
         windows: isolated windows of `segment_length` tokens instead of streams with a memory.
         tokenizer: how MIDI becomes tokens.
@@ -106,6 +107,8 @@ class MusicData(LightningDataModule):
             cache = cache_folder(self.cache_dir)
             if self.recall:
                 self._store = prepare_recall(self.recall, cache)
+            elif is_store(self._folder()):
+                self._store = open_store(self._folder(), self.tokenizer_spec)
             else:
                 self._store = prepare_midi(
                     self.source(),
@@ -122,6 +125,12 @@ class MusicData(LightningDataModule):
         Raises:
             DataError: no path is given, or there is nothing at it.
         """
+        folder = self._folder()
+        is_maestro = not folder.is_dir() or bool(find_csv(folder) or find_csv(only_child(folder)))
+        return find_maestro(folder) if is_maestro else MidiFolder(folder)
+
+    def _folder(self) -> Path:
+        """What was given: MIDI files, MAESTRO's zip, or a token store."""
         given = self.path or os.environ.get(ENVIRONMENT_VARIABLE)
         if not given:
             raise DataError(f"no data: give a folder of MIDI files with --data.path FOLDER, or {ADVICE}")
@@ -129,8 +138,7 @@ class MusicData(LightningDataModule):
         if not folder.exists():
             name = "data.path" if self.path else ENVIRONMENT_VARIABLE
             raise DataError(f"{name}: {given} does not exist; give a folder of MIDI files or the MAESTRO zip")
-        is_maestro = not folder.is_dir() or bool(find_csv(folder) or find_csv(only_child(folder)))
-        return find_maestro(folder) if is_maestro else MidiFolder(folder)
+        return folder
 
     def prepare_data(self) -> None:
         """Build the token store once, on one process."""

@@ -112,6 +112,26 @@ class TokenStore:
         return [number for number, piece in enumerate(self.pieces) if piece.split == split]
 
 
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a token store rather than one of MIDI files."""
+    return all((folder / name).is_file() for name in ("index.json", "tokens.bin"))
+
+
+def open_store(folder: Path, spec: TokenizerSpec) -> TokenStore:
+    """A store that was prepared elsewhere.
+
+    Raises:
+        DataError: it is not whole, or its tokens are another tokenizer's.
+    """
+    store = TokenStore(folder)
+    if store.tokenizer_spec != spec:
+        raise DataError(
+            f"{folder} was tokenised with {asdict(store.tokenizer_spec)}, but data.tokenizer is {asdict(spec)}; give "
+            "the MIDI files, or the tokenizer of the store"
+        )
+    return store
+
+
 class StoreWriter:
     """Writes a store beside its final place; `finish` renames it."""
 

@@ -96,7 +96,7 @@ class Decoder(Backbone):
         self.norm = RMSNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.attention: Form = attention
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self._init_weights(init_std)
         if compile_blocks:
             allow_kernels()
@@ -113,6 +113,14 @@ class Decoder(Backbone):
     def config(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this network."""
         return dict(self._config)
+
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments that say how it is computed, not what: no part of `config`."""
+        return {
+            "attention": self.attention,
+            "activation_checkpointing": self.activation_checkpointing,
+            "compile_blocks": self.compile_blocks,
+        }
 
     def extra_repr(self) -> str:
         """The summary, where the network is printed."""

@@ -1,0 +1,68 @@
+"""What a row has learned after so many tokens: a stated small budget, no claim about the end of training."""
+
+from typing import Any
+
+import torch
+from lightning import Trainer, seed_everything
+
+from dsmr.benchmark.settings import Workload
+from dsmr.data.datamodule import MusicData
+from dsmr.module import RecurrentLM
+from dsmr.rows import Row, build
+
+
+def quality(work: Workload, row: Row, model: RecurrentLM, data: MusicData, limits: dict[str, Any]) -> dict[str, Any]:
+    """Train a row's network on `train_tokens` tokens and validate it.
+
+    Args:
+        work: the sizes; the network keeps the configuration's dropout.
+        row: not of windows, whose data are others.
+        model: has the optimizer and its schedule.
+        data: pieces to train on and to validate with.
+        limits: the trainer's limits of validation.
+
+    Returns:
+        tokens that were trained on, and the validation figures.
+    """
+    seed_everything(work.seed, verbose=False)
+    steps = max(work.settings.train_tokens // (data.num_lanes * data.segment_length), 1)
+    trained = RecurrentLM(
+        row.horizons,  # type: ignore[arg-type]
+        lambda vocab_size, horizons, segment_length: build(row, work.like, prefix_length=work.prefix_length),
+        model.optimizer,
+        model.lr_scheduler,
+        model.asked_weight,
+        vocab_size=work.vocab_size,
+        segment_length=work.segment_length,
+    )
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="gpu" if work.place.type == "cuda" else "cpu",
+        devices=1,
+        precision=work.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+    )
+    trainer.fit(trained, data)
+    judge = Trainer(
+        accelerator="gpu" if work.place.type == "cuda" else "cpu",
+        devices=1,
+        precision=work.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **limits,
+    )
+    judge.validate(trained, data, verbose=False)
+    torch.manual_seed(work.seed)
+    figures = {name.removeprefix("val/"): float(value) for name, value in judge.callback_metrics.items()}
+    wanted = ("perplexity", "nll", "nats_per_note", "nats_per_second")
+    tokens = steps * data.num_lanes * data.segment_length
+    return {"trained_tokens": tokens, **{name: figures[name] for name in wanted if name in figures}}

@@ -1,0 +1,89 @@
+"""Tokens per second, and how much of the device's peak that is."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dsmr.devices import device_of
+from dsmr.model.attention import chosen
+from dsmr.model.costs import flops
+
+PEAKS = {"32": "float32", "bf": "bfloat16", "16": "float16"}
+
+
+class Throughput(Callback):
+    """Logs `perf/tokens_per_second`, of all processes.
+
+    Waiting for data and saving count; validation, samples and warm-up do not. On a GPU of `dsmr.devices` also
+    `perf/peak_flops_share`: operations of the network, each counted once, by what the device could do in this
+    precision (model FLOPs utilisation, arXiv 2204.02311).
+
+    Args:
+        warmup_steps: batches before the first measurement begins.
+    """
+
+    def __init__(self, warmup_steps: int = 5) -> None:
+        self.warmup_steps = warmup_steps
+        self._batches = self._tokens = 0
+        self._began = self._held = 0.0
+        self._figures: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure from one logged step to the next."""
+        self._batches += 1
+        if self._batches <= self.warmup_steps:
+            self._restart(pl_module)
+            return
+        self._tokens += batch.tokens_BT.numel() * trainer.world_size
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._batches % max(every, 1) == 0:
+            synchronise(pl_module)
+            per_second = self._tokens / (time.perf_counter() - self._began)
+            self._figures = {"perf/tokens_per_second": per_second} | self._share(trainer, pl_module, per_second)
+            self._restart(pl_module)
+        if self._figures:
+            pl_module.log_dict(self._figures)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.pause(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it run on."""
+        self.go_on(pl_module)
+
+    def pause(self, pl_module: LightningModule) -> None:
+        """Stop the clock: what follows is no training."""
+        synchronise(pl_module)
+        self._held = time.perf_counter()
+
+    def go_on(self, pl_module: LightningModule) -> None:
+        """Let it run on."""
+        synchronise(pl_module)
+        self._began += time.perf_counter() - self._held
+
+    def _restart(self, pl_module: LightningModule) -> None:
+        synchronise(pl_module)
+        self._began, self._tokens = time.perf_counter(), 0
+
+    @staticmethod
+    def _share(trainer: Trainer, pl_module: Any, per_second: float) -> dict[str, float]:
+        device = pl_module.device
+        known = device_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        peak = known.peak(PEAKS[str(trainer.precision)[:2]]) if known else None  # type: ignore[arg-type]
+        if peak is None:
+            return {}
+        backbone = pl_module.backbone
+        needed = flops(backbone, chosen(backbone.attention, device.type).__name__).model  # type: ignore[arg-type]
+        return {"perf/peak_flops_share": per_second * needed / (peak * trainer.world_size)}
+
+
+def synchronise(pl_module: LightningModule) -> None:
+    """Wait for what was started on a GPU."""
+    if pl_module.device.type == "cuda":
+        torch.cuda.synchronize(pl_module.device)

@@ -1,0 +1,92 @@
+"""What a command says before and after its work."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from dsmr.data.datamodule import MusicData
+from dsmr.data.sources import Split
+from dsmr.model.memory import MIB
+from dsmr.module import RecurrentLM
+
+
+def check_output(given: str | None) -> Path | None:
+    """Path of a result file, before any work is done for it.
+
+    Raises:
+        ValueError: its folder is missing, or it is a folder itself.
+    """
+    if given is None:
+        return None
+    path = Path(given)
+    if path.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first")
+    return path
+
+
+def write_result(result: dict[str, Any], *, as_json: bool, output: Path | None) -> None:
+    """Write a result to a file, and as one JSON document on the last line of stdout, where asked."""
+    if output is not None:
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+
+
+@rank_zero_only
+def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
+    """Say what is about to run: what each layer keeps, parameters, the memory in the compute precision."""
+    backbone, precision = model.backbone, str(trainer.precision)
+    parameters = sum(p.numel() for p in backbone.parameters())
+    size = backbone.state_bytes(data.num_lanes, 2 if "16" in precision else 8 if "64" in precision else 4)
+    print(backbone.summary())
+    print(f"{parameters:,} parameters, memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes", flush=True)
+
+
+@rank_zero_only
+def conclude(
+    command: str,
+    trainer: Trainer,
+    model: RecurrentLM,
+    data: MusicData,
+    folder: Path,
+    *,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Print the figures and the next useful command; write them as JSON where asked."""
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {name: value for name, value in logged.items() if math.isfinite(value)}
+    for name, value in metrics.items():
+        if not name.endswith("/tokens") and "/position/" not in name:
+            print(f"  {name:<28}{value:12.4f}")
+    stretches = [f"{n.rpartition('_')[2]}: {value:.2f}" for n, value in metrics.items() if "/position/" in n]
+    if stretches:
+        print(f"  perplexity by position in the piece, from token {', '.join(stretches)}")
+    result: dict[str, Any] = {
+        "command": command,
+        "run": str(folder),
+        "horizons": list(model.backbone.horizons),
+        "metrics": metrics,
+    }
+    split: Split = "test" if command == "test" else "validation"
+    seen = metrics.get("test/tokens" if split == "test" else "val/tokens")
+    if seen:
+        pieces = data.pieces(split)
+        tokens = sum(data.store.pieces[number].length - 1 for number in data.store.of_split(split))
+        whole = (
+            f"partial: {seen / tokens:.1%} of the split's {tokens:,} tokens" if seen != tokens else "the whole split"
+        )
+        print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({whole})")
+        result |= {"split": split, "partial": seen != tokens}
+    if command == "fit":
+        print(f"next: dsmr validate --checkpoint {folder}")
+    else:
+        print(f"next: dsmr generate --checkpoint {folder} --output music.mid")
+    write_result(result, as_json=as_json, output=output)

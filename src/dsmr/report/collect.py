@@ -1,0 +1,164 @@
+"""Finding and reading results: runs (`config.yaml` and `metrics.csv` in a folder) and JSON files of the benchmark."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsmr.model.horizons import Rule, format_horizons
+from dsmr.model.schedules import Schedule, expand
+
+CONFIG, METRICS = "config.yaml", "metrics.csv"
+PERFORMANCE = "perf/"
+
+
+@dataclass
+class Run:
+    """A training run as its folder has it.
+
+    Attributes:
+        name: of its folder.
+        config: all settings.
+        rows: of `metrics.csv`, by column, what was not logged left out.
+        figures: of the best validation, and performance as last logged.
+    """
+
+    name: str
+    config: dict[str, Any]
+    rows: list[dict[str, float]]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def horizons(self) -> tuple[int, ...] | None:
+        """Expanded, bottom to top; None for a network that has none, or a schedule that is not known here."""
+        given = self.config["model"].get("horizons")
+        num_layers = self.config["model"]["backbone"]["init_args"].get("num_layers", 12)
+        if given is None:
+            return None
+        try:
+            return expand(given if isinstance(given, str) else _schedule(given), num_layers)
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    @property
+    def rule(self) -> Rule:
+        """What a query sees."""
+        rule: Rule = self.config["model"]["backbone"]["init_args"].get("rule", "boundary")
+        return rule
+
+    @property
+    def segment_length(self) -> int:
+        """T."""
+        return int(self.config["data"].get("segment_length", 512))
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an optimizer step, of one process."""
+        lanes, accumulated = (
+            self.config["data"].get("num_lanes", 8),
+            self.config["trainer"].get("accumulate_grad_batches"),
+        )
+        return int(lanes) * self.segment_length * int(accumulated or 1)
+
+    def curve(self, column: str) -> tuple[list[float], list[float]]:
+        """Tokens seen, and what was logged then; numbers that are not finite are left out."""
+        points = [(row["step"], row[column]) for row in self.rows if column in row and math.isfinite(row[column])]
+        return [(step + 1) * self.tokens_per_step for step, _ in points], [value for _, value in points]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that a folder holds.
+
+    Attributes:
+        runs: best perplexity first.
+        benchmarks: by file name.
+        unread: files that look like results but cannot be read, with the reason.
+    """
+
+    runs: list[Run]
+    benchmarks: dict[str, dict[str, Any]]
+    unread: dict[str, str]
+
+
+def collect(folder: Path) -> Collection:
+    """Read all results under a folder.
+
+    Raises:
+        ValueError: no such folder, or nothing in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; name one with runs or benchmark files")
+    runs, benchmarks, unread = [], {}, {}
+    for path in sorted(folder.rglob(METRICS)):
+        if not (path.parent / CONFIG).is_file():
+            continue
+        try:
+            runs.append(read_run(path.parent))
+        except (ValueError, KeyError, OSError, yaml.YAMLError) as error:
+            unread[str(path.parent.relative_to(folder))] = " ".join(str(error).split())
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            unread[str(path.relative_to(folder))] = " ".join(str(error).split())
+            continue
+        if isinstance(content, dict) and {"hardware", "rows", "config", "absent"} <= content.keys():
+            benchmarks[str(path.relative_to(folder).with_suffix(""))] = content
+    if not runs and not benchmarks:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in unread.items())
+        raise ValueError(f"{folder} holds no run (config.yaml and metrics.csv) and no benchmark file{reasons}")
+    runs.sort(key=lambda run: run.figures.get("val/perplexity", math.inf))
+    return Collection(runs, benchmarks, unread)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        ValueError: its metrics are empty.
+    """
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    if not rows:
+        raise ValueError(f"{METRICS} is empty: the run logged nothing")
+    run = Run(folder.name, config, rows)
+    run.figures = figures(run)
+    return run
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """The row of a run's table."""
+    horizons = run.horizons
+    found: dict[str, Any] = {"steps": int(max(row["step"] for row in run.rows)) + 1}
+    if horizons is not None:
+        found["horizons"] = format_horizons(horizons)
+    scored = [row for row in run.rows if math.isfinite(row.get("val/perplexity", math.nan))]
+    if scored:
+        found |= {k: v for k, v in min(scored, key=lambda row: row["val/perplexity"]).items() if k.startswith("val/")}
+    else:
+        found["note"] = "never validated"
+    for row in run.rows:
+        found |= {key: value for key, value in row.items() if key.startswith(PERFORMANCE)}
+    bad = [row["step"] for row in run.rows if not all(math.isfinite(value) for value in row.values())]
+    if bad:
+        found["note"] = f"not finite from step {int(bad[0])} on"
+    return found
+
+
+def _schedule(given: dict[str, Any]) -> Schedule:
+    import dsmr.model
+
+    kind = getattr(dsmr.model, given["class_path"].rpartition(".")[2])
+    arguments = dict(given.get("init_args") or {})
+    if isinstance(arguments.get("schedule"), dict):
+        arguments["schedule"] = _schedule(arguments["schedule"])
+    if isinstance(arguments.get("layers"), list):
+        arguments["layers"] = tuple(arguments["layers"])
+    made: Schedule = kind(**arguments)
+    return made

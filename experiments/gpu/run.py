@@ -2,10 +2,10 @@
 
     python experiments/gpu/run.py --out FOLDER [--pack FOLDER] [--minutes 9] [--tokens N] [--only STEP ...]
 
-Steps, in this order: `tests` (those marked gpu), `benchmark` (every row at base.yaml's size), then the rows of
-experiments/paper_table.yaml, two_scale and full first, each through `dsmr fit` and `dsmr validate`. A call ends in
-time: a training run that is not done yet saves itself and goes on in the next call, and what is done is not done
-again. Each step leaves its JSON in FOLDER at once. What a step printed is in `STATE/STEP.log`.
+Steps, in this order: `tests` (those marked gpu), `benchmark` and its companions (rows at base.yaml's size), then the
+rows of experiments/paper_table.yaml, two_scale and full first, each through `dsmr fit` and `dsmr validate`. A call
+ends in time: a training run that is not done yet saves itself and goes on in the next call, and what is done is not
+done again. Each step leaves its JSON in FOLDER at once. What a step printed is in `STATE/STEP.log`.
 
 `--pack` names what `pack.sh` made: a token store, and wheels for a machine without a network.
 `--dry-run` takes the same way on a CPU in a minute, at configs/smoke.yaml's size: figures mean nothing then.
@@ -33,6 +33,27 @@ LEAST_SECONDS = 45.0  # a training run is not begun or continued with less
 SAVING_SECONDS = 25.0  # kept for the end of a training run
 TOKENS, TOKENS_PER_STEP = 200_000_000, 4096  # of every row of the table
 DRY_TOKENS, DRY_TOKENS_PER_STEP = 1536, 256  # of configs/smoke.yaml
+
+
+BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
+    "benchmark": (["full", "two_scale", "memoryless", "materialised_full", "perceiver_ar", "x_transformers_xl"], []),
+    "benchmark_eager": (["full", "two_scale"], ["--model.backbone.compile_blocks", "false"]),
+    "benchmark_half": (["full", "two_scale"], ["--trainer.precision", "16-mixed"]),
+    "benchmark_rows": (
+        ["full", "uniform", "binary", "binary_sliding", "ascending", "two_scale_whole", "windowed"],
+        ["--benchmark.piece_lengths", "[]"],
+    ),
+    "benchmark_decoding": (
+        ["full", "full_decode", "two_scale_decode", "memoryless_decode", "full_decode_8", "two_scale_decode_8"],
+        ["--benchmark.decode_lanes", "[1, 8]", "--benchmark.piece_lengths", "[]"],
+    ),
+    "benchmark_peers": (["full", "perceiver_ar_pytorch", "materialised_two_scale", "x_transformers_decode"], []),
+}
+"""Rows and further options of each step, what matters most first."""
+DRY_BENCHMARK = [
+    f"--benchmark.{key}={value}"
+    for key, value in {"repeats": 1, "warmup": 0, "steps": 1, "piece_lengths": "[128]", "decode_tokens": 2}.items()
+]
 
 
 @dataclass
@@ -104,20 +125,17 @@ def tests(call: Call) -> None:
     call.leave("tests", {"exit_status": status, "output": call.tail("tests", 60)}, done=status == 0)
 
 
-def benchmark(call: Call) -> None:
-    """Every row of the benchmark in one run."""
-    target = call.state / "benchmark.partial.json"
-    config = ["--config", "smoke", *dry_benchmark()] if call.dry else ["--config", "benchmark_gpu"]
-    status = call.run("benchmark", dsmr("benchmark", *config, "--output", str(target)), call.left)
+def benchmark(call: Call, step: str) -> None:
+    """Some rows of the benchmark, in one run; `full` is among them all, so that ratios are of one process."""
+    target = call.state / f"{step}.partial.json"
+    rows, options = BENCHMARKS[step]
+    config = ["--config", "smoke", *DRY_BENCHMARK] if call.dry else ["--config", "benchmark_gpu", *options]
+    command = dsmr("benchmark", *config, "--benchmark.rows", f"[{', '.join(rows)}]", "--output", str(target))
+    status = call.run(step, command, call.left)
     if status == 0:
-        call.leave("benchmark", json.loads(target.read_text(encoding="utf-8")))
+        call.leave(step, json.loads(target.read_text(encoding="utf-8")))
     else:
-        call.leave("benchmark", {"exit_status": status, "output": call.tail("benchmark")}, done=False)
-
-
-def dry_benchmark() -> list[str]:
-    small = {"rows": "[full,two_scale]", "repeats": 1, "warmup": 0, "steps": 1, "piece_lengths": "[128]"}
-    return [f"--benchmark.{key}={value}" for key, value in small.items()]
+        call.leave(step, {"exit_status": status, "output": call.tail(step)}, done=False)
 
 
 def train(call: Call, row: str) -> None:
@@ -222,7 +240,9 @@ def main() -> int:
     tokens = options.tokens or (DRY_TOKENS if options.dry_run else TOKENS)
     call = Call(options.out, options.state, ends, options.dry_run, tokens)
     prepare_environment(options.pack, options.state)
-    steps = {"tests": lambda: tests(call), "benchmark": lambda: benchmark(call)}
+    steps = {"tests": lambda: tests(call)}
+    for name in [*BENCHMARKS][:1] if call.dry else BENCHMARKS:
+        steps[name] = lambda name=name: benchmark(call, name)
     for row in FIRST[:2] if call.dry else table():
         steps[f"train_{row}"] = lambda row=row: train(call, row)
     for name in options.only:

@@ -123,6 +123,7 @@ def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None)
         "executed_flops_per_token": needed.executed,
         "state_bytes": parts["state"],
         "saved_bytes": parts["saved_for_backward"],
+        "uncertainty": {"state_bytes": 0.0, "saved_bytes": 0.10 if plan.device is None else 0.15},
     }
     speeds = speed(plan)
     if plan.device is not None and speeds is not None:
@@ -133,6 +134,7 @@ def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None)
             "peak_bytes": peak,
             "peak_parts": parts,
             "fits": peak <= usable_bytes(plan.device),
+            "utilisation": list(UTILISATION),
             "tokens_per_second": list(speeds),
             "epoch_tokens": epoch_tokens,
             "epoch_hours": [fast, slow],

@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from dsmr.callbacks.throughput import is_logged
 from dsmr.measure import SavedBytes
 
 GIB, MIB = 2**30, 2**20
@@ -53,7 +54,9 @@ class PeakMemory(Callback):
             self._saved = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log."""
+        """Log, where a logger will be given it."""
+        if not is_logged(trainer):
+            return
         state = sum(tensor.numel() * tensor.element_size() for tensor in pl_module.training_state())
         figures = {"perf/state_mib": state / MIB}
         if pl_module.device.type == "cuda":

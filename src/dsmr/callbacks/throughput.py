@@ -29,7 +29,6 @@ class Throughput(Callback):
         self.warmup_steps = warmup_steps
         self._batches = self._tokens = 0
         self._began = self._held = 0.0
-        self._figures: dict[str, float] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,14 +39,11 @@ class Throughput(Callback):
             self._restart(pl_module)
             return
         self._tokens += batch.tokens_BT.numel() * trainer.world_size
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._batches % max(every, 1) == 0:
+        if is_logged(trainer):
             synchronise(pl_module)
             per_second = self._tokens / (time.perf_counter() - self._began)
-            self._figures = {"perf/tokens_per_second": per_second} | self._share(trainer, pl_module, per_second)
+            pl_module.log_dict({"perf/tokens_per_second": per_second} | self._share(trainer, pl_module, per_second))
             self._restart(pl_module)
-        if self._figures:
-            pl_module.log_dict(self._figures)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -81,6 +77,12 @@ class Throughput(Callback):
         backbone = pl_module.backbone
         needed = flops(backbone, chosen(backbone.attention, device.type).__name__).model  # type: ignore[arg-type]
         return {"perf/peak_flops_share": per_second * needed / (peak * trainer.world_size)}
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Whether loggers will be given what is logged for this batch: at other steps nothing need be measured."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0
 
 
 def synchronise(pl_module: LightningModule) -> None:

@@ -113,9 +113,7 @@ class RecurrentTransformer(Decoder):
         )
         closes = num_tokens == self.segment_length
         kept = [min(horizon, num_tokens) if closes else num_tokens for horizon in self.horizons]
-        keys, values = (
-            [new[layer][part].detach()[:, :, num_tokens - kept[layer] :] for layer in layers] for part in (0, 1)
-        )
+        keys, values = ([last(new[layer][part], kept[layer]) for layer in layers] for part in (0, 1))
         return logits_BTV, Update(keys, values, length_B, num_tokens)
 
     def state_bytes(self, num_lanes: int, itemsize: int, *, decoding: bool = False) -> int:
@@ -127,3 +125,10 @@ class RecurrentTransformer(Decoder):
     def summary(self) -> str:
         """Horizons in one line, and as a picture with one line for each layer."""
         return f"horizons {describe(self.horizons)}, rule {self.rule}\n{picture(self.horizons)}"
+
+
+def last(part_BHTD: Tensor, count: int) -> Tensor:
+    """The last tokens of keys or values, detached; all of them as they are while decoding, where every call counts."""
+    if part_BHTD.shape[2] == count and not part_BHTD.requires_grad:
+        return part_BHTD
+    return part_BHTD.detach()[:, :, part_BHTD.shape[2] - count :]

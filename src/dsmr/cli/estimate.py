@@ -89,7 +89,7 @@ def rows(plan: Plan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str,
     network = plan.network
     budget = sum(network.horizons)
     if not budget:
-        return [], {"all": "the configuration keeps no memory whose budget the others could spend"}
+        return [], {"every other row": "the configuration keeps no memory whose budget the others could spend"}
     block = network.config().get("memory_block", 1)
     num_layers = len(network.blocks)
     known, absent = paper_rows(num_layers, network.segment_length, budget, block)
@@ -141,7 +141,10 @@ def text(result: dict[str, Any], device: Device | None) -> str:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """The rows as Markdown."""
+    """The rows as Markdown, and what is left out."""
+    left_out = [f"{name} is left out: {reason}" for name, reason in result["absent"].items()]
+    if not result["rows"]:
+        return left_out
     has_device = any("peak_bytes" in row for row in result["rows"])
     header = ["row", "horizons", "state MiB", "for backward MiB", "MFLOP/token", "of full"]
     lines = ["| " + " | ".join(header + (["peak GiB", "hours/epoch"] if has_device else [])) + " |"]
@@ -158,7 +161,7 @@ def table(result: dict[str, Any]) -> list[str]:
         if has_device:
             cells += [f"{row['peak_bytes'] / GIB:.2f}", "{:.2f} to {:.2f}".format(*row["epoch_hours"])]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines + [f"{name} is left out: {reason}" for name, reason in result["absent"].items()]
+    return lines + left_out
 
 
 def hint(plan: Plan, result: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from lightning import Trainer, seed_everything
 
 from dsmr.benchmark.settings import Workload
@@ -35,33 +34,20 @@ def quality(work: Workload, row: Row, model: RecurrentLM, data: MusicData, limit
         vocab_size=work.vocab_size,
         segment_length=work.segment_length,
     )
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="gpu" if work.place.type == "cuda" else "cpu",
-        devices=1,
-        precision=work.precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-    )
-    trainer.fit(trained, data)
-    judge = Trainer(
-        accelerator="gpu" if work.place.type == "cuda" else "cpu",
-        devices=1,
-        precision=work.precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **limits,
-    )
+    common: dict[str, Any] = {
+        "accelerator": "gpu" if work.place.type == "cuda" else "cpu",
+        "devices": 1,
+        "precision": work.precision,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+    Trainer(max_steps=steps, limit_val_batches=0, gradient_clip_val=1.0, **common).fit(trained, data)
+    judge = Trainer(**limits, **common)
     judge.validate(trained, data, verbose=False)
-    torch.manual_seed(work.seed)
     figures = {name.removeprefix("val/"): float(value) for name, value in judge.callback_metrics.items()}
     wanted = ("perplexity", "nll", "nats_per_note", "nats_per_second")
     tokens = steps * data.num_lanes * data.segment_length

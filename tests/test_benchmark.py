@@ -124,10 +124,19 @@ def test_a_piece_takes_time_in_proportion_and_no_more_memory() -> None:
 
 
 def test_precisions_are_rows_of_their_own_with_their_own_full() -> None:
-    result = run(workload(precisions=["32-true", "bf16-mixed"], repeats=1, decode_tokens=0, materialised=[]))
+    judged = []
+
+    def judge(work: Workload, row: Row) -> dict:
+        judged.append((work.precision, row.horizons))
+        return {"perplexity": float(len(judged))}
+
+    given = {"precisions": ["32-true", "bf16-mixed"], "repeats": 1, "decode_tokens": 0, "materialised": []}
+    result = run(workload(**given, train_tokens=1), judge=judge)
+    assert judged == [(p, h) for p in ("32-true", "bf16-mixed") for h in ((256, 256), (128, 128), None)]
     found = rows(result)
     assert {"full@32-true", "short@32-true", "full@bf16-mixed", "short@bf16-mixed"} <= set(found)
     assert found["full@bf16-mixed"]["relative_to_full"] == 1
+    assert found["full@bf16-mixed"]["perplexity"] == 4
     assert found["full@bf16-mixed"]["state_mib"] < found["full@32-true"]["state_mib"]
 
 

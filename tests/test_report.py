@@ -140,6 +140,14 @@ def test_a_report_has_tables_and_pictures(runs: Path, tmp_path: Path, capsys: py
     assert f"| {best:.3f} |" in text
 
 
+def test_a_benchmark_of_decoding_alone_has_no_picture_of_training(runs: Path, tmp_path: Path) -> None:
+    result = json.loads((runs / "speed.json").read_text())
+    result["rows"] = [{**row, "kind": "decoding"} for row in result["rows"]]
+    (tmp_path / "decode.json").write_text(json.dumps(result | {"pieces": []}))
+    assert main(["report", str(tmp_path)]) == 0
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["README.md"]
+
+
 def test_vector_pictures_on_demand(runs: Path, tmp_path: Path) -> None:
     assert main(["report", str(runs), "--output", str(tmp_path), "--format", "svg"]) == 0
     assert (tmp_path / "learning.svg").read_text().lstrip().startswith("<?xml")

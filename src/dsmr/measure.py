@@ -1,11 +1,24 @@
 """Measuring what a training step keeps and takes."""
 
+import sys
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+GIB = 2**30
+
+
+def peak_rss_gib() -> dict[str, float]:
+    """`peak_rss_gib`, the largest resident size of this process so far; nothing where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
 
 
 class SavedBytes:

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 
-GIB = 2**30
-
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second that this machine reads and writes while it copies 256 MiB, best of ten."""

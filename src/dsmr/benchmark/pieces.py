@@ -1,15 +1,13 @@
 """What a piece takes, the longer it is: time in a straight line, memory on a level."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from dsmr.benchmark.machine import GIB
 from dsmr.benchmark.settings import Workload
+from dsmr.measure import GIB, peak_rss_gib
 from dsmr.model.memory import MIB
 from dsmr.rows import Row
 
@@ -48,5 +46,4 @@ def peak(place: torch.device) -> dict[str, float]:
     """The peak so far, named for what it is."""
     if place.type == "cuda":
         return {"peak_memory_gib": torch.cuda.max_memory_allocated(place) / GIB}
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
+    return peak_rss_gib()

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from dsmr.benchmark.decoding import our_decoding, x_transformers_decoding
-from dsmr.benchmark.machine import GIB, commit, copy_bandwidth, hardware, timed, versions
+from dsmr.benchmark.machine import commit, copy_bandwidth, hardware, timed, versions
 from dsmr.benchmark.pieces import piece_curve
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.training import PEERS, Contestant, our_training, peer_training
+from dsmr.measure import GIB
 from dsmr.model.memory import MIB
 from dsmr.peers import UnfitError
 from dsmr.rows import Row
@@ -89,12 +90,19 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
     pieces = []
     for name in ("full", "two_scale"):
         if settings.piece_lengths and name in networks and (not settings.rows or name in settings.rows):
-            pieces.append(piece_curve(name, work, networks[name], settings.piece_lengths, say))
+            try:
+                pieces.append(piece_curve(name, work, networks[name], settings.piece_lengths, say))
+            except torch.OutOfMemoryError:
+                pieces.append({"name": name, "points": [], "out_of_memory": True})
     if settings.train_tokens and judge is not None:
-        for name in wanted:
-            if name in networks and not networks[name].windows and name in rows:
+        for name in contestants:
+            network, _, precision = name.partition("@")
+            if network in networks and not networks[network].windows:
                 say(f"train {name} on {settings.train_tokens:,} tokens")
-                rows[name] |= judge(work, networks[name])
+                try:
+                    rows[name] |= judge(work.at(precision or precisions[0]), networks[network])
+                except torch.OutOfMemoryError:
+                    rows[name]["training_out_of_memory"] = True
     return {
         "commit": measured_commit,
         "hardware": hardware(work.place) | {"copy_bandwidth_gb_per_second": bandwidth / 1e9},

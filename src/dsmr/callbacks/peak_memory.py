@@ -1,7 +1,5 @@
 """How much memory training takes."""
 
-import resource
-import sys
 from typing import Any
 
 import torch
@@ -10,9 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from dsmr.callbacks.throughput import is_logged
-from dsmr.measure import SavedBytes
-
-GIB, MIB = 2**30, 2**20
+from dsmr.measure import GIB, SavedBytes, peak_rss_gib
+from dsmr.model.memory import MIB
 
 
 class PeakMemory(Callback):
@@ -65,8 +62,7 @@ class PeakMemory(Callback):
                 "perf/peak_reserved_gib": torch.cuda.max_memory_reserved(pl_module.device) / GIB,
             }
         else:
-            unit = 1 if sys.platform == "darwin" else 1024
-            figures["perf/peak_rss_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+            figures |= {f"perf/{name}": value for name, value in peak_rss_gib().items()}
             if self._saved_mib is not None:
                 figures["perf/saved_mib"] = self._saved_mib
         pl_module.log_dict(figures)

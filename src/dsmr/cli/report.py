@@ -54,8 +54,9 @@ def write(found: Collection, target: Path, suffix: str) -> list[str]:
     for name, result in found.benchmarks.items():
         stem = name.replace("/", "-")
         lines += [f"## Benchmark {name}", "", *benchmark_table(result), ""]
-        plot_benchmark(result, target / f"{stem}-speed.{suffix}")
-        lines += [f"![speed against memory]({stem}-speed.{suffix})", ""]
+        if any(row.get("kind") == "training" for row in result["rows"]):
+            plot_benchmark(result, target / f"{stem}-speed.{suffix}")
+            lines += [f"![speed against memory]({stem}-speed.{suffix})", ""]
         if result.get("pieces"):
             plot_pieces(result["pieces"], target / f"{stem}-pieces.{suffix}")
             lines += [f"![time and memory against the length of a piece]({stem}-pieces.{suffix})", ""]

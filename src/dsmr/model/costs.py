@@ -70,12 +70,12 @@ def saved_bytes(network: Decoder, num_lanes: int, form: Form, itemsize: int, *, 
     mask = (FLOAT32 if on_cpu else 1) * width if sizes.dropout else 0  # of a branch
     common = 2 * norm + itemsize * (width + (width + 2 * kv_width) + width + width) + rotated + mlp + 2 * mask
     layers = 0.0
-    for memory, _ in sizes.keys_per_layer:
+    for memory in sizes.slots:
         attention = _attention_bytes(sizes, num_lanes, memory, form, itemsize)
         layers += tokens * common + attention
     outer = tokens * (norm + itemsize * width + FLOAT32 * sizes.vocab + 16 + mask)
     if network.activation_checkpointing:
-        layers = len(sizes.keys_per_layer) * tokens * FLOAT32 * width
+        layers = len(sizes.slots) * tokens * FLOAT32 * width
     prefix = num_lanes * sizes.prefix * (norm + mask + itemsize * (width + 4 * kv_width) + 8)
     weights = itemsize * sizes.matrix_parameters if cast_too else 0
     return round(layers + outer + prefix + weights)
@@ -112,8 +112,8 @@ class Sizes:
         prefix: P, 0 but for the Perceiver.
         dropout: whether there is any.
         matrix_parameters: of all matrices; the tied embedding counts once, for the logits.
-        keys_per_layer: slots and own keys that each layer computes with, bottom to top.
-        keys_per_query: how many of both a query sees on average.
+        slots: of each layer's memory, bottom to top.
+        keys_per_query: how many of the memory's keys, and of its own segment's, a query sees on average.
     """
 
     width: int
@@ -125,7 +125,7 @@ class Sizes:
     prefix: int
     dropout: bool
     matrix_parameters: int
-    keys_per_layer: tuple[tuple[int, int], ...]
+    slots: tuple[int, ...]
     keys_per_query: tuple[tuple[float, float], ...]
 
     @classmethod
@@ -150,7 +150,7 @@ class Sizes:
             prefix=prefix,
             dropout=network.dropout.p > 0,
             matrix_parameters=sum(p.numel() for p in network.parameters() if p.dim() == 2),
-            keys_per_layer=tuple((memory, length) for memory in slots),
+            slots=tuple(slots),
             keys_per_query=tuple(seen),
         )
 

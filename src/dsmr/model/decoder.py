@@ -280,9 +280,6 @@ class Rotation:
 
     def __call__(self, x_BHTD: Tensor) -> Tensor:
         """Rotate queries or keys."""
-        if x_BHTD.dtype == self.cos_TD.dtype:
-            swapped = x_BHTD.roll(x_BHTD.shape[-1] // 2, dims=-1)
-            return torch.addcmul(x_BHTD * self.cos_TD, swapped, self.sin_TD)
         x = x_BHTD.to(self.cos_TD.dtype)
         swapped = x.roll(x.shape[-1] // 2, dims=-1)
         return torch.addcmul(x * self.cos_TD, swapped, self.sin_TD).to(x_BHTD.dtype)

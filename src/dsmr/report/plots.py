@@ -206,7 +206,8 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1, label=run.name)
     if not drawn:
         return False
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("symlog", base=2, linthresh=128)  # the first stretch begins at 0
+    axes.set_xlim(left=-8)
     axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}\n{tokens / TOKENS_PER_SECOND:.0f} s")
     axes.set_xlabel("first token of the stretch, and seconds of music", fontsize=8)
     axes.set_ylabel("perplexity", fontsize=8)

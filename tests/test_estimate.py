@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 
 
 def workload(**sizes: Any) -> Workload:
-    given: dict[str, Any] = {"d_model": 64, "num_layers": 3, "num_heads": 4} | sizes
-    like = RecurrentTransformer(392, "1x512+2x128", LENGTH, dropout=0.0, **given)
+    given: dict[str, Any] = {"d_model": 64, "num_layers": 3, "num_heads": 4, "dropout": 0.0} | sizes
+    like = RecurrentTransformer(392, "1x512+2x128", LENGTH, **given)
     return Workload(Settings(prefix_length=512), like, LANES, CPU)
 
 
@@ -49,7 +49,7 @@ def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, form: Form, prec
 
 
 def test_grouped_queries_and_checkpointing_are_predicted_too() -> None:
-    for sizes in ({"num_kv_heads": 1}, {"activation_checkpointing": True}):
+    for sizes in ({"num_kv_heads": 1}, {"activation_checkpointing": True}, {"dropout": 0.1}):
         work = workload(**sizes)
         measured = saved_bytes(our_step(work, ROWS["mixed"], "merged"))
         network = work.network(ROWS["mixed"], "merged")
@@ -106,6 +106,22 @@ def test_the_most_lanes_fit_and_one_more_does_not() -> None:
     assert sum(peak_parts(plan("rtx-3060-12gb", lanes=most + 1)).values()) > limit
 
 
+def test_weights_gradients_moments_and_time_are_plain_arithmetic() -> None:
+    kept = {}
+    for precision in ("32-true", "bf16-mixed", "bf16-true"):
+        made = plan("rtx-3090-24gb")
+        parts = peak_parts(Plan(made.network, 8, precision, made.device))
+        kept[precision] = [parts[name] for name in ("weights", "gradients", "optimizer")]
+    parameters = sum(p.numel() for p in made.network.parameters())
+    assert kept["32-true"] == kept["bf16-mixed"] == [4 * parameters, 4 * parameters, 8 * parameters]
+    assert kept["bf16-true"] == [2 * parameters, 2 * parameters, 4 * parameters]
+    found = estimate(made, 3_600_000, price_per_hour=2.0)
+    slow, fast = found["tokens_per_second"]
+    assert found["epoch_hours"] == pytest.approx([1000 / fast, 1000 / slow])
+    assert found["epoch_cost"] == pytest.approx([2000 / fast, 2000 / slow])
+    assert usable_bytes(made.device) == int(24 * 2**30 * 0.9)
+
+
 def test_without_a_device_there_is_no_word_on_its_speed() -> None:
     figures = estimate(Plan(plan("h200-141gb").network, 8, "32-true"), 1000)
     assert not {"tokens_per_second", "peak_bytes", "epoch_hours", "device"} & figures.keys()
@@ -148,6 +164,12 @@ def test_what_cannot_be_expressed_is_left_out_with_the_reason() -> None:
 def test_gpus_are_known_by_what_torch_calls_them(gpu: str, name: str | None) -> None:
     found = device_of(gpu)
     assert (found.name if found else None) == name
+
+
+def test_a_beginning_that_fits_several_devices_is_asked_back() -> None:
+    assert find_device("rtx 3090").name == "rtx-3090-24gb"
+    with pytest.raises(ValueError, match="did you mean a100-40gb or a100-80gb"):
+        find_device("A100")
 
 
 def test_every_device_has_a_source_and_plausible_figures() -> None:

@@ -15,6 +15,7 @@ from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.metrics import PositionPerplexity
 from dsmr.report.collect import collect, read_run
+from dsmr.report.tables import BENCHMARK, markdown
 
 
 @pytest.fixture(scope="module")
@@ -131,13 +132,34 @@ def test_a_report_has_tables_and_pictures(runs: Path, tmp_path: Path, capsys: py
     assert {run["name"] for run in result["runs"]} == {"two", "none"}
     assert result["benchmarks"] == ["speed"]
     assert not result["unread"]
-    pictures = ["learning.png", "positions.png", "schedules.png", "speed-pieces.png", "speed-speed.png"]
+    pictures = ["learning.png", "positions.png", "schedules.png", "tradeoff.png"]
+    pictures += ["speed-pieces.png", "speed-speed.png"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(["README.md", *pictures])
     text = (tmp_path / "report" / "README.md").read_text()
     assert "| `two` | 1x320+1x64 | 20 |" in text
     assert all(f"({picture})" in text for picture in pictures)
     best = min(logged(runs / "two", "val/perplexity"))
+    perplexities = [run["val/perplexity"] for run in result["runs"]]
+    assert perplexities == sorted(perplexities)
     assert f"| {best:.3f} |" in text
+
+
+def test_a_run_without_a_validation_comes_last_and_a_curve_counts_all_tokens(runs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        broken_copy(runs, tmp_path / name, nan_from=99)
+    config = tmp_path / "b" / "config.yaml"
+    config.write_text(config.read_text().replace("accumulate_grad_batches: 1", "accumulate_grad_batches: 3"))
+    with (tmp_path / "a" / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if not k.startswith("val/")} for row in csv.DictReader(file)]
+    with (tmp_path / "a" / "metrics.csv").open("w") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    second, first = collect(tmp_path).runs[::-1]
+    assert (first.name, second.name) == ("b", "a")
+    assert second.figures["note"] == "never validated"
+    assert second.curve("train/nll")[0][0] == 5 * 4 * 64
+    assert first.curve("train/nll")[0][0] == 5 * 4 * 64 * 3
 
 
 def test_a_benchmark_of_decoding_alone_has_no_picture_of_training(runs: Path, tmp_path: Path) -> None:
@@ -146,6 +168,11 @@ def test_a_benchmark_of_decoding_alone_has_no_picture_of_training(runs: Path, tm
     (tmp_path / "decode.json").write_text(json.dumps(result | {"pieces": []}))
     assert main(["report", str(tmp_path)]) == 0
     assert [path.name for path in (tmp_path / "report").iterdir()] == ["README.md"]
+
+
+def test_a_row_that_found_no_memory_says_so() -> None:
+    rows = [{"name": "full", "out_of_memory": True}, {"name": "short", "tokens_per_second": 12.3}]
+    assert markdown(rows, BENCHMARK)[2:] == ["| `full` | out of memory |", "| `short` | 12 |"]
 
 
 def test_vector_pictures_on_demand(runs: Path, tmp_path: Path) -> None:

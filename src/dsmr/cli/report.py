@@ -5,7 +5,15 @@ from pathlib import Path
 from dsmr.cli.generate import OneLine
 from dsmr.cli.outcome import write_result
 from dsmr.report.collect import Collection, collect
-from dsmr.report.plots import Depth, plot_benchmark, plot_learning, plot_pieces, plot_positions, plot_schedules
+from dsmr.report.plots import (
+    Depth,
+    plot_benchmark,
+    plot_learning,
+    plot_pieces,
+    plot_positions,
+    plot_schedules,
+    plot_tradeoff,
+)
 from dsmr.report.tables import benchmark_table, runs_table
 
 
@@ -47,6 +55,8 @@ def write(found: Collection, target: Path, suffix: str) -> list[str]:
         lines += [f"![learning curves](learning.{suffix})", ""]
         if plot_positions(found.runs, target / f"positions.{suffix}"):
             lines += [f"![perplexity by position in the piece](positions.{suffix})", ""]
+        if plot_tradeoff(found.runs, target / f"tradeoff.{suffix}"):
+            lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
         depths = {run.name: Depth(run.horizons, run.segment_length, run.rule) for run in found.runs if run.horizons}
         if depths:
             plot_schedules(depths, target / f"schedules.{suffix}")

@@ -142,6 +142,7 @@ def grid(count: int, height: float, columns: int = 4, *, shared: bool = True) ->
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("plots need matplotlib: pip install 'dsmr[app]'") from error
+    columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(10, height * rows + 0.6), layout="constrained")
     panels: list[Any] = list(figure.subplots(rows, columns, sharex=shared, sharey=shared, squeeze=False).flat)
@@ -181,6 +182,7 @@ def plot_learning(runs: "Sequence[Run]", path: Path) -> None:
     for axes, label in zip(panels, ("NLL in training, nats per token", "validation perplexity"), strict=True):
         axes.set_title(label, fontsize=9)
         axes.set_xlabel("training tokens", fontsize=8)
+        axes.xaxis.set_major_formatter(plain_number)
         axes.grid(linewidth=0.3, color=FAINT)
     panels[0].legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
@@ -248,6 +250,48 @@ def plot_benchmark(result: Mapping[str, Any], path: Path) -> None:
     axes.set_ylabel("tokens per second in training", fontsize=8)
     axes.grid(which="both", linewidth=0.3, color=FAINT)
     figure.savefig(path, dpi=150)
+
+
+def plot_tradeoff(runs: "Sequence[Run]", path: Path) -> bool:
+    """Perplexity against speed, a disc for each run with the area of its memory; False where fewer than two have it.
+
+    Args:
+        runs: that were trained on one machine, or their speeds do not compare.
+        path: picture to write.
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    wanted = ("perf/tokens_per_second", "val/perplexity", "perf/state_mib")
+    measured = [run for run in runs if all(run.figures.get(name) is not None for name in wanted)]
+    if len(measured) < 2:
+        return False
+    on_gpu = all("perf/peak_memory_gib" in run.figures for run in measured)
+    memory = [memory_mib(run.figures, on_gpu) for run in measured]
+    figure, (axes,) = grid(1, height=4.0, columns=1)
+    labels = []
+    for run, mib in zip(measured, memory, strict=True):
+        place = (run.figures["perf/tokens_per_second"], run.figures["val/perplexity"])
+        axes.scatter(*place, s=20 + 600 * mib / max(*memory, 1e-9), color=BAR, alpha=0.4, linewidths=0)
+        axes.plot(*place, "o", color=BAR, markersize=3)
+        labels.append((place, f"{run.name}, {mib:,.0f} MiB"))
+    axes.margins(x=0.25, y=0.15)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(plain_number)
+    annotate_apart(axes, labels)
+    axes.set_xlabel("tokens per second in training", fontsize=8)
+    axes.set_ylabel("best validation perplexity", fontsize=8)
+    axes.set_title(f"area of a disc: {'peak memory' if on_gpu else 'kept for backward and state'}", fontsize=9)
+    axes.grid(linewidth=0.3, color=FAINT)
+    figure.savefig(path, dpi=150)
+    return True
+
+
+def memory_mib(figures: Mapping[str, Any], on_gpu: bool) -> float:
+    """The peak on a GPU; what backward keeps, if that is known, and the state on a CPU."""
+    if on_gpu:
+        return 1024 * float(figures["perf/peak_memory_gib"])
+    return float(figures["perf/state_mib"]) + float(figures.get("perf/saved_mib", 0.0))
 
 
 def annotate_apart(axes: "Axes", labels: Sequence[tuple[tuple[float, float], str]], size: int = 7) -> None:

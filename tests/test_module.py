@@ -178,21 +178,29 @@ def test_the_loss_has_a_constant_denominator_and_a_weight_for_asked_tokens() -> 
     assert loss.item() == pytest.approx(float((each.detach() * weight).sum() / (4 * 64)), rel=1e-6)
 
 
-def test_memory_is_written_after_backward(tmp_path: Path) -> None:
-    clocks = []
+def test_memory_is_written_after_the_optimizer_step_or_within_an_accumulation_after_backward(tmp_path: Path) -> None:
+    clocks: list[tuple[str, int]] = []
 
     class Watched(RecurrentLM):
-        def on_before_backward(self, loss: torch.Tensor) -> None:
-            clocks.append(self._memories["train"].clock)
+        def note(self, when: str) -> None:
+            clocks.append((when, self._memories["train"].clock))
 
-        def on_after_backward(self) -> None:
-            super().on_after_backward()
-            clocks.append(self._memories["train"].clock)
+        def on_before_backward(self, loss: torch.Tensor) -> None:
+            self.note("backward")
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.note("optimizer")
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.note("end")
 
     data = recall_data()
     lm = Watched("1x128+1x32", backbone, vocab_size=data.vocab_size, segment_length=64)
-    trainer(tmp_path, max_steps=2).fit(lm, data)
-    assert clocks == [0, 64, 64, 128]
+    trainer(tmp_path, max_steps=2, accumulate_grad_batches=2).fit(lm, data)
+    first, second = clocks[: len(clocks) // 2], clocks[len(clocks) // 2 :]
+    assert [when for when, _ in first] == ["backward", "end", "backward", "optimizer", "end"]
+    assert [clock for _, clock in first] == [0, 64, 64, 64, 128]
+    assert [clock for _, clock in second] == [128, 192, 192, 192, 256]
 
 
 def test_only_matrices_decay_and_the_rate_warms_up_and_falls(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The LightningModule: a recurrent backbone, its memories, its loss and its figures.
 
 B lanes, T segment, V vocabulary. A training step reads one segment with the memory of the segments before it;
-the memory is written after backward, so that autograd never sees it change. Each split holds its own memory.
+the memory is written after backward, so that autograd never sees it change, and after the optimizer step that
+follows, so that a step which fails for its numbers leaves everything as it was. Each split holds its own memory.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -24,12 +26,26 @@ IGNORED = -100
 BackboneCallable = Callable[[int, Schedule | str | None, int], Backbone]
 
 
+class NotFiniteError(ValueError):
+    """A loss or a gradient is no number any more; the message names piece, position and step.
+
+    Args:
+        message: all that.
+        is_undone: whether weights, optimizer, memory and place are those before the step that failed.
+    """
+
+    def __init__(self, message: str, *, is_undone: bool) -> None:
+        super().__init__(message)
+        self.is_undone = is_undone
+
+
 class Batch(Protocol):
     """What the module reads of a batch; `dsmr.data.lanes.Segment` explains the fields."""
 
     tokens_BT: Tensor
     targets_BT: Tensor
     is_start_B: Tensor
+    piece_B: Tensor
     position_B: Tensor
     microseconds_B: Tensor
     distance_BT: Tensor
@@ -70,6 +86,10 @@ class RecurrentLM(LightningModule):
         self._memories: dict[str, Memory] = {}
         self._update: Update | None = None
         self._restored: dict[str, Any] | None = None
+        self._batch: tuple[Batch, Tensor] | None = None  # and its NLL, until it is written into the memory
+        self._is_finite: Tensor
+        self._is_stepping = False
+        self._bad_place = torch.full((2,), -1)
         self.nll, self.positions = TokenNLL(), PositionPerplexity()
         self.recall: RecallPerplexity | None = None
         self.note_on_V: Tensor
@@ -103,18 +123,91 @@ class RecurrentLM(LightningModule):
         """Mean NLL over B * T positions: a constant denominator, so that padding changes no gradient's weight."""
         logits_BTV, self._update = self.backbone(batch.tokens_BT, self._memory("train", batch), batch.is_start_B)
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
-        is_real_BT = batch.targets_BT != IGNORED
-        self.log("train/nll", nll_BT.detach().sum() / is_real_BT.sum().clamp(min=1), prog_bar=True)
-        if self._data is not None:
-            self._data.advance(batch.step)
+        self._batch = (batch, nll_BT.detach())
+        totals = self._summed(torch.stack([nll_BT.detach().sum(), (batch.targets_BT != IGNORED).sum()]))
+        self._is_finite = totals[0].isfinite()
+        self.log("train/nll", totals[0] / totals[1].clamp(min=1), prog_bar=True)
         extra_BT = nll_BT * (batch.distance_BT > 0)
         return (nll_BT.sum() + (self.asked_weight - 1) * extra_BT.sum()) / nll_BT.numel()
 
     def on_after_backward(self) -> None:
-        """Write the segment into the training memory, now that no gradient needs the old one."""
+        """Within an accumulation of gradients, no optimizer step follows."""
+        if not self._is_stepping:
+            self._check_finite(self._is_finite)
+            self._write()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's step around forward and backward; then the segment is written into the memory."""
+        self._is_stepping = True
+        try:
+            super().optimizer_step(*args, **kwargs)
+        finally:
+            self._is_stepping = False
+        self._write()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and stop before anything that is no number reaches the weights.
+
+        Raises:
+            NotFiniteError: the loss or a gradient is not finite; in float16 the scaler skips such gradients.
+        """
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if isinstance(self.trainer.strategy, FSDPStrategy):  # knows the norm over all shards
+            norm = self.trainer.model.clip_grad_norm_(gradient_clip_val or torch.inf)  # type: ignore[union-attr,operator]
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if gradient_clip_val and gradient_clip_algorithm == "norm":
+                torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), norm)
+            else:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.log("train/gradient_norm", norm)
+        self._check_finite(
+            self._is_finite if self.trainer.precision == "16-mixed" else self._is_finite & norm.isfinite()
+        )
+
+    def _write(self) -> None:
+        """Write the segment into the training memory, now that no gradient needs the old one, and go on."""
         assert self._update is not None
+        assert self._batch is not None
         self._memories["train"].commit(self._update)
-        self._update = None
+        if self._data is not None:
+            self._data.advance(self._batch[0].step)
+        self._update = self._batch = None
+
+    def _summed(self, totals: Tensor) -> Tensor:
+        """Over all processes."""
+        if self._trainer is not None and self.trainer.world_size > 1:
+            torch.distributed.all_reduce(totals)
+        return totals
+
+    def _check_finite(self, is_finite: Tensor) -> None:
+        if bool(is_finite):
+            return
+        assert self._batch is not None
+        batch, nll_BT = self._batch
+        bad_B = ~nll_BT.isfinite().all(dim=1)
+        what = "the loss" if bool(bad_B.any()) else "a gradient"
+        lanes = [lane for lane in range(len(bad_B)) if bad_B[lane] or not bad_B.any()]
+        places = [
+            self._place(batch.piece_B[lane], batch.position_B[lane]) for lane in lanes if batch.piece_B[lane] >= 0
+        ]
+        where = "; ".join(places) or "another process"
+        raise NotFiniteError(
+            f"{what} is not finite at step {self.trainer.global_step + 1}, in {where}; the weights were not changed. "
+            "Lower model.optimizer.lr or trainer.gradient_clip_val, or choose another trainer.precision, and go on "
+            "with dsmr fit --resume RUN",
+            is_undone=self.trainer.accumulate_grad_batches == 1,
+        )
+
+    def _place(self, piece: Tensor, position: Tensor) -> str:
+        number, first = int(piece), int(position)
+        name = f"piece {number}" if self._data is None else self._data.store.pieces[number].name
+        return f"{name} from token {first:,} on"
 
     def on_validation_epoch_start(self) -> None:
         """Begin with an empty memory of its own."""
@@ -166,8 +259,8 @@ class RecurrentLM(LightningModule):
         if not checkpoints.is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
         elif "train" in self._memories:
-            section["memory"] = self._memories["train"].state_dict()
-            section["random"] = random_state(self.device)
+            section["memory"] = self._gathered(self._memories["train"].state_dict())
+            section["random"] = self._collected(random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the saved training memory and random state until training starts.
@@ -183,8 +276,6 @@ class RecurrentLM(LightningModule):
         checkpoints.check_same(section, present, horizons_too=is_resumed)
         if is_resumed:
             self._restored = section
-            if self.trainer.world_size > 1:
-                raise ValueError("a run of several processes cannot be resumed yet; go on with a single one")
 
     def on_fit_start(self) -> None:
         """Forget the memories of an earlier run."""
@@ -193,7 +284,9 @@ class RecurrentLM(LightningModule):
     def on_train_start(self) -> None:
         """Go on drawing where the resumed run stopped."""
         if self._restored is not None:
-            restore_random_state(self._restored["random"], self.device)
+            saved = self._restored["random"]
+            mine = saved if isinstance(saved, dict) else saved[self.global_rank]  # one process, in format 1
+            restore_random_state(mine, self.device)
 
     def training_state(self) -> list[Tensor]:
         """Keys and values of the training memory, (B, H, M, D); none before the first step."""
@@ -209,12 +302,36 @@ class RecurrentLM(LightningModule):
         if split not in self._memories:
             self._memories[split] = self.backbone.init_memory(len(batch.is_start_B))
             if split == "train" and self._restored is not None:
-                self._memories[split].load_state_dict(self._restored["memory"])
+                self._memories[split].load_state_dict(self._own_lanes(self._restored["memory"]))
                 self._restored = None
         return self._memories[split]
 
+    def _gathered(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """The memory of the lanes of all processes, in the order of their ranks; Lightning saves the first one's."""
+
+        def lanes(tensor: Tensor) -> Tensor:
+            parts = [torch.empty_like(tensor) for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather(parts, tensor.contiguous())
+            return torch.cat([part.cpu() for part in parts])
+
+        return memory if self.trainer.world_size == 1 else over_lanes(memory, lanes)
+
+    def _own_lanes(self, memory: dict[str, Any]) -> dict[str, Any]:
+        """Of a saved memory, the lanes of this process."""
+        lanes = len(memory["length_B"]) // self.trainer.world_size
+        own = slice(self.global_rank * lanes, (self.global_rank + 1) * lanes)
+        return over_lanes(memory, lambda tensor: tensor[own])
+
+    def _collected(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """A state of each process."""
+        states = [state] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, state)
+        return states
+
     def _begin_evaluation(self, split: str) -> None:
         self._memories.pop(split, None)
+        self._bad_place = torch.full((2,), -1, device=self.device)
         self.nll.reset()
         self.positions.reset()
         if self.recall:
@@ -227,6 +344,7 @@ class RecurrentLM(LightningModule):
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         is_real_BT = batch.targets_BT != IGNORED
         is_note_BT = self.note_on_V[batch.targets_BT.clamp(min=0)]
+        self._bad_place = first_bad(self._bad_place, nll_BT, batch)
         self.nll.update(nll_BT, is_real_BT, is_note_BT, batch.microseconds_B)
         self.positions.update(nll_BT, is_real_BT, batch.position_B)
         if self.recall:
@@ -235,12 +353,45 @@ class RecurrentLM(LightningModule):
     def _end_evaluation(self, split: str, prefix: str) -> None:
         self._memories.pop(split, None)
         figures = self.nll.compute()
-        self.log_dict({f"{prefix}/{name}": value.float() for name, value in figures.items()})
+        if not bool(figures["nll"].isfinite()) and bool(figures["tokens"]):
+            piece, position = self._bad_place
+            place = self._place(piece, position) if piece >= 0 else "another process"
+            raise NotFiniteError(
+                f"the {split} loss is not finite, first in {place}; the weights cannot be used in this precision",
+                is_undone=False,
+            )
         by_position = {name: value for name, value in self.positions.compute().items() if value.isfinite()}
-        self.log_dict({f"{prefix}/position/{name}": value.float() for name, value in by_position.items()})
+        self._log_figures(prefix, figures)
+        self._log_figures(f"{prefix}/position", by_position)
         if self.recall:
-            recall = self.recall.compute()
-            self.log_dict({f"{prefix}/recall/{name}": value.float() for name, value in recall.items()})
+            self._log_figures(f"{prefix}/recall", self.recall.compute())
+
+    def _log_figures(self, prefix: str, figures: dict[str, Tensor]) -> None:
+        """Log what all processes know alike; the greatest of equal values is that value."""
+        is_shared = self._trainer is not None and self.trainer.world_size > 1
+        named = {f"{prefix}/{name}": value.float() for name, value in figures.items()}
+        self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
+
+
+def over_lanes(memory: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A memory's state whose tensors, all of them with the lanes first, are changed."""
+    changed: dict[str, Any] = {}
+    for name, value in memory.items():
+        if isinstance(value, Tensor):
+            changed[name] = change(value)
+        elif isinstance(value, list):
+            changed[name] = [change(tensor) for tensor in value]
+        else:
+            changed[name] = value
+    return changed
+
+
+def first_bad(known: Tensor, nll_BT: Tensor, batch: Batch) -> Tensor:
+    """(piece, position) of the first segment whose NLL is not finite, (-1, -1) while there is none; never waits."""
+    bad_B = ~nll_BT.isfinite().all(dim=1)
+    lane = bad_B.int().argmax()
+    here = torch.stack([batch.piece_B[lane], batch.position_B[lane]])
+    return torch.where(bad_B.any() & (known[0] < 0), here, known)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -1,61 +1,184 @@
-"""The checkpoint that a run is resumed from."""
+"""The checkpoint that a run is resumed from: when it is saved, and how a run ends early without losing anything."""
 
-import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 
+from dsmr.callbacks.stop_signals import Stopped, StopSignals, describe
 from dsmr.checkpoint import LAST
+from dsmr.metrics_csv import MetricsLogger
+from dsmr.module import NotFiniteError
+
+METRICS_ROWS = "metrics_rows"
+OUT_OF_TIME = 1000  # greater than any signal's number
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` every so many optimizer steps and at the end; a good one is replaced, never overwritten.
+    """Saves `last.ckpt` every so many optimizer steps or minutes, around validations, and when training is to stop.
 
-    Where a validation is due at the same step, it is saved after it, so that it knows the best score so far: until
-    then, or until the next batch begins, it is only due.
+    It stands at an optimizer step, never within an accumulation of gradients. One that is due where a validation
+    begins is saved before it, so that nothing is lost to a long validation, and again after it, with its score; what
+    is resumed from the first one begins with that validation.
+
+    SIGTERM, SIGUSR1, Ctrl-C and `trainer.max_time` end training after the optimizer step, with `Stopped`; during a
+    validation at once, since it is done again from its beginning.
 
     Args:
         folder: the run.
         every_n_steps: optimizer steps between two savings.
+        every_minutes: minutes between two savings at most.
 
     Raises:
-        ValueError: `every_n_steps` is below 1.
+        ValueError: a number of steps below 1, or no minutes.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int = 500) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"save_every_n_steps is {every_n_steps}; it must be at least 1")
-        self.folder, self.every_n_steps = folder, every_n_steps
-        self._saved_at = 0
-        self._is_due = False
+    def __init__(self, folder: Path, every_n_steps: int = 500, every_minutes: float = 10.0) -> None:
+        if every_n_steps < 1 or every_minutes <= 0:
+            raise ValueError(
+                f"save_every_n_steps ({every_n_steps}) must be at least 1, and save_every_minutes ({every_minutes}) "
+                "above 0"
+            )
+        self.folder, self.every_n_steps, self.every_minutes = folder, every_n_steps, every_minutes
+        self.signals = StopSignals()
+        self._saved_at = self._step = 0
+        self._saved_when = time.monotonic()
+        self._is_due = self._is_boundary = False
+        self._is_out_of_time = False
+        self._metrics: MetricsLogger | None = None
+        self._validation = "none"  # since the last batch: none, running, ending or over
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to listen to signals; training stands at an optimizer step, fresh or resumed."""
+        self.signals.listen()
+        self._metrics = next((logger for logger in trainer.loggers if isinstance(logger, MetricsLogger)), None)
+        self._saved_at = self._step = trainer.global_step
+        self._saved_when = time.monotonic()
+        self._is_boundary = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save what is due and met no validation; stop if that was asked for."""
+        if self._is_boundary:
+            if self._is_due:
+                self._save(trainer)
+            self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Find a saving due at every n-th optimizer step."""
+        """Find a saving due, and time over."""
         step = trainer.global_step
-        self._is_due |= step != self._saved_at and (step % self.every_n_steps == 0 or step == trainer.max_steps)
+        self._is_boundary, self._step, self._validation = step != self._step, step, "none"
+        if trainer.should_stop and is_out_of_time(trainer):  # Lightning would validate first, or stop too early
+            trainer.should_stop, self._is_out_of_time = False, True
+        if self._is_boundary:
+            minutes = (time.monotonic() - self._saved_when) / 60
+            is_late = greatest(trainer, int(minutes >= self.every_minutes)) > 0
+            self._is_due = is_late or step % self.every_n_steps == 0 or step == trainer.max_steps
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due before a validation that may take long."""
+        self._validation = "running"
+        if self._is_due and self._is_boundary and is_training(trainer):
+            self._save(trainer)
+            self._is_due = True
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stop within a validation if that was asked for."""
+        if self._is_boundary and is_training(trainer):
+            self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what is due, now that the best checkpoint is settled."""
-        if self._is_due and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        self._validation = "ending"
+        if self._is_due and self._is_boundary and is_training(trainer):
             self._save(trainer)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save what is due and met no validation."""
-        if self._is_due:
-            self._save(trainer)
+        self._validation = "over"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where training stopped."""
-        if self._is_due or trainer.global_step != self._saved_at:
+        if self._is_boundary and (self._is_due or trainer.global_step != self._saved_at):
             self._save(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the state before a step that failed for its numbers, where it still stands."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            print(f"stopped at once; {LAST} in {self.folder} holds step {self._saved_at:,}", file=sys.stderr)
+        if isinstance(exception, NotFiniteError) and exception.is_undone:
+            self._save(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self.signals.leave()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows of `metrics.csv` that the checkpoint knows; what stands after them is computed again."""
+        return {} if self._metrics is None else {METRICS_ROWS: self._metrics.num_rows}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let Lightning's counters stand exactly at the optimizer step."""
+        settle(checkpoint["loops"]["fit_loop"], self._validation)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        number = greatest(trainer, self.signals.received or OUT_OF_TIME * self._is_out_of_time)
+        if not number:
+            return
+        self._save(trainer)
+        if number == OUT_OF_TIME:
+            raise Stopped("trainer.max_time is over")
+        raise Stopped(describe(number), 128 + number)
+
     def _save(self, trainer: Trainer) -> None:
-        self._saved_at, self._is_due = trainer.global_step, False
-        partial = self.folder / f".{LAST}.partial"
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(partial, self.folder / LAST)  # noqa: PTH105 (atomic, and says so)
+        for logger in trainer.loggers:
+            logger.save()  # so that what was logged before is never missing after
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        self._saved_at, self._saved_when, self._is_due = trainer.global_step, time.monotonic(), False
+
+
+def is_training(trainer: Trainer) -> bool:
+    """Whether a validation belongs to training."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def is_out_of_time(trainer: Trainer) -> bool:
+    """Whether `trainer.max_time` is over."""
+    left = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]  # type: ignore[attr-defined]
+    return any(seconds is not None and seconds <= 0 for seconds in left)
+
+
+def greatest(trainer: Trainer, value: int) -> int:
+    """The greatest value of all processes, so that they decide alike."""
+    if trainer.world_size == 1:
+        return value
+    shared = torch.tensor(value, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return int(shared)
+
+
+def settle(fit_loop: dict[str, Any], validation: str) -> None:
+    """Let the counters of Lightning's loops stand between two batches.
+
+    Lightning counts a batch as begun before its hooks, and as logged after its validation; depending on the hook
+    that saves, it would log at other steps after resuming, or leave a validation out. Here every saving is one of
+    two: after a batch whose validation, if any, is over, or before its validation, which is then done first.
+
+    Args:
+        fit_loop: state of the loop in a checkpoint, changed in place.
+        validation: after the last batch: `none`, `running`, `ending` (its last hook) or `over`.
+    """
+    batches = fit_loop["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+    if validation == "over":
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds it again
+    if validation == "running":
+        progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        progress["total"], progress["current"] = begun, dict.fromkeys(begun, 0)
+        progress["is_last_batch"] = False

@@ -1,10 +1,12 @@
 """`dsmr fit`, `validate` and `test`: LightningCLI with run folders, shipped configs and one-line mistakes."""
 
 import logging
+import os
 import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from jsonargparse import Namespace
@@ -13,16 +15,19 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import checkpoint as checkpoints
-from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Throughput
+from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Stopped, Throughput
+from dsmr.callbacks.last_checkpoint import METRICS_ROWS
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
-from dsmr.cli.metrics_csv import csv_logger
 from dsmr.cli.outcome import announce, check_output, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.data.datamodule import MusicData
+from dsmr.files import replacing
+from dsmr.metrics_csv import MetricsLogger, rows_before
 from dsmr.module import RecurrentLM
 
-CONFIG = "config.yaml"
+CONFIG, METRICS = "config.yaml", "metrics.csv"
+NAME_VARIABLE = "DSMR_RUN_NAME"
 RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
 OWN_OPTIONS = ("checkpoint", "ckpt_path", "resume", "json", "output", "config")
 QUIET = (
@@ -53,7 +58,14 @@ class SaveConfig(Callback):
         """Write `config.yaml`."""
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, self.folder / CONFIG, skip_unset=False, overwrite=True)
+            text = self.parser.dump(self.config, skip_unset=False)
+            try:
+                with replacing(self.folder / CONFIG) as file:
+                    file.write(text.encode())
+            except OSError as error:
+                raise ValueError(
+                    f"cannot write {self.folder / CONFIG} ({error.strerror or error}); make room"
+                ) from error
 
 
 class DsmrCLI(LightningCLI):
@@ -68,7 +80,7 @@ class DsmrCLI(LightningCLI):
         quieten()
         self.command = command
         self.checkpoint: Path | None = None
-        self.resumed_at: int | None = None
+        self.num_metrics_rows = 0
         self.as_json, arguments = take_flag(arguments, "--json")
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
@@ -108,7 +120,7 @@ class DsmrCLI(LightningCLI):
             return arguments
         content = checkpoints.read(self.checkpoint)
         if self.command == "fit":
-            self.resumed_at = int(content["global_step"])
+            self.num_metrics_rows = known_rows(content, self.checkpoint.parent / METRICS)
             if not checkpoints.is_resumable(content):
                 raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
         config = self.checkpoint.parent / CONFIG
@@ -122,6 +134,9 @@ class DsmrCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
         parser.add_argument("--root", type=str, default="runs", help="Folder of runs.")
         parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
+        parser.add_argument(
+            "--save_every_minutes", type=float, default=10.0, help="Minutes between last.ckpt at most."
+        )
         parser.add_argument(
             "--sample_every_n_steps", type=int, default=5000, help="Optimizer steps between samples; 0: none."
         )
@@ -141,12 +156,16 @@ class DsmrCLI(LightningCLI):
             self.folder = self.checkpoint.parent
             return
         if settings.name is None:
-            settings.name = f"{label(settings.model)}-{datetime.now():%Y%m%d-%H%M%S}"
+            settings.name = new_name(settings.model)
         self.folder = Path(settings.root) / settings.name
-        if self.command == "fit" and (self.folder / CONFIG).exists() and not settings.trainer.fast_dev_run:
+        checkpoint = next(
+            (name for name in (checkpoints.LAST, checkpoints.BEST) if (self.folder / name).exists()), None
+        )
+        if self.command == "fit" and checkpoint and not settings.trainer.fast_dev_run:
             raise ValueError(
                 f"{self.folder} holds a run already; choose another --name, or go on with --resume {self.folder}"
             )
+        continue_wandb(settings.trainer.logger, settings.name)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Trainer with the run's logger and checkpoints."""
@@ -159,8 +178,10 @@ class DsmrCLI(LightningCLI):
         if is_run:
             callbacks += self._run_callbacks()
         if settings.logger is None:
-            kwargs["logger"] = csv_logger(self.folder, self.resumed_at) if is_run else False
+            kwargs["logger"] = MetricsLogger(self.folder, self.num_metrics_rows) if is_run else False
         self.trainer_defaults["callbacks"] = callbacks
+        given = settings.plugins or []
+        kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), checkpoints.AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _run_callbacks(self) -> list[Callback]:
@@ -173,7 +194,7 @@ class DsmrCLI(LightningCLI):
             PeakMemory(),
             Samples(self.folder, self.config.sample_every_n_steps, clock=clock),
             BestCheckpoint(self.folder),
-            LastCheckpoint(self.folder, self.config.save_every_n_steps),
+            LastCheckpoint(self.folder, self.config.save_every_n_steps, self.config.save_every_minutes),
         ]
 
 
@@ -197,6 +218,37 @@ def label(model: Namespace) -> str:
     return horizons if rule == "boundary" else f"{horizons}-{rule}"
 
 
+def known_rows(checkpoint: dict[str, Any], metrics: Path) -> int:
+    """Rows of `metrics.csv` that stay when a run goes on; format 1 tells by the step alone."""
+    states = checkpoint.get("callbacks", {}).values()
+    known = next((int(state[METRICS_ROWS]) for state in states if METRICS_ROWS in state), None)
+    return rows_before(metrics, int(checkpoint["global_step"])) if known is None else known
+
+
+def new_name(model: Namespace) -> str:
+    """Name of a run by its horizons and the time; processes that were started by another take over its name."""
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or NAME_VARIABLE not in os.environ:
+        os.environ[NAME_VARIABLE] = f"{label(model)}-{datetime.now():%Y%m%d-%H%M%S}"
+    return os.environ[NAME_VARIABLE]
+
+
+def continue_wandb(loggers: Any, name: str) -> None:
+    """Give a run of Weights & Biases an identity that the run's config keeps, so that it goes on as the same."""
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and not logger.init_args.id:
+            logger.init_args.update(Namespace(id=uuid4().hex[:12], name=logger.init_args.name or name))
+            logger.update("allow", "dict_kwargs.resume")
+
+
+def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
+    """Tell how to go on; gives the exit status, of the first process alone, since Lightning kills for another's."""
+    if not trainer.is_global_zero:
+        return 0
+    print(f"stopped after step {trainer.global_step:,} ({stopped.reason}), which {folder / checkpoints.LAST} holds")
+    print(f"next: dsmr fit --resume {folder}")
+    return stopped.status
+
+
 def run(command: str, arguments: list[str]) -> int:
     """Run `fit`, `validate` or `test`."""
     cli = DsmrCLI(command, arguments)
@@ -208,7 +260,10 @@ def run(command: str, arguments: list[str]) -> int:
     announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None else str(cli.checkpoint)
     if command == "fit":
-        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+        except Stopped as stopped:
+            return say_stopped(stopped, cli.trainer, cli.folder)
     else:
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)

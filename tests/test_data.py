@@ -1,9 +1,9 @@
 """Sources, the token store, generated pieces and lanes."""
 
-import json
 import shutil
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +181,46 @@ def test_what_a_killed_preparation_left_is_cleared_away(midi_folder: Path) -> No
     assert not abandoned.exists()
 
 
-def test_a_damaged_store_is_named_with_what_to_do(midi_folder: Path) -> None:
+def flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "cut off": ("tokens.bin", lambda content: content[:-2]),
+    "a flipped bit": ("tokens.bin", lambda content: flip(content, len(content) // 2)),
+    "longer": ("tokens.bin", lambda content: content + b"00"),
+    "an index cut off": ("index.json", lambda content: content[:-9]),
+    "another figure in the index": ("index.json", lambda content: content.replace(b'"start": 0', b'"start": 2', 1)),
+    "an empty index": ("index.json", lambda content: b""),
+    "another document": ("index.json", lambda content: b"[]"),
+    "an older format": ("index.json", lambda content: content.replace(b'"format_version": 2', b'"format_version": 1')),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_named_and_in_the_cache_prepared_again(
+    midi_folder: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = MusicData(str(midi_folder)).store.path
-    tokens = (path / "tokens.bin").read_bytes()
-    (path / "tokens.bin").write_bytes(tokens[:-2])
-    with pytest.raises(DataError, match="delete"):
-        TokenStore(path)
-    (path / "tokens.bin").write_bytes(tokens)
-    index = json.loads((path / "index.json").read_text())
-    (path / "index.json").write_text(json.dumps(index | {"format_version": 0}))
-    with pytest.raises(DataError, match="format 0"):
+    elsewhere = shutil.copytree(path, midi_folder / "elsewhere")
+    name, change = DAMAGE[damage]
+    for folder in (path, elsewhere):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(whole))
+        assert (folder / name).read_bytes() != whole
+    with pytest.raises(DataError, match=r"elsewhere.*delete"):
+        _ = MusicData(str(elsewhere)).store
+    store = MusicData(str(midi_folder)).store
+    assert "it is prepared again" in capsys.readouterr().err
+    assert TokenStore(store.path).pieces == store.pieces
+    assert (store.path / name).read_bytes() == whole
+    assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_store_without_its_tokens_is_named(midi_folder: Path) -> None:
+    path = MusicData(str(midi_folder)).store.path
+    (path / "tokens.bin").unlink()
+    with pytest.raises(DataError, match=r"tokens.bin.*delete"):
         TokenStore(path)
 
 
@@ -499,5 +529,5 @@ def test_a_store_that_was_prepared_elsewhere_needs_no_midi(midi_folder: Path, tm
     with pytest.raises(DataError, match=r"was tokenised with .*'performance'.* but data\.tokenizer is .*'REMI'"):
         MusicData(str(moved), tokenizer=TokenizerSpec(name="REMI")).prepare_data()
     (moved / "tokens.bin").write_bytes(b"12")
-    with pytest.raises(DataError, match="has 2 bytes, not"):
+    with pytest.raises(DataError, match="is damaged"):
         MusicData(str(moved)).prepare_data()

@@ -3,13 +3,22 @@
 import time
 from collections import Counter
 
+from lightning.pytorch.cli import LightningArgumentParser
+
+from dsmr.cli.configs import take_flag
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.outcome import check_output, write_result
 from dsmr.cli.progress import bar
+from dsmr.data.download import LICENCE, download_maestro
+from dsmr.data.store import cache_folder
 
 
 class PrepareCLI(DsmrCLI):
     """The same configuration as training, of which only the data is built."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--download", action="store_true", help="Fetch MAESTRO (58 MB) into the cache first.")
 
     def instantiate_classes(self) -> None:
         """Build the datamodule and no model."""
@@ -19,8 +28,15 @@ class PrepareCLI(DsmrCLI):
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr prepare`."""
+    wants_download, arguments = take_flag(arguments, "--download")
     cli = PrepareCLI(command, arguments)
     output = check_output(cli.config.output)
+    if wants_download:
+        if cli.datamodule.path or cli.datamodule.recall:
+            raise ValueError("--download fetches MAESTRO; leave out data.path and data.recall")
+        print(LICENCE)
+        fetched = bar("downloading", unit="B")
+        cli.datamodule.path = str(download_maestro(cache_folder(cli.datamodule.cache_dir), progress=fetched))
     cli.datamodule.progress = bar("tokenising")
     began = time.perf_counter()
     store = cli.datamodule.store

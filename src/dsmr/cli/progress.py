@@ -5,14 +5,14 @@ from tqdm.auto import tqdm
 from dsmr.data.store import Progress
 
 
-def bar(title: str) -> Progress:
+def bar(title: str, unit: str = "piece") -> Progress:
     """Progress callback that draws a bar on the terminal once it is first called."""
     drawn: tqdm | None = None
 
     def advance(done: int, total: int) -> None:
         nonlocal drawn
         if drawn is None:
-            drawn = tqdm(total=total, desc=title, unit="piece")
+            drawn = tqdm(total=total, desc=title, unit=unit, unit_scale=unit == "B")
         drawn.update(done - drawn.n)
         if done == total:
             drawn.close()

@@ -13,6 +13,7 @@ from miditok import MusicTokenizer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dsmr.data.download import NAME
 from dsmr.data.errors import DataError
 from dsmr.data.folder import MidiFolder
 from dsmr.data.lanes import LaneReader, Plan, Segment, plan_epoch
@@ -29,7 +30,7 @@ class MusicData(LightningDataModule):
 
     Args:
         path: a folder of MIDI files, MAESTRO (zip or folder), or a token store that was prepared elsewhere; None
-            means `$DSMR_MAESTRO`.
+            means `$DSMR_MAESTRO`, or what `dsmr prepare --download` has fetched.
         recall: generated pieces instead of MIDI files.
         windows: isolated windows of `segment_length` tokens instead of streams with a memory.
         tokenizer: how MIDI becomes tokens.
@@ -132,6 +133,9 @@ class MusicData(LightningDataModule):
     def _folder(self) -> Path:
         """What was given: MIDI files, MAESTRO's zip, or a token store."""
         given = self.path or os.environ.get(ENVIRONMENT_VARIABLE)
+        downloaded = cache_folder(self.cache_dir) / NAME
+        if not given and downloaded.is_file():
+            return downloaded
         if not given:
             raise DataError(f"no data: give a folder of MIDI files with --data.path FOLDER, or {ADVICE}")
         folder = Path(given).expanduser()

@@ -6,12 +6,14 @@ takes no place in it; it is refused by name later.
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from symusic import Score
 
 from dsmr.data.errors import DataError, Refused
 from dsmr.data.maestro import read_bounded
+from dsmr.data.pool import each
 from dsmr.data.sources import Entry, Split
 from dsmr.data.tokenizer import piano_part
 
@@ -36,11 +38,12 @@ class MidiFolder:
         Raises:
             DataError: fewer than two different readable pieces.
         """
-        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise DataError(f"no MIDI file ({', '.join(SUFFIXES)}) below {self.path}; give a folder that has some")
-        digests = {path: digest(path) for path in files}
-        usable = sorted({found for found in digests.values() if found is not None})
+        examined = each(digest, [str(path) for path in files])
+        digests = dict(zip(files, examined, strict=True))
+        usable = sorted({found.hex for found in digests.values() if isinstance(found, Digest)})
         if len(usable) < 2:
             raise DataError(
                 f"{self.path} holds {len(usable)} readable piano pieces in {len(files)} MIDI files; "
@@ -48,7 +51,7 @@ class MidiFolder:
             )
         splits = split_by_digest(usable)
         return [
-            Entry(path.relative_to(self.path).as_posix(), splits[found] if found else "train")
+            Entry(path.relative_to(self.path).as_posix(), splits[found.hex] if isinstance(found, Digest) else "train")
             for path, found in digests.items()
         ]
 
@@ -57,14 +60,21 @@ class MidiFolder:
         return read_bounded(self.path / name)
 
 
-def digest(path: Path) -> str | None:
-    """Digest of a file's content; None where it is no piano music that can be read."""
+@dataclass(frozen=True)
+class Digest:
+    """Of a file's content, in hexadecimal digits."""
+
+    hex: str
+
+
+def digest(path: str) -> Digest | str:
+    """Digest of a file's content, or why it is no piano music that can be read."""
     try:
-        content = read_bounded(path)
+        content = read_bounded(Path(path))
         piano_part(Score.from_midi(content))
-    except (Refused, RuntimeError, ValueError):
-        return None
-    return hashlib.blake2b(content).hexdigest()
+    except (Refused, RuntimeError, ValueError) as error:
+        return str(error)
+    return Digest(hashlib.blake2b(content).hexdigest())
 
 
 def split_by_digest(digests: list[str]) -> dict[str, Split]:

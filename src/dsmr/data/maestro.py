@@ -19,10 +19,8 @@ from dsmr.data.sources import SPLITS, Entry
 ENVIRONMENT_VARIABLE = "DSMR_MAESTRO"
 CSV_PATTERN = "maestro-v*.csv"
 MAX_FILE_BYTES = 16 * 2**20
-ADVICE = (
-    "download maestro-v3.0.0-midi.zip from magenta.tensorflow.org/datasets/maestro "
-    f"and set {ENVIRONMENT_VARIABLE} to it"
-)
+MAX_UNPACKED_BYTES = 2 * 2**30  # of all members; MAESTRO v3.0.0 has 85 MB
+ADVICE = f"dsmr prepare --download fetches it, or set {ENVIRONMENT_VARIABLE} to maestro-v3.0.0-midi.zip"
 
 
 class MaestroZip:
@@ -55,6 +53,9 @@ class MaestroZip:
             check_inside(info.filename, str(self.path))
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise DataError(f"{self.path}: member {info.filename!r} is a link; take the official zip")
+        unpacked = sum(info.file_size for info in self._zip.infolist())
+        if unpacked > MAX_UNPACKED_BYTES:
+            raise DataError(f"{self.path} would unpack to {unpacked / 2**30:,.1f} GiB; take the official zip")
         names = [n for n in self._zip.namelist() if PurePosixPath(n).match(CSV_PATTERN)]
         if len(names) != 1:
             raise DataError(f"{self.path} holds {len(names)} files named {CSV_PATTERN}, not one; {ADVICE}")
@@ -204,6 +205,8 @@ def read_bounded(path: Path) -> bytes:
         Refused: it cannot be read, or is larger than 16 MiB.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Refused("is no file, but a folder or a device")
         with path.open("rb") as file:
             return bounded(file.read(MAX_FILE_BYTES + 1))
     except OSError as error:

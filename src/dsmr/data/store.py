@@ -2,35 +2,40 @@
 
     <cache>/<key>/tokens.bin   BOS + events + EOS of every piece, one after another
                   marks.bin    only for generated pieces: what is asked for, see `dsmr.data.synthetic`
-                  index.json   format, tokenizer, the pieces, the files that were refused and why
+                  index.json   format, tokenizer, the pieces, the files that were refused and why, checksums
 
 The key is a digest of the pieces' content, their splits and the tokenizer's settings. A store is written beside
-its final place and renamed as a whole, under a lock: there is never half a store.
+its final place and renamed as a whole, under a lock: there is never half a store. Its checksums are compared
+whenever it is opened; one in the cache that is damaged, or of an older format, is prepared again.
 """
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from dsmr.data.errors import DataError, Refused
+from dsmr.data.pool import each
 from dsmr.data.sources import Entry, Source, Split
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer, encode
+from dsmr.files import flush, flush_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+ENCODING_VERSION = 1  # of what the tokens mean; part of a store's key
 MAX_SECONDS = 4 * 3600
+MAX_NOTES = 200_000  # of a piece: ten times the longest one of MAESTRO, tokenised in half a second
 CACHE_VARIABLE = "DSMR_CACHE"
 
 Progress = Callable[[int, int], None]
@@ -65,37 +70,43 @@ class Piece:
 class TokenStore:
     """A store on disk, opened for reading.
 
+    Args:
+        path: its folder.
+        is_checked: whether its checksums are compared, which reads all of it (0.1 s for MAESTRO).
+
     Raises:
         DataError: there is no whole store of this format.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_checked: bool = True) -> None:
         self.path = path
         try:
             index = json.loads((path / "index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no token store ({error}); delete it and run dsmr prepare again") from error
-        if index.get("format_version") != FORMAT_VERSION:
+            found = index["format_version"]
+            if found != FORMAT_VERSION:
+                raise DataError(
+                    f"{path} has store format {found}, this version reads {FORMAT_VERSION}; delete it and run dsmr "
+                    "prepare again"
+                )
+            if is_checked:
+                check_sums(path, index)
+            self.description: str = index["source"]
+            self.tokenizer_spec = TokenizerSpec(**index["tokenizer"])
+            self.pieces = [Piece(**piece) for piece in index["pieces"]]
+            self.refused: dict[str, str] = index["refused"]
+            self.marks_are_kept: bool = index["marks"]
+        except DataError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{path} has store format {index.get('format_version')}, this version reads {FORMAT_VERSION}; "
-                "delete it and run dsmr prepare again"
-            )
-        self.description: str = index["source"]
-        self.tokenizer_spec = TokenizerSpec(**index["tokenizer"])
-        self.pieces = [Piece(**piece) for piece in index["pieces"]]
-        self.refused: dict[str, str] = index["refused"]
-        self.marks_are_kept: bool = index["marks"]
-        expected = 2 * sum(piece.length for piece in self.pieces)
-        for name in ("tokens.bin", *(["marks.bin"] if self.marks_are_kept else [])):
-            size = (path / name).stat().st_size if (path / name).exists() else 0
-            if size != expected:
-                raise DataError(f"{path / name} has {size} bytes, not {expected}; delete {path} and prepare again")
+                f"{path} is no whole token store ({error}); delete it and run dsmr prepare again"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(state["path"], is_checked=False)  # type: ignore[misc]  # its process has checked it
 
     @cached_property
     def tokens(self) -> NDArray[np.uint16]:
@@ -110,6 +121,38 @@ class TokenStore:
     def of_split(self, split: Split) -> list[int]:
         """Numbers of the split's pieces, in the source's order."""
         return [number for number, piece in enumerate(self.pieces) if piece.split == split]
+
+
+def check_sums(path: Path, index: dict[str, Any]) -> None:
+    """Compare a store's files with the checksums of its index, and the index with its own.
+
+    Raises:
+        DataError: they differ.
+        OSError: a file is missing.
+    """
+    sums = {**index["checksums"], "index.json": index_sum(index)}
+    for name, expected in sums.items():
+        if name == "index.json":
+            found, expected = expected, index["checksum"]
+        else:
+            with (path / name).open("rb") as file:
+                found = hashlib.file_digest(file, new_digest).hexdigest()
+        if found != expected:
+            raise DataError(
+                f"{path / name} is damaged (its checksum is {found}, not {expected}); delete {path} and run dsmr "
+                "prepare again"
+            )
+
+
+def index_sum(index: dict[str, Any]) -> str:
+    """Checksum of an index, which it carries itself as `checksum`."""
+    rest = {key: value for key, value in index.items() if key != "checksum"}
+    return new_digest(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def new_digest(content: bytes = b"") -> Any:
+    """BLAKE2b of 128 bits."""
+    return hashlib.blake2b(content, digest_size=16)
 
 
 def is_store(folder: Path) -> bool:
@@ -143,6 +186,7 @@ class StoreWriter:
         self.folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         self._tokens = (self.folder / "tokens.bin").open("wb")
         self._marks = (self.folder / "marks.bin").open("wb") if marks else None
+        self._digests = {name: new_digest() for name in ("tokens.bin", *(["marks.bin"] if marks else []))}
 
     def __enter__(self) -> "StoreWriter":
         return self
@@ -154,14 +198,19 @@ class StoreWriter:
 
     def add(self, entry: Entry, encoded: Encoded, marks: NDArray[np.uint16] | None = None) -> None:
         """Append a piece."""
-        self._tokens.write(encoded.ids.tobytes())
+        self._append("tokens.bin", self._tokens, encoded.ids)
         if self._marks is not None:
             assert marks is not None
             assert marks.shape == encoded.ids.shape
-            self._marks.write(marks.astype(np.uint16).tobytes())
+            self._append("marks.bin", self._marks, marks)
         figures = {k: v for k, v in vars(encoded).items() if k != "ids"}
         self.pieces.append(Piece(entry.name, entry.split, self.num_tokens, len(encoded.ids), **figures))
         self.num_tokens += len(encoded.ids)
+
+    def _append(self, name: str, file: IO[bytes], ids: NDArray[np.uint16]) -> None:
+        content = ids.astype("<u2").tobytes()
+        file.write(content)
+        self._digests[name].update(content)
 
     def finish(self) -> TokenStore:
         """Write the index, flush all to disk and rename."""
@@ -172,21 +221,19 @@ class StoreWriter:
             "marks": self._marks is not None,
             "refused": self.refused,
             "pieces": [asdict(piece) for piece in self.pieces],
+            "checksums": {name: digest.hexdigest() for name, digest in self._digests.items()},
         }
+        index["checksum"] = index_sum(index)
         with (self.folder / "index.json").open("w", encoding="utf-8") as file:
             json.dump(index, file, indent=1)
             flush(file)
         for binary in filter(None, (self._tokens, self._marks)):
             flush(binary)
         self.folder.chmod(0o755)
+        flush_folder(self.folder)
         self.folder.rename(self.path)
-        return TokenStore(self.path)
-
-
-def flush(file: Any) -> None:
-    """Make sure that what was written is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+        flush_folder(self.path.parent)
+        return TokenStore(self.path, is_checked=False)
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -195,26 +242,43 @@ def cache_folder(given: str | None = None) -> Path:
 
 
 def build_once(path: Path, build: Callable[[], TokenStore]) -> TokenStore:
-    """Open the store at `path`, or build it under a lock if there is none.
+    """Open the store at `path`, or build it under a lock if there is none, or none that is whole.
 
     Raises:
-        DataError: the cache folder cannot be written, or the store there is damaged.
+        DataError: the cache folder cannot be written.
     """
-    if path.exists():
-        return TokenStore(path)
+    whole, fault = opened(path)
+    if whole is not None:
+        return whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if path.exists():
-                return TokenStore(path)
+            whole, fault = opened(path)
+            if whole is not None:
+                return whole
             for abandoned in path.parent.glob(f".{path.name}.*"):
                 shutil.rmtree(abandoned)
+            if fault is not None:
+                print(f"{fault.partition(';')[0]}: it is prepared again", file=sys.stderr)
+                aside = path.with_name(f".{path.name}.damaged")  # a reader that has it open keeps it
+                path.rename(aside)
+                shutil.rmtree(aside)
             return build()
     except OSError as error:
         raise DataError(
             f"cannot write the token store in {path.parent} ({error.strerror or error}); "
             f"set {CACHE_VARIABLE} or data.cache_dir to a folder that can be written and has room"
         ) from error
+
+
+def opened(path: Path) -> tuple[TokenStore | None, str | None]:
+    """The store at `path`, or what is wrong with it; neither where there is none."""
+    if not path.exists():
+        return None, None
+    try:
+        return TokenStore(path), None
+    except DataError as error:
+        return None, str(error)
 
 
 def prepare_midi(
@@ -245,7 +309,8 @@ def prepare_midi(
 
     def build() -> TokenStore:
         with StoreWriter(cache / key, source.description, spec, marks=False) as writer:
-            done = tokenized(source, spec, entries, num_workers or usable_cores())
+            names = [entry.name for entry in entries]
+            done = each(_tokenize, names, _start_worker, (source, spec), num_workers=num_workers)
             for count, (entry, result) in enumerate(zip(entries, done, strict=True), start=1):
                 if isinstance(result, str):
                     writer.refused[entry.name] = result
@@ -276,28 +341,11 @@ def check_refused(refused: dict[str, str], total: int, max_share: float) -> None
 def store_key(spec: TokenizerSpec, content: Iterable[tuple[str, ...]]) -> str:
     """Name of a store: a digest of content, splits, tokenizer settings and the versions that matter."""
     digest = hashlib.blake2b(digest_size=12)
-    head = (FORMAT_VERSION, version("miditok"), version("symusic"), asdict(spec))
+    head = (ENCODING_VERSION, version("miditok"), version("symusic"), asdict(spec))
     digest.update(json.dumps(head, sort_keys=True).encode())
     for row in content:
         digest.update(json.dumps(row).encode())
     return f"{spec.name}-{digest.hexdigest()}"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def tokenized(source: Source, spec: TokenizerSpec, entries: list[Entry], num_workers: int) -> Iterator[Encoded | str]:
-    """Every entry's tokens, or the reason why it was refused, in order, from several processes."""
-    names = [entry.name for entry in entries]
-    if num_workers == 1 or len(names) < 16:
-        _start_worker(source, spec)
-        yield from map(_tokenize, names)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, _start_worker, (source, spec)) as pool:
-        yield from pool.imap(_tokenize, names, chunksize=4)
 
 
 def _content(source: Source, name: str) -> str:
@@ -321,6 +369,9 @@ def _tokenize(name: str) -> Encoded | str:
     source, tokenizer = _worker
     try:
         score = Score.from_midi(source.read(name))
+        num_notes = sum(len(track.notes) for track in score.tracks)
+        if num_notes > MAX_NOTES:
+            raise Refused(f"has {num_notes:,} notes, more than {MAX_NOTES:,}")
         if score.to("second").end() > MAX_SECONDS:
             raise Refused(f"longer than {MAX_SECONDS // 3600} hours")
         return encode(tokenizer, score)
@@ -328,3 +379,5 @@ def _tokenize(name: str) -> Encoded | str:
         return str(refused)
     except (RuntimeError, ValueError) as error:
         return f"not a MIDI file that symusic can read: {str(error).splitlines()[0] if str(error) else error!r}"
+    except Exception as error:  # one file never stops the others, whatever a tokenizer makes of it
+        return f"cannot be tokenised: {error!r}"

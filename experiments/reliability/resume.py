@@ -1,6 +1,6 @@
 """One run that is killed again and again, beside the same run left alone: what they leave must be bitwise equal.
 
-    python experiments/reliability/resume.py [--short] [--output FILE.json]
+    python experiments/reliability/resume.py [--short] [--output FILE.json] [--root FOLDER]
 
 Each attempt is a process of its own, `dsmr fit` and then `dsmr fit --resume`. It ends by SIGKILL at a chosen moment:
 in a forward or backward pass, in the optimizer, while a checkpoint is written (before the first byte, half way, when
@@ -9,18 +9,10 @@ has dropout, transposition, accumulated gradients, a loader process, four epochs
 within the accumulation of gradients. A full disk is a real one where this may mount one, else a limit on file sizes.
 """
 
-import argparse
 import csv
-import functools
-import json
 import os
 import resource
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from trials import counted, fill, in_process, last_line, run, small_disk, wrap
 
 import dsmr.checkpoint
-import dsmr.data.datamodule
 import dsmr.metrics_csv
 from dsmr.callbacks import LastCheckpoint
 from dsmr.cli import lightning, main
@@ -110,25 +102,6 @@ SHORT = (
 )
 
 
-def in_process(work: Callable[[], int], log: Path) -> int:
-    """Run in a process of its own; gives its exit status, negative for the signal that ended it."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            torch.set_num_threads(1)
-            status = work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def end_at(moment: Moment) -> None:
     """Let this process end at a moment, from within what happens there."""
     left = [moment]
@@ -182,29 +155,6 @@ def end_at(moment: Moment) -> None:
 def lightning_folder() -> Path:
     """The run's folder, of the process that trains in it."""
     return Path(os.environ["DSMR_RELIABILITY_RUN"])
-
-
-def counted(number: int, then: Callable[[], Any]) -> Callable[..., Any]:
-    """Call `then` at the call of that number, from 0."""
-    left = [number]
-
-    def count(*_: Any, **__: Any) -> Any:
-        left[0] -= 1
-        return then() if left[0] == -1 else None
-
-    return count
-
-
-def wrap(owner: type, name: str, before: Callable[..., None]) -> None:
-    """Let something happen before a method."""
-    method = getattr(owner, name)
-
-    @functools.wraps(method)
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        before(*arguments, **options)
-        return method(*arguments, **options)
-
-    setattr(owner, name, wrapped)
 
 
 @dataclass
@@ -302,20 +252,6 @@ def killed_and_resumed(root: Path, moments: tuple[Moment, ...]) -> dict[str, Any
     }
 
 
-@contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[str]:
-    """A file system of so many MiB in a folder; where none may be mounted, a limit on the size of files."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
-    if shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
-        try:
-            yield "a file system that is full"
-        finally:
-            subprocess.run(["umount", str(folder)], check=False)
-    else:
-        yield "a limit on the size of files"
-
-
 def full_disk(root: Path, room: int) -> dict[str, Any]:
     """A run whose disk fills up stops with one line, keeps its last checkpoint, and goes on when there is room.
 
@@ -332,11 +268,7 @@ def full_disk(root: Path, room: int) -> dict[str, Any]:
         before = (run / "last.ckpt").read_bytes()
         filler = disk / "filler"
         if kind.startswith("a file system"):
-            with suppress_full(), filler.open("wb") as file:
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-            os.truncate(filler, max(filler.stat().st_size - room, 0))
+            fill(filler, room)
             status = in_process(lambda: fit(run), log)
         else:
 
@@ -346,9 +278,9 @@ def full_disk(root: Path, room: int) -> dict[str, Any]:
                 return fit(run)
 
             status = in_process(limited, log)
-        last_line = log.read_text().rstrip().splitlines()[-1]
-        if status != 2 or not last_line.startswith("dsmr: error: cannot write"):
-            failures.append(f"exit status {status}: {last_line}")
+        line = last_line(log)
+        if status != 2 or not line.startswith("dsmr: error: cannot write"):
+            failures.append(f"exit status {status}: {line}")
         if (run / "last.ckpt").read_bytes() != before:
             failures.append("the last good checkpoint was changed")
         if list(run.glob(".*.partial")):
@@ -358,23 +290,12 @@ def full_disk(root: Path, room: int) -> dict[str, Any]:
             failures.append("it does not go on when there is room")
         else:
             failures += [f"not equal: {name}" for name in differences(remains(root / "whole"), remains(run))]
-    return {"cases": 1, "kind": kind, "line": last_line.replace(str(root), ""), "failures": failures}
-
-
-@contextmanager
-def suppress_full() -> Iterator[None]:
-    """Until no byte fits any more."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != 28:
-            raise
+    return {"cases": 1, "kind": kind, "line": line.replace(str(root), ""), "failures": failures}
 
 
 def work(root: Path, *, short: bool) -> dict[str, Any]:
     """Both trials, in a folder."""
     os.environ["DSMR_CACHE"] = str(root / "cache")
-    os.environ.pop("DSMR_DEBUG", None)
     lightning.quieten()
     return {
         "killed_and_resumed": killed_and_resumed(root, SHORT if short else MOMENTS),
@@ -383,22 +304,5 @@ def work(root: Path, *, short: bool) -> dict[str, Any]:
     }
 
 
-def cli() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--root", type=Path, help="folder to keep; otherwise a temporary one")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        root = options.root or Path(folder)
-        root.mkdir(parents=True, exist_ok=True)
-        result = work(root.resolve(), short=options.short)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n", encoding="utf-8")
-    return 1 if any(trial["failures"] for trial in result.values()) else 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(cli())
+    raise SystemExit(run(__doc__, work))

@@ -85,6 +85,8 @@ def is_mistake(error: Exception) -> bool:
 
 def fail(message: str) -> int:
     """Print one line and give the exit status of a mistake."""
+    if "dsmr.cli.progress" in sys.modules:
+        sys.modules["dsmr.cli.progress"].close_bars()
     print(f"dsmr: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

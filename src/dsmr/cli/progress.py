@@ -4,6 +4,14 @@ from tqdm.auto import tqdm
 
 from dsmr.data.store import Progress
 
+_drawn: list[tqdm] = []
+
+
+def close_bars() -> None:
+    """End the lines of bars that an error left open."""
+    while _drawn:
+        _drawn.pop().close()
+
 
 def bar(title: str, unit: str = "piece") -> Progress:
     """Progress callback that draws a bar on the terminal once it is first called."""
@@ -13,8 +21,9 @@ def bar(title: str, unit: str = "piece") -> Progress:
         nonlocal drawn
         if drawn is None:
             drawn = tqdm(total=total, desc=title, unit=unit, unit_scale=unit == "B")
+            _drawn.append(drawn)
         drawn.update(done - drawn.n)
         if done == total:
-            drawn.close()
+            close_bars()
 
     return advance

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -193,7 +194,8 @@ class StoreWriter:
 
     def __exit__(self, *_: object) -> None:
         for file in filter(None, (self._tokens, self._marks)):
-            file.close()
+            with suppress(OSError):  # what a full disk did not take is not wanted any more
+                file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, entry: Entry, encoded: Encoded, marks: NDArray[np.uint16] | None = None) -> None:
@@ -363,16 +365,32 @@ def _start_worker(source: Source, spec: TokenizerSpec) -> None:
     _worker = (source, build_tokenizer(spec))
 
 
+def check_header(content: bytes) -> None:
+    """Refuse what symusic would read as other music than it is.
+
+    Raises:
+        Refused: format 2, or no ticks in a beat.
+    """
+    if content[:4] == b"MThd" and content[8:10] == b"\0\2":
+        raise Refused("is of MIDI format 2, whose tracks are pieces of their own")
+    if content[:4] == b"MThd" and content[12:14] == b"\0\0":
+        raise Refused("has no ticks in a beat")
+
+
 def _tokenize(name: str) -> Encoded | str:
     from symusic import Score
 
     source, tokenizer = _worker
     try:
-        score = Score.from_midi(source.read(name))
+        content = source.read(name)
+        check_header(content)
+        score = Score.from_midi(content)
+        if any(tempo.mspq <= 0 for tempo in score.tempos):
+            raise Refused("has a tempo of 0")
         num_notes = sum(len(track.notes) for track in score.tracks)
         if num_notes > MAX_NOTES:
             raise Refused(f"has {num_notes:,} notes, more than {MAX_NOTES:,}")
-        if score.to("second").end() > MAX_SECONDS:
+        if not score.to("second").end() <= MAX_SECONDS:
             raise Refused(f"longer than {MAX_SECONDS // 3600} hours")
         return encode(tokenizer, score)
     except Refused as refused:

@@ -1,0 +1,393 @@
+"""`dsmr prepare` that is killed, run twice at once, or has no room; stores that were damaged; broken downloads.
+
+    python experiments/reliability/prepare.py [--short] [--output FILE.json] [--root FOLDER]
+
+Each case must end in the very store that an undisturbed run leaves, or in one line that says what to do.
+"""
+
+import hashlib
+import http.server
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from symusic import Note, Score, Tempo, Track
+from trials import fill, in_process, last_line, run, small_disk
+
+from dsmr.cli import main
+from dsmr.data.datamodule import MusicData
+from dsmr.data.download import NAME, download_maestro
+from dsmr.data.errors import DataError
+from dsmr.data.store import StoreWriter
+
+NUM_PIECES = 15  # read in one process, in a moment
+MANY_PIECES = 40  # read by workers
+UNTRIED = -1000
+
+
+def write_pieces(folder: Path, count: int) -> Path:
+    """A folder of small pieces."""
+    folder.mkdir(parents=True)
+    draw = random.Random(0)
+    for number in range(count):
+        score, track, time_ = Score(480), Track("", 0, False), 0
+        score.tempos.append(Tempo(0, 100))
+        for _ in range(200):
+            time_ += draw.randrange(400)
+            track.notes.append(Note(time_, 1 + draw.randrange(900), draw.randrange(30, 100), draw.randrange(1, 128)))
+        score.tracks.append(track)
+        score.dump_midi(folder / f"{number:02d}.mid")
+    return folder
+
+
+def prepare(pieces: Path, cache: Path) -> int:
+    """`dsmr prepare` of a folder into a cache."""
+    return main(["prepare", "--data.path", str(pieces), "--data.cache_dir", str(cache)])
+
+
+def stores(cache: Path) -> dict[str, bytes]:
+    """All files of all stores in a cache, half ones and what was left over included."""
+    found = {}
+    for path in sorted(cache.rglob("*")):
+        if path.is_file() and path.suffix != ".lock":
+            found[str(path.relative_to(cache))] = path.read_bytes()
+    return found
+
+
+def killed(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -> dict[str, Any]:
+    """SIGKILL after so many pieces, and while the store is finished; then once more, undisturbed."""
+    failures = []
+    moments: list[int | str] = [0, 7, "index", "rename"] if short else [*range(NUM_PIECES), "index", "rename"]
+
+    def dies_at(moment: int | str) -> Callable[[], int]:
+        def work() -> int:
+            add, finish, rename = StoreWriter.add, StoreWriter.finish, Path.rename
+
+            def add_or_die(self: StoreWriter, *arguments: Any, **options: Any) -> None:
+                if len(self.pieces) == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                add(self, *arguments, **options)
+
+            def finish_or_die(self: StoreWriter) -> Any:
+                if moment == "index":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return finish(self)
+
+            def rename_or_die(self: Path, target: Path) -> Path:
+                if moment == "rename":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return rename(self, target)
+
+            StoreWriter.add, StoreWriter.finish = add_or_die, finish_or_die
+            Path.rename = rename_or_die
+            return prepare(pieces, root / f"killed-{moment}")
+
+        return work
+
+    for moment in moments:
+        cache, log = root / f"killed-{moment}", root / "killed.log"
+        if in_process(dies_at(moment), log) != -signal.SIGKILL:
+            failures.append(f"at {moment}: it was not killed")
+        if any(not path.name.startswith(".") for path in cache.iterdir() if path.is_dir()):
+            failures.append(f"at {moment}: half a store has its name")
+        if in_process(lambda cache=cache: prepare(pieces, cache), log):
+            failures.append(f"at {moment}: it does not prepare again: {last_line(log)}")
+        if stores(cache) != whole:
+            failures.append(f"at {moment}: another store")
+    return {"cases": len(moments), "failures": failures}
+
+
+def workers_killed(root: Path) -> dict[str, Any]:
+    """SIGKILL of the main process while its workers read, and of a worker; no process stays, no piece is lost."""
+    pieces, failures = write_pieces(root / "many", MANY_PIECES), []
+    cache, log = root / "killed-workers", root / "workers.log"
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os._exit(in_process(lambda: prepare(pieces, cache), log) & 0xFF)
+    time.sleep(6)
+    workers = members(child)
+    if len(workers) < 3:
+        failures.append(f"there were no workers, but {workers}")
+    main_process = children_of(child)[0]
+    os.kill(main_process, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for _ in range(100):
+        if not members(child):
+            break
+        time.sleep(0.1)
+    else:
+        failures.append(f"{len(members(child))} workers outlived the process that began them")
+    if in_process(lambda: prepare(pieces, cache), log):
+        failures.append(f"it does not prepare again: {last_line(log)}")
+    index = json.loads(next(v for k, v in stores(cache).items() if k.endswith("json")))
+    if len(index["pieces"]) != MANY_PIECES or index["refused"]:
+        failures.append("another store")
+    return {"cases": 1, "failures": failures}
+
+
+def children_of(process: int) -> list[int]:
+    """Processes that a process began."""
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def members(session: int) -> list[int]:
+    """Processes of a session, zombies left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, number = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(number) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def at_once(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -> dict[str, Any]:
+    """Several processes prepare the same pieces at the same time."""
+    failures = []
+    cases = 1 if short else 3
+    for case in range(cases):
+        cache = root / f"together-{case}"
+        children = []
+        for number in range(2 + case):
+            child = os.fork()
+            if child == 0:
+                status = in_process(lambda cache=cache: prepare(pieces, cache), root / f"together-{case}-{number}.log")
+                os._exit(status & 0xFF)
+            children.append(child)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if any(statuses):
+            failures.append(f"{len(children)} at once: exit statuses {statuses}")
+        if stores(cache) != whole:
+            failures.append(f"{len(children)} at once: another store")
+    return {"cases": cases, "failures": failures}
+
+
+def no_room(root: Path, pieces: Path, whole: dict[str, bytes]) -> dict[str, Any]:
+    """A cache on a full disk, one where nothing can be written, and a file where the folder should be."""
+    failures, lines = [], {}
+    for room in (0, 20_000):
+        log = root / f"room{room}.log"
+        with small_disk(root / f"disk{room}", 1) as kind:
+            if not kind.startswith("a file system"):
+                break
+            cache = root / f"disk{room}" / "cache"
+            fill(root / f"disk{room}" / "filler", room)
+            status = in_process(lambda cache=cache: prepare(pieces, cache), log)
+            lines[f"{room} bytes left"] = last_line(log).replace(str(root), "")
+            if status != 2 or not last_line(log).startswith("dsmr: error: cannot write the token store"):
+                failures.append(f"{room} bytes left: exit status {status}: {last_line(log)}")
+            if cache.exists() and stores(cache):
+                failures.append(f"{room} bytes left: {list(stores(cache))} stays")
+            (root / f"disk{room}" / "filler").unlink()
+            if in_process(lambda cache=cache: prepare(pieces, cache), log) or stores(cache) != whole:
+                failures.append(f"{room} bytes left: no whole store once there is room")
+    for name, status in {
+        "a file instead of the cache": in_process(lambda: prepare(pieces, occupied(root)), root / "denied0.log"),
+        "a file system that is read only": read_only(root, pieces, root / "denied1.log"),
+        "a folder of another user": in_process(lambda: prepare_as_nobody(root, pieces), root / "denied2.log"),
+    }.items():
+        line = last_line(root / f"denied{len(lines) - 2}.log")
+        lines[name] = line.replace(str(root), "")
+        if status not in (2, UNTRIED) or not line.startswith("dsmr: error: cannot write the token store"):
+            failures.append(f"{name}: exit status {status}: {line}")
+    return {"cases": len(lines), "lines": lines, "failures": failures}
+
+
+def occupied(root: Path) -> Path:
+    """A file where the cache should be."""
+    (root / "occupied").write_bytes(b"")
+    return root / "occupied"
+
+
+def read_only(root: Path, pieces: Path, log: Path) -> int:
+    """A cache on a file system that is read only."""
+    with small_disk(root / "readonly", 1) as kind:
+        if not kind.startswith("a file system"):
+            log.write_text("dsmr: error: cannot write the token store: not tried, nothing can be mounted here")
+            return UNTRIED
+        subprocess.run(["mount", "-o", "remount,ro", str(root / "readonly")], check=True)
+        return in_process(lambda: prepare(pieces, root / "readonly" / "cache"), log)
+
+
+def prepare_as_nobody(root: Path, pieces: Path) -> int:
+    """`dsmr prepare` without the right to write, which root always has."""
+    for folder in (root, *root.parents):
+        if folder.stat().st_uid == os.getuid() and folder.name.startswith("tmp"):
+            folder.chmod(0o755)
+    (root / "foreign").mkdir(mode=0o555)
+    if os.getuid() == 0:
+        os.setuid(65534)
+    return prepare(pieces, root / "foreign")
+
+
+def damaged(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -> dict[str, Any]:
+    """Single bits of a store that are flipped, and files that are cut: named elsewhere, mended in the cache."""
+    draw, failures, cases = random.Random(1), [], 0
+    cache = root / "damaged"
+    MusicData(str(pieces), cache_dir=str(cache)).prepare_data()
+    for name, content in whole.items():
+        for _ in range(10 if short else 150):
+            cases += 1
+            broken = bytearray(content)
+            if draw.random() < 0.2:
+                del broken[draw.randrange(len(broken)) :]
+            else:
+                broken[draw.randrange(len(broken))] ^= 1 << draw.randrange(8)
+            (cache / name).write_bytes(broken)
+            try:
+                store = MusicData(str((cache / name).parent)).store
+            except DataError:
+                pass
+            else:
+                failures.append(f"{name}: damage was not seen in {store.path}")
+            MusicData(str(pieces), cache_dir=str(cache)).prepare_data()
+            if stores(cache) != whole:
+                failures.append(f"{name}: another store")
+                (cache / name).write_bytes(content)
+    return {"cases": cases, "failures": failures}
+
+
+class Unreliable(http.server.BaseHTTPRequestHandler):
+    """Serves one file, and breaks off; knows ranges or not."""
+
+    content, breaks_after, knows_ranges, answers_with = b"", 1 << 30, True, 200
+    log: list[str]
+
+    def do_GET(self) -> None:
+        """Answer with what was asked for, but not to the end."""
+        asked = self.headers.get("Range")
+        self.log.append(asked or "all")
+        if self.answers_with != 200:
+            self.send_error(self.answers_with)
+            return
+        first = int(asked[len("bytes=") : -1]) if asked and self.knows_ranges else 0
+        if first >= len(self.content):
+            self.send_error(416)
+            return
+        rest = self.content[first:]
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        if first:
+            self.send_header("Content-Range", f"bytes {first}-{len(self.content) - 1}/{len(self.content)}")
+        self.end_headers()
+        with suppress(ConnectionError):  # of a reader that was killed
+            self.wfile.write(rest[: self.breaks_after])
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+def downloads(root: Path, *, short: bool) -> dict[str, Any]:
+    """A zip from a server that breaks off, knows no ranges, gives another file, or none; and a kill meanwhile."""
+    content = random.Random(2).randbytes(3_000_000)
+    good = hashlib.sha256(content).hexdigest()
+    failures: list[str] = []
+    asked: dict[str, list[str]] = {}
+
+    def serve(name: str, expected: str | None, sha256: str = good, part: bytes = b"", **settings: Any) -> None:
+        handler = type("Handler", (Unreliable,), {"content": content, "log": [], **settings})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        folder = root / name.replace(" ", "-")
+        folder.mkdir()
+        if part:
+            (folder / f".{NAME}.part").write_bytes(part)
+        address = f"http://127.0.0.1:{server.server_port}/{NAME}"
+        try:
+            path = download_maestro(folder, address=address, sha256=sha256, pause=0.01)
+            if expected is not None or path.read_bytes() != content:
+                failures.append(f"{name}: it was taken")
+        except DataError as error:
+            if expected is None or expected not in str(error):
+                failures.append(f"{name}: {error}")
+            if (folder / NAME).exists():
+                failures.append(f"{name}: a file was left under its name")
+        finally:
+            server.shutdown()
+            server.server_close()
+        asked[name] = handler.log
+
+    serve("undisturbed", None)
+    serve("breaks off", None, breaks_after=400_000)
+    if len(asked["breaks off"]) != 8 or asked["breaks off"][2] != "bytes=800000-":
+        failures.append(f"breaks off: it did not go on where it was left: {asked['breaks off']}")
+    serve("begun before", None, part=content[:1_234_567])
+    if asked["begun before"] != ["bytes=1234567-"]:
+        failures.append(f"begun before: {asked['begun before']}")
+    serve("whole before", None, part=content)
+    serve("knows no ranges", None, part=content[:1000], knows_ranges=False)
+    serve("another beginning", "checksum", part=b"x" * 1000)
+    serve("another file", "checksum", sha256="0" * 64)
+    serve("gone", "404", answers_with=404)
+    serve("never gives anything", "connection broke off", breaks_after=0)
+    serve("faulty server", "503", answers_with=503)
+    return {
+        "cases": len(asked) + killed_downloads(root, content, good, failures, 2 if short else 8),
+        "failures": failures,
+    }
+
+
+def killed_downloads(root: Path, content: bytes, good: str, failures: list[str], cases: int) -> int:
+    """SIGKILL while a slow server gives a file; the next process goes on."""
+    log: list[str] = []
+
+    class Slow(Unreliable):
+        def send_response(self, code: int, message: str | None = None) -> None:
+            super().send_response(code, message)
+            time.sleep(0.1)
+
+    handler = type("Handler", (Slow,), {"content": content, "log": log, "breaks_after": 700_000})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/{NAME}"
+    for case in range(cases):
+        folder = root / f"killed-download-{case}"
+        child = os.fork()
+        if child == 0:
+            download_maestro(folder, address=address, sha256=good, pause=0.05)
+            os._exit(0)
+        time.sleep(0.05 + 0.07 * case)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        if download_maestro(folder, address=address, sha256=good, pause=0.01).read_bytes() != content:
+            failures.append(f"killed while downloading, case {case}: another file")
+    server.shutdown()
+    server.server_close()
+    return cases
+
+
+def work(root: Path, *, short: bool) -> dict[str, Any]:
+    """All trials, in a folder."""
+    pieces = write_pieces(root / "pieces", NUM_PIECES)
+    if in_process(lambda: prepare(pieces, root / "whole"), root / "whole.log"):
+        raise SystemExit(last_line(root / "whole.log"))
+    whole = stores(root / "whole")
+    assert sorted(Path(name).name for name in whole) == ["index.json", "tokens.bin"], list(whole)
+    assert len(json.loads(next(v for k, v in whole.items() if k.endswith("json")))["pieces"]) == NUM_PIECES
+    found = {
+        "killed": killed(root, pieces, whole, short=short),
+        "workers_killed": workers_killed(root),
+        "at_once": at_once(root, pieces, whole, short=short),
+        "no_room": no_room(root, pieces, whole),
+        "damaged": damaged(root, pieces, whole, short=short),
+        "downloads": downloads(root, short=short),
+    }
+    shutil.rmtree(root / "whole")
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(__doc__, work))

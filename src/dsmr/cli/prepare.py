@@ -48,6 +48,9 @@ def run(command: str, arguments: list[str]) -> int:
     hours = sum(piece.seconds for piece in store.pieces) / 3600
     for name, reason in store.refused.items():
         print(f"refused {name}: {reason}")
+    unended = {piece.name: piece.num_unended for piece in store.pieces if piece.num_unended}
+    for name, count in unended.items():
+        print(f"kept {name} without {count} note{'s' if count > 1 else ''} that never end{'' if count > 1 else 's'}")
     print(
         f"{store.description}: {len(store.pieces):,} pieces "
         f"({', '.join(f'{count:,} {split}' for split, count in splits.items())}), "
@@ -60,6 +63,7 @@ def run(command: str, arguments: list[str]) -> int:
         "store": str(store.path),
         "pieces": dict(splits),
         "refused": store.refused,
+        "unended_notes": unended,
         "tokens": tokens,
         "notes": notes,
         "hours": hours,

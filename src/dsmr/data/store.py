@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from dsmr.data.errors import DataError, Refused
 from dsmr.data.pool import each
 from dsmr.data.sources import Entry, Source, Split
+from dsmr.data.strikes import count_strikes
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer, encode
 from dsmr.files import flush, flush_folder
 
@@ -56,6 +57,7 @@ class Piece:
         seconds: end of its last note.
         pitch_min: lowest MIDI pitch.
         pitch_max: highest.
+        num_unended: notes of its file that never end and were left out.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Piece:
     seconds: float
     pitch_min: int
     pitch_max: int
+    num_unended: int = 0
 
 
 class TokenStore:
@@ -392,7 +395,7 @@ def _tokenize(name: str) -> Encoded | str:
             raise Refused(f"has {num_notes:,} notes, more than {MAX_NOTES:,}")
         if not score.to("second").end() <= MAX_SECONDS:
             raise Refused(f"longer than {MAX_SECONDS // 3600} hours")
-        return encode(tokenizer, score)
+        return replace(encode(tokenizer, score), num_unended=max(count_strikes(content) - num_notes, 0))
     except Refused as refused:
         return str(refused)
     except (RuntimeError, ValueError) as error:

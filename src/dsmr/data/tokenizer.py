@@ -55,6 +55,7 @@ class Encoded:
         seconds: end of the last note as encoded, in seconds.
         pitch_min: lowest MIDI pitch.
         pitch_max: highest.
+        num_unended: notes of the file that never end and were left out.
     """
 
     ids: Ids
@@ -62,6 +63,7 @@ class Encoded:
     seconds: float
     pitch_min: int
     pitch_max: int
+    num_unended: int = 0
 
 
 class Performance(MIDILike):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import signal
 import warnings
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ from dsmr.metrics_csv import MetricsLogger, rows_before
 from dsmr.module import RecurrentLM
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
+LOST_PROCESS = re.compile(r"gloo|NCCL|Connection|Timed out|Socket|Broken pipe|timeout", re.IGNORECASE)
 NAME_VARIABLE = "DSMR_RUN_NAME"
 RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
 OWN_OPTIONS = ("checkpoint", "ckpt_path", "resume", "json", "output", "config")
@@ -264,6 +267,18 @@ def run(command: str, arguments: list[str]) -> int:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
         except Stopped as stopped:
             return say_stopped(stopped, cli.trainer, cli.folder)
+        except RuntimeError as error:
+            if cli.trainer.world_size == 1 or not LOST_PROCESS.search(str(error)):
+                raise
+            if cli.trainer.strategy.launcher is not None:
+                cli.trainer.strategy.launcher.kill(
+                    getattr(signal, "SIGKILL", signal.SIGTERM)
+                )  # what hangs hears no other
+            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+            raise ValueError(
+                f"another process of this run has ended, or does not answer ({reason}); see what it said, then go on "
+                f"with dsmr fit --resume {cli.folder}"
+            ) from error
     else:
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)

@@ -18,7 +18,7 @@ from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
 from dsmr.metrics import TokenNLL
 from dsmr.model import RecurrentTransformer, parse_horizons
-from dsmr.module import RecurrentLM
+from dsmr.module import NotFiniteError, RecurrentLM, token_nll
 from dsmr.optim import AdamW, WarmupCosine
 from test_memory import boundary_mask, one_pass, stream
 
@@ -285,6 +285,77 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
     resumed = weights_after(tmp_path, lm, data, 40)
     for name, value in uninterrupted.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let lane 2 have an impossible loss in one call."""
+    calls = []
+
+    def token_nll_or_worse(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        nll_BT = token_nll(logits_BTV, targets_BT)
+        return nll_BT * torch.tensor([1.0, 1.0, value, 1.0])[:, None] if len(calls) == call else nll_BT
+
+    monkeypatch.setattr("dsmr.module.token_nll", token_nll_or_worse)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_that_is_no_number_stops_before_the_weights_and_names_the_place(
+    tmp_path: Path, value: float, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, data = fresh()
+    poisoned(8, value, monkeypatch)
+    with pytest.raises(NotFiniteError) as caught:
+        weights_after(tmp_path, lm, data, 40)
+    batch = list(fresh()[1].train_dataloader())[7]
+    name = data.store.pieces[int(batch.piece_B[2])].name
+    assert f"the loss is not finite at step 8, in {name} from token {int(batch.position_B[2]):,} on" in str(
+        caught.value
+    )
+    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 7
+    monkeypatch.undo()
+    monkeypatch.setenv("DSMR_CACHE", str(data.store.path.parent))
+    resumed = weights_after(tmp_path, *fresh(), 40)
+    for weight, expected in uninterrupted.items():
+        assert torch.equal(expected, resumed[weight]), weight
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_weights(tmp_path: Path) -> None:
+    class Spoil(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.global_step == 6:
+                pl_module.backbone.embedding.weight.grad[0, 0] = torch.inf
+
+    lm, data = fresh()
+    with pytest.raises(NotFiniteError, match=r"a gradient is not finite at step 7, in .* from token"):
+        weights_after(tmp_path, lm, data, 40, Spoil())
+    assert all(weight.isfinite().all() for weight in lm.parameters())
+    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 6
+
+
+def test_a_bad_loss_within_an_accumulation_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(14, torch.nan, monkeypatch)
+    lm, data = fresh()
+    settings = {"accumulate_grad_batches": 2, "val_check_interval": 1000, "check_val_every_n_epoch": None}
+    callbacks = [LastCheckpoint(tmp_path, 5)]
+    run = trainer(tmp_path, max_steps=40, callbacks=callbacks, enable_checkpointing=True, **settings)
+    with pytest.raises(NotFiniteError, match="at step 7"):
+        run.fit(lm, data)
+    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 5
+
+
+def test_a_validation_that_is_no_number_names_the_first_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, data = fresh()
+    poisoned(2, torch.nan, monkeypatch)
+    lm.eval()
+    task = RecallTask(distances=(64, 400), num_train=8, num_validation=4)
+    data = MusicData(recall=task, segment_length=64, num_lanes=4)
+    batch = list(data.val_dataloader())[1]
+    name = data.store.pieces[int(batch.piece_B[2])].name
+    with pytest.raises(NotFiniteError, match=f"first in {name} from token {int(batch.position_B[2])} on"):
+        trainer(tmp_path).validate(lm, data, verbose=False)
 
 
 def test_the_last_checkpoint_knows_the_best_score_of_a_validation_at_its_own_step(tmp_path: Path) -> None:

@@ -6,15 +6,30 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from conftest import tiny_transformer
 from dsmr import checkpoint as checkpoints
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
+from dsmr.data.lanes import IGNORED, LaneReader, plan_epoch
+from dsmr.data.store import Piece
+from dsmr.model import Backbone, attention
+from dsmr.model.attention import Form
+from dsmr.model.flex import flex
+from dsmr.model.horizons import Rule
+from dsmr.module import token_nll
+from test_perceiver import tiny_perceiver
 
+# flex runs here as it is, which is slow but exact
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 TRIALS = Path(__file__).parent.parent / "experiments" / "reliability"
 VERSION_1 = Path(__file__).parent / "data" / "version1"
 
@@ -39,6 +54,84 @@ def test_a_run_that_is_killed_in_a_step_a_checkpoint_or_a_validation_ends_bitwis
     for name, outcome in trial("resume", tmp_path).items():
         assert outcome["cases"] >= 1, name
         assert outcome["failures"] == [], name
+
+
+def test_preparing_survives_kills_full_disks_damage_and_broken_downloads(tmp_path: Path) -> None:
+    for name, outcome in trial("prepare", tmp_path).items():
+        assert outcome["cases"] >= 1, name
+        assert outcome["failures"] == [], name
+
+
+def test_500_mutated_and_all_odd_files_are_kept_or_refused_and_change_no_neighbour(tmp_path: Path) -> None:
+    found = trial("midi", tmp_path)
+    assert found["mutants"]["cases"] == 500
+    for name, outcome in found.items():
+        assert outcome["failures"] == [], name
+
+
+def test_two_processes_train_like_one_and_a_lost_one_is_told(tmp_path: Path) -> None:
+    for name, outcome in trial("ddp", tmp_path).items():
+        assert outcome["cases"] >= 1, name
+        assert outcome["failures"] == [], name
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_token_depends_on_another_piece_or_lane(data: st.DataObject) -> None:
+    """NLL of every token of a random mix is that of its piece alone, whatever else is read beside and before it."""
+    lengths = data.draw(st.lists(st.integers(3, 60), min_size=1, max_size=7), label="lengths")
+    num_lanes = data.draw(st.integers(1, 4), label="lanes")
+    rule: Rule = data.draw(st.sampled_from(["boundary", "sliding"]), label="rule")
+    form: Form = data.draw(st.sampled_from(["reference", "merged", "materialised", "flex"]), label="form")
+    horizons = data.draw(st.lists(st.integers(0, 6).map(lambda n: 4 * n), min_size=3, max_size=3), label="horizons")
+    segment_length = data.draw(st.sampled_from([4, 8]), label="T")
+    seed = data.draw(st.integers(0, 2**31), label="seed")
+    if data.draw(st.booleans(), label="perceiver"):
+        model: Backbone = tiny_perceiver(data.draw(st.integers(1, 20), label="prefix"))
+        segment_length = 8
+    else:
+        spelling = "+".join(f"1x{tokens}" for tokens in horizons)
+        model = tiny_transformer(spelling, segment_length, rule=rule, attention=form)
+    store = pieces_at_random(lengths, seed)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setitem(attention._chosen, ("flex", "cpu"), flex)
+        mixed = nll_by_place(model, store, list(range(len(lengths))), num_lanes, segment_length, seed)
+        for number, length in enumerate(lengths):
+            alone = nll_by_place(model, store, [number], 1, segment_length, seed)
+            places = [(number, position) for position in range(1, length)]
+            assert sorted(alone) == places
+            for place in places:
+                assert mixed[place] == pytest.approx(alone[place], abs=1e-9), place
+    assert len(mixed) == sum(length - 1 for length in lengths)
+
+
+def pieces_at_random(lengths: list[int], seed: int) -> Any:
+    """What a lane reader needs of a store."""
+    tokens = np.random.default_rng(seed).integers(0, 11, sum(lengths)).astype(np.uint16)
+    starts = np.cumsum([0, *lengths[:-1]])
+    pieces = [
+        Piece(str(number), "train", int(start), length, 1, 1.0, 60, 60)
+        for number, (start, length) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    return SimpleNamespace(tokens=tokens, pieces=pieces, marks=None)
+
+
+def nll_by_place(
+    model: Backbone, store: Any, numbers: list[int], num_lanes: int, segment_length: int, seed: int
+) -> dict[tuple[int, int], float]:
+    """NLL of every predicted token by (piece, position), over an epoch of some of the pieces in lanes."""
+    lengths = [store.pieces[number].length for number in numbers]
+    plan = plan_epoch(numbers, lengths, segment_length=segment_length, num_lanes=num_lanes, seed=seed, epoch=0)
+    reader, memory, found = LaneReader(store, segment_length), model.init_memory(num_lanes), {}
+    for step in range(plan.num_steps):
+        batch = reader.read(plan, step, slice(0, num_lanes), 0)
+        logits_BTV, update = model(batch.tokens_BT, memory, batch.is_start_B)
+        memory.commit(update)
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        for lane, piece in enumerate(batch.piece_B.tolist()):
+            for place in range(int((batch.targets_BT[lane] != IGNORED).sum())):
+                found[piece, int(batch.position_B[lane]) + place] = float(nll_BT[lane, place])
+    return found
 
 
 def test_a_version_1_checkpoint_gives_its_recorded_logits() -> None:

@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint type bench
+.PHONY: help install demo test lint type bench reliability
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make a virtual environment in .venv with the versions that are tested
 
@@ -36,3 +36,6 @@ bench: install ## Install the peers, and measure speed and memory beside them (a
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@mkdir -p $(RUNS)
 	$(BIN)/dsmr benchmark --config benchmark_cpu --output $(RUNS)/benchmark.json
+
+reliability: install ## Try every promise about lost work, bad files and danger (ten minutes on two cores)
+	$(BIN)/python experiments/reliability/run.py

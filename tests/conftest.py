@@ -1,6 +1,9 @@
 """Shared fixtures: tiny networks in float64, generated MIDI, and MAESTRO where it is."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,18 @@ def write_midi(path: Path, seed: int, *, num_notes: int = 60, program: int = 0, 
     path.parent.mkdir(parents=True, exist_ok=True)
     score.dump_midi(path)
     return path
+
+
+TRIALS = Path(__file__).parent.parent / "experiments" / "reliability"
+
+
+def trial(name: str, folder: Path, *options: str) -> dict:
+    """Run a trial in a process of its own; gives what it found."""
+    found = folder / f"{name}.json"
+    command = [sys.executable, str(TRIALS / f"{name}.py"), "--short", "--output", str(found), *options]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.is_file(), ended.stderr
+    return json.loads(found.read_text())
 
 
 @pytest.fixture

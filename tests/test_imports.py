@@ -37,6 +37,7 @@ ALLOWED = {
     },
     "peers": set(),
     "benchmark": {"model", "module", "data", "peers", "rows", "measure"},
+    "__main__": {"cli"},
     "cli": {
         "data",
         "files",

@@ -1,9 +1,7 @@
-"""What a run survives: short forms of experiments/reliability, and what checkpoints of earlier versions hold."""
+"""A run that is killed, what checkpoints of earlier versions hold, and what a token depends on."""
 
-import json
+import os
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import tiny_transformer
+from conftest import tiny_transformer, trial
 from dsmr import checkpoint as checkpoints
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
@@ -30,7 +28,7 @@ from test_perceiver import tiny_perceiver
 
 # flex runs here as it is, which is slow but exact
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-TRIALS = Path(__file__).parent.parent / "experiments" / "reliability"
+NUM_MIXES = int(os.environ.get("DSMR_MIXES", "60"))
 VERSION_1 = Path(__file__).parent / "data" / "version1"
 
 
@@ -41,41 +39,15 @@ def lightnings_own_warnings() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def trial(name: str, folder: Path, *options: str) -> dict:
-    """Run a trial in a process of its own; gives what it found."""
-    found = folder / f"{name}.json"
-    command = [sys.executable, str(TRIALS / f"{name}.py"), "--short", "--output", str(found), *options]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.is_file(), ended.stderr
-    return json.loads(found.read_text())
-
-
 def test_a_run_that_is_killed_in_a_step_a_checkpoint_or_a_validation_ends_bitwise_alike(tmp_path: Path) -> None:
     for name, outcome in trial("resume", tmp_path).items():
         assert outcome["cases"] >= 1, name
         assert outcome["failures"] == [], name
 
 
-def test_preparing_survives_kills_full_disks_damage_and_broken_downloads(tmp_path: Path) -> None:
-    for name, outcome in trial("prepare", tmp_path).items():
-        assert outcome["cases"] >= 1, name
-        assert outcome["failures"] == [], name
-
-
-def test_500_mutated_and_all_odd_files_are_kept_or_refused_and_change_no_neighbour(tmp_path: Path) -> None:
-    found = trial("midi", tmp_path)
-    assert found["mutants"]["cases"] == 500
-    for name, outcome in found.items():
-        assert outcome["failures"] == [], name
-
-
-def test_two_processes_train_like_one_and_a_lost_one_is_told(tmp_path: Path) -> None:
-    for name, outcome in trial("ddp", tmp_path).items():
-        assert outcome["cases"] >= 1, name
-        assert outcome["failures"] == [], name
-
-
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=int(os.environ.get("DSMR_TRIALS", "60")), suppress_health_check=[HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_no_token_depends_on_another_piece_or_lane(data: st.DataObject) -> None:
     """NLL of every token of a random mix is that of its piece alone, whatever else is read beside and before it."""

@@ -184,7 +184,7 @@ def lost(root: Path, *, short: bool) -> dict[str, Any]:
         "second asked to stop": ("SIGTERM:1:7", 128 + signal.SIGTERM),
         "first asked to stop": ("SIGUSR1:0:13", 128 + signal.SIGUSR1),
     }
-    for name in list(trials)[:: 3 if short else 1]:
+    for name in list(trials)[: 1 if short else None]:
         ending, expected = trials[name]
         run_name = name.replace(" ", "-")
         log = root / f"{run_name}.log"

@@ -90,6 +90,7 @@ class RecurrentLM(LightningModule):
         self._is_finite: Tensor
         self._is_stepping = False
         self._bad_place = torch.full((2,), -1)
+        self._random_before: dict[str, Tensor] = {}
         self.nll, self.positions = TokenNLL(), PositionPerplexity()
         self.recall: RecallPerplexity | None = None
         self.note_on_V: Tensor
@@ -118,6 +119,10 @@ class RecurrentLM(LightningModule):
         if data.windows is not None and any(self.backbone.horizons):
             off = f"{len(self.backbone.horizons)}x0"
             raise ValueError(f"data.windows are isolated and read no memory; set model.horizons to {off}")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Remember where drawing stands, for a step that is undone."""
+        self._random_before = random_state(self.device)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean NLL over B * T positions: a constant denominator, so that padding changes no gradient's weight."""
@@ -260,7 +265,8 @@ class RecurrentLM(LightningModule):
             checkpoint.pop(type(self._data).__qualname__, None)
         elif "train" in self._memories:
             section["memory"] = self._gathered(self._memories["train"].state_dict())
-            section["random"] = self._collected(random_state(self.device))
+            is_undone = self._batch is not None
+            section["random"] = self._collected(self._random_before if is_undone else random_state(self.device))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the saved training memory and random state until training starts.

@@ -102,7 +102,10 @@ class MaestroFolder:
     def entries(self) -> list[Entry]:
         """Pieces in the order of the CSV."""
         (csv_path,) = find_csv(self.path)
-        entries = read_csv(csv_path.read_bytes(), str(csv_path))
+        try:
+            entries = read_csv(read_bounded(csv_path), str(csv_path))
+        except Refused as refused:
+            raise DataError(f"{csv_path} {refused}; {ADVICE}") from refused
         root = self.path.resolve()
         for entry in entries:
             if not (self.path / entry.name).resolve().is_relative_to(root):

@@ -1,0 +1,120 @@
+"""What comes from outside cannot hurt: checkpoints with code, archives that climb out or swell."""
+
+import pickle
+import struct
+import warnings
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsmr.cli import main
+from dsmr.cli.lightning import QUIET
+from dsmr.data.datamodule import MusicData
+from dsmr.data.errors import DataError
+from dsmr.data.maestro import MAX_FILE_BYTES, find_maestro
+from test_data import ROWS, make_maestro, zipped
+
+VERSION_1 = Path(__file__).parent / "data" / "version1"
+
+
+@pytest.fixture(autouse=True)
+def lightnings_own_warnings() -> None:
+    """Keep the program's own filters inside a test."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+
+
+class Payload:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (self.proof, "it ran"))
+
+
+def in_a_section(proof: Path, path: Path) -> None:
+    content = torch.load(VERSION_1 / "last.ckpt", weights_only=True)
+    content["dsmr"]["config"]["d_model"] = Payload(proof)
+    torch.save(content, path)
+
+
+def as_plain_pickle(proof: Path, path: Path) -> None:
+    path.write_bytes(pickle.dumps({"state_dict": Payload(proof)}))
+
+
+def in_the_old_format(proof: Path, path: Path) -> None:
+    torch.save({"dsmr": Payload(proof)}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("hide", [in_a_section, as_plain_pickle, in_the_old_format])
+@pytest.mark.parametrize("command", ["fit --resume RUN", "fit --ckpt_path FILE", "validate --checkpoint RUN",
+    "validate --ckpt_path FILE", "test --checkpoint RUN", "generate --output OUT --checkpoint RUN"])  # fmt: skip
+def test_code_in_a_checkpoint_is_never_run(
+    tmp_path: Path, command: str, hide: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, proof = tmp_path / "run", tmp_path / "proof"
+    run.mkdir()
+    (run / "config.yaml").write_text((VERSION_1 / "config.yaml").read_text())
+    for name in ("last.ckpt", "best.ckpt"):
+        hide(proof, run / name)
+    places = {"RUN": str(run), "FILE": str(run / "best.ckpt"), "OUT": str(tmp_path / "out.mid")}
+    assert main([places.get(word, word) for word in command.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dsmr: error:")
+    assert "is no checkpoint that can be read safely" in said
+    assert said.count("\n") == 1
+    assert not proof.exists()
+    with suppress(RuntimeError):
+        torch.load(run / "last.ckpt", weights_only=False)  # the payload is live
+    assert proof.exists()
+
+
+def test_a_member_that_swells_is_refused_and_its_neighbours_are_kept(tmp_path: Path) -> None:
+    path = zipped(make_maestro(tmp_path / "data", ROWS))
+    swelling = tmp_path / "swelling.zip"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(swelling, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            is_bomb = name.endswith("2004/2.midi")
+            new.writestr(name, bytes(MAX_FILE_BYTES + 1) if is_bomb else old.read(name))
+    assert swelling.stat().st_size < 100_000
+    store = MusicData(str(swelling), max_refused_share=0.5).store
+    assert store.refused == {"2004/2.midi": "larger than 16 MiB"}
+    assert len(store.pieces) == 2
+
+
+def test_an_archive_that_swells_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    path = zipped(make_maestro(tmp_path / "data", ROWS))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = struct.pack("<I", 0xFFFFFFF0)  # what the directory says of its first member
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"would unpack to 4\.0 GiB"):
+        find_maestro(path).entries()
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_a_csv_that_swells_is_refused(tmp_path: Path, as_zip: bool) -> None:
+    folder = make_maestro(tmp_path / "data", ROWS)
+    with (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").open("ab") as file:
+        file.write(b"," * MAX_FILE_BYTES)
+    with pytest.raises(DataError, match=r"csv larger than 16 MiB"):
+        find_maestro(zipped(folder) if as_zip else folder).entries()
+
+
+def test_a_link_in_a_run_is_followed_to_nothing_that_is_written(tmp_path: Path) -> None:
+    """What a run saves replaces a link, and leaves what it points to alone."""
+    from dsmr.files import replacing
+
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "last.ckpt").symlink_to(precious)
+    with replacing(tmp_path / "last.ckpt") as file:
+        file.write(b"new")
+    assert precious.read_text() == "kept"
+    assert (tmp_path / "last.ckpt").read_bytes() == b"new"

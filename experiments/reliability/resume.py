@@ -42,7 +42,8 @@ class Moment:
     """When a process ends.
 
     Attributes:
-        place: forward, backward, optimizer, checkpoint, metrics, validation or start.
+        place: forward, backward, optimizer, checkpoint, metrics, validation, start (of training) or begin (of its
+            first batch).
         number: optimizer steps done, or how many checkpoints, appended rows or validation segments came before.
         share: of a checkpoint or of rows that was written; 1 means all but the file's new name.
         by: SIGKILL, or one that asks.
@@ -54,7 +55,7 @@ class Moment:
     by: signal.Signals = signal.SIGKILL
 
     def __str__(self) -> str:
-        what = "" if self.place == "start" else f" {self.number}"
+        what = "" if self.place in ("start", "begin") else f" {self.number}"
         share = f", {self.share:.0%} written" if self.place in ("checkpoint", "metrics") else ""
         return f"{self.by.name} at {self.place}{what}{share}"
 
@@ -75,9 +76,13 @@ MOMENTS = (
     Moment("backward", 16),
     Moment("checkpoint", 0, 0.9),
     Moment("forward", 20, by=signal.SIGINT),
+    Moment("begin", by=signal.SIGTERM),
     Moment("validation", 11),
     Moment("optimizer", 24),
     Moment("checkpoint", 0, 1.0),
+    Moment("forward", 30),
+    Moment("begin", by=signal.SIGINT),
+    Moment("begin"),
     Moment("forward", 31),
     Moment("metrics", 0, 0.9),
     Moment("validation", 2),
@@ -97,6 +102,8 @@ SHORT = (
     Moment("forward", 7),
     Moment("checkpoint", 1, 0.5),
     Moment("validation", 5),
+    Moment("forward", 15),
+    Moment("begin", by=signal.SIGTERM),
     Moment("forward", 20, by=signal.SIGTERM),
     Moment("validation", 9, by=signal.SIGUSR1),
 )
@@ -110,7 +117,9 @@ def end_at(moment: Moment) -> None:
         if left:
             os.kill(os.getpid(), left.pop().by)
 
-    if moment.place == "start":
+    if moment.place == "begin":
+        wrap(LastCheckpoint, "on_train_batch_start", before=lambda *_: strike())
+    elif moment.place == "start":
         wrap(LastCheckpoint, "on_train_start", before=lambda *_: strike())
     elif moment.place in ("forward", "backward", "optimizer"):
         name = {

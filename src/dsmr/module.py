@@ -263,10 +263,13 @@ class RecurrentLM(LightningModule):
         section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec)
         if not checkpoints.is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
-        elif "train" in self._memories:
+            return
+        is_undone = self._batch is not None
+        section["random"] = self._collected(self._random_before if is_undone else random_state(self.device))
+        if "train" in self._memories:
             section["memory"] = self._gathered(self._memories["train"].state_dict())
-            is_undone = self._batch is not None
-            section["random"] = self._collected(self._random_before if is_undone else random_state(self.device))
+        elif self._restored is not None and "memory" in self._restored:  # before the first batch of a resumed run
+            section["memory"] = self._restored["memory"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the saved training memory and random state until training starts.
@@ -308,7 +311,8 @@ class RecurrentLM(LightningModule):
         if split not in self._memories:
             self._memories[split] = self.backbone.init_memory(len(batch.is_start_B))
             if split == "train" and self._restored is not None:
-                self._memories[split].load_state_dict(self._own_lanes(self._restored["memory"]))
+                if "memory" in self._restored:
+                    self._memories[split].load_state_dict(self._own_lanes(self._restored["memory"]))
                 self._restored = None
         return self._memories[split]
 

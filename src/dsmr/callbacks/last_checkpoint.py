@@ -21,9 +21,9 @@ OUT_OF_TIME = 1000  # greater than any signal's number
 class LastCheckpoint(Checkpoint):
     """Saves `last.ckpt` every so many optimizer steps or minutes, around validations, and when training is to stop.
 
-    It stands at an optimizer step, never within an accumulation of gradients. One that is due where a validation
-    begins is saved before it, so that nothing is lost to a long validation, and again after it, with its score; what
-    is resumed from the first one begins with that validation.
+    It stands at an optimizer step, never within an accumulation of gradients. Where a validation begins, it is saved
+    before it, so that nothing is lost to a long one, and again after it, with its score; what is resumed from the
+    first one begins with that validation.
 
     SIGTERM, SIGUSR1, Ctrl-C and `trainer.max_time` end training after the optimizer step, with `Stopped`; during a
     validation at once, since it is done again from its beginning.
@@ -61,7 +61,7 @@ class LastCheckpoint(Checkpoint):
         self._is_boundary = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save what is due and met no validation; stop if that was asked for."""
+        """Save what is due; stop if that was asked for."""
         if self._is_boundary:
             if self._is_due:
                 self._save(trainer)
@@ -81,11 +81,11 @@ class LastCheckpoint(Checkpoint):
             self._is_due = is_late or step % self.every_n_steps == 0 or step == trainer.max_steps
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due before a validation that may take long."""
-        self._validation = "running"
-        if self._is_due and self._is_boundary and is_training(trainer):
-            self._save(trainer)
-            self._is_due = True
+        """Save before a validation that may take long."""
+        if is_training(trainer):
+            self._validation = "running"
+            if self._is_boundary:
+                self._save(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -95,11 +95,12 @@ class LastCheckpoint(Checkpoint):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due, now that the best checkpoint is settled."""
-        self._validation = "ending"
-        if self._is_due and self._is_boundary and is_training(trainer):
-            self._save(trainer)
-        self._validation = "over"
+        """Save again, now that the best checkpoint is settled."""
+        if is_training(trainer):
+            self._validation = "ending"
+            if self._is_boundary:
+                self._save(trainer)
+            self._validation = "over"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save where training stopped."""
@@ -118,8 +119,13 @@ class LastCheckpoint(Checkpoint):
         self.signals.leave()
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows of `metrics.csv` that the checkpoint knows; what stands after them is computed again."""
-        return {} if self._metrics is None else {METRICS_ROWS: self._metrics.num_rows}
+        """Rows of `metrics.csv` that are known, and whether the last batch's validation is over."""
+        rows = {} if self._metrics is None else {METRICS_ROWS: self._metrics.num_rows}
+        return {**rows, "is_validated": self._validation in ("ending", "over")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after a validation that is over."""
+        self._validation = "over" if state_dict.get("is_validated") else "none"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let Lightning's counters stand exactly at the optimizer step."""
@@ -172,13 +178,12 @@ def settle(fit_loop: dict[str, Any], validation: str) -> None:
         fit_loop: state of the loop in a checkpoint, changed in place.
         validation: after the last batch: `none`, `running`, `ending` (its last hook) or `over`.
     """
-    batches = fit_loop["epoch_loop.batch_progress"]
-    for counts in (batches["total"], batches["current"]):
+    batches, segments = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"], segments["total"], segments["current"]):
         counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
     if validation == "over":
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds it again
     if validation == "running":
-        progress = fit_loop["epoch_loop.val_loop.batch_progress"]
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        progress["total"], progress["current"] = begun, dict.fromkeys(begun, 0)
-        progress["is_last_batch"] = False
+        segments["total"], segments["current"] = begun, dict.fromkeys(begun, 0)
+        segments["is_last_batch"] = False

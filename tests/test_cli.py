@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 from symusic import Score
 
 from dsmr.cli import main
 from dsmr.cli.configs import find_config, shipped
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning import QUIET, continue_wandb
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
 
@@ -116,6 +117,19 @@ def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(smoke_ru
     assert [int(row["step"]) for row in rows(run) if row["val/perplexity"]] == [9, 19, 29]
     before = rows(smoke_run)
     assert rows(run)[: len(before)] == before
+
+
+def test_a_run_of_wandb_has_an_identity_that_its_config_keeps() -> None:
+    def given(number: str | None) -> Namespace:
+        settings = Namespace(id=number, name=None, resume=None)
+        return Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=settings)
+
+    fresh, old = given(None), given("abc")
+    for loggers in (fresh, [old], None):
+        continue_wandb(loggers, "run")
+    assert len(fresh.init_args.id) == 12
+    assert (fresh.init_args.name, fresh.init_args.resume) == ("run", "allow")
+    assert old.init_args.id == "abc"
 
 
 def test_generated_music_is_a_midi_file_and_repeats_with_its_seed(smoke_run: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import csv
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,27 @@ MOMENTS = (
     Moment("backward", 52),
     Moment("checkpoint", 0, 0.7),
     Moment("forward", 55),
+)
+EPOCH_ENDS = ["--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"]
+MOMENTS_OF_EPOCHS = (
+    Moment("forward", 7),
+    Moment("checkpoint", 0, 0.5),
+    Moment("validation", 3),
+    Moment("begin", by=signal.SIGTERM),
+    Moment("begin"),
+    Moment("forward", 18),
+    Moment("forward", 20),
+    Moment("validation", 9),
+    Moment("validation", 5, by=signal.SIGUSR1),
+    Moment("begin", by=signal.SIGUSR1),
+    Moment("checkpoint", 0, 0.5),
+    Moment("checkpoint", 0, 1.0),
+    Moment("forward", 40, by=signal.SIGTERM),
+    Moment("forward", 47),
+    Moment("validation", 12, by=signal.SIGTERM),
+    Moment("validation", 2),
+    Moment("begin", by=signal.SIGTERM),
+    Moment("forward", 50),
 )
 SHORT = (
     Moment("forward", 7),
@@ -182,14 +203,14 @@ class Partly:
         self.strike()
 
 
-def fit(run: Path, moment: Moment | None = None) -> int:
+def fit(run: Path, moment: Moment | None = None, options: Sequence[str] = ()) -> int:
     """Begin a run, or go on with it, up to a moment."""
     os.environ["DSMR_RELIABILITY_RUN"] = str(run)
     if moment is not None:
         end_at(moment)
     if (run / "last.ckpt").is_file():
         return main(["fit", "--resume", str(run), "--trainer.enable_progress_bar", "false"])
-    return main(["fit", *SETTINGS, "--root", str(run.parent), "--name", run.name])
+    return main(["fit", *SETTINGS, *options, "--root", str(run.parent), "--name", run.name])
 
 
 def remains(run: Path) -> dict[str, Any]:
@@ -231,14 +252,15 @@ def readable(run: Path) -> bool:
     return all(dsmr.checkpoint.read(path) is not None for path in run.glob("*.ckpt"))
 
 
-def killed_and_resumed(root: Path, moments: tuple[Moment, ...]) -> dict[str, Any]:
+def killed_and_resumed(root: Path, moments: Sequence[Moment], options: Sequence[str] = ()) -> dict[str, Any]:
     """The comparison; `failures` names what was not equal, or what did not happen."""
+    root.mkdir(exist_ok=True)
     whole, broken = root / "whole", root / "broken"
     failures = []
-    if in_process(lambda: fit(whole), root / "whole.log"):
+    if in_process(lambda: fit(whole, None, options), root / "whole.log"):
         return {"cases": 0, "failures": ["the run that was left alone failed"]}
     for moment in moments:
-        status = in_process(lambda moment=moment: fit(broken, moment), root / "broken.log")
+        status = in_process(lambda moment=moment: fit(broken, moment, options), root / "broken.log")
         expected = -signal.SIGKILL if moment.by == signal.SIGKILL else 128 + moment.by
         if status != expected:
             failures.append(f"{moment}: exit status {status}, not {expected}")
@@ -306,8 +328,12 @@ def work(root: Path, *, short: bool) -> dict[str, Any]:
     """Both trials, in a folder."""
     os.environ["DSMR_CACHE"] = str(root / "cache")
     lightning.quieten()
+    by_epochs = (
+        {} if short else {"killed_by_epochs": killed_and_resumed(root / "epochs", MOMENTS_OF_EPOCHS, EPOCH_ENDS)}
+    )
     return {
         "killed_and_resumed": killed_and_resumed(root, SHORT if short else MOMENTS),
+        **by_epochs,
         "disk_full": full_disk(root, 0),
         "disk_without_room_for_a_checkpoint": full_disk(root, 150_000),
     }

@@ -32,6 +32,7 @@ TESTED = {
 }
 PROMISES = {
     "resume.killed_and_resumed": "A run killed at any moment ends bitwise as if left alone, metrics.csv without gap",
+    "resume.killed_by_epochs": "So does one that validates at the ends of epochs",
     "resume.disk_full": "A full disk stops a run with one line; the last checkpoint stays",
     "resume.disk_without_room_for_a_checkpoint": "So does one on which a checkpoint no longer fits",
     "prepare.killed": "`dsmr prepare` killed anywhere leaves no half store; the next one is whole",

@@ -239,8 +239,8 @@ def continue_wandb(loggers: Any, name: str) -> None:
     """Give a run of Weights & Biases an identity that the run's config keeps, so that it goes on as the same."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if isinstance(logger, Namespace) and logger.class_path.endswith("WandbLogger") and not logger.init_args.id:
-            logger.init_args.update(Namespace(id=uuid4().hex[:12], name=logger.init_args.name or name))
-            logger.update("allow", "dict_kwargs.resume")
+            known = {"id": uuid4().hex[:12], "name": logger.init_args.name or name, "resume": "allow"}
+            logger.init_args.update(Namespace(**known))
 
 
 def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:

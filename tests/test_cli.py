@@ -11,9 +11,12 @@ import yaml
 from jsonargparse import Namespace
 from symusic import Score
 
+from dsmr import checkpoint as checkpoints
 from dsmr.cli import main
 from dsmr.cli.configs import find_config, shipped
 from dsmr.cli.lightning import QUIET, continue_wandb
+from dsmr.metrics_csv import MetricsLogger
+from dsmr.metrics_csv import read as read_metrics
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
 
@@ -117,6 +120,48 @@ def test_a_run_goes_on_without_another_flag_and_its_metrics_have_no_gap(smoke_ru
     assert [int(row["step"]) for row in rows(run) if row["val/perplexity"]] == [9, 19, 29]
     before = rows(smoke_run)
     assert rows(run)[: len(before)] == before
+
+
+def test_a_run_whose_time_is_over_saves_and_leaves_without_a_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [
+        "--trainer.max_steps",
+        "100000",
+        "--trainer.val_check_interval",
+        "100000",
+        "--trainer.max_time",
+        "00:00:00:01",
+    ]
+    assert dsmr("fit", *SMOKE, *long, "--root", tmp_path, "--name", "short") == 0
+    assert "(trainer.max_time is over), which" in capsys.readouterr().out
+    assert checkpoints.read(tmp_path / "short/last.ckpt")["global_step"] > 0
+    assert not (tmp_path / "short/best.ckpt").exists()
+
+
+def test_a_run_that_never_saved_is_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost/config.yaml").write_text("trainer: {}\n")
+    (tmp_path / "lost/metrics.csv").write_text("epoch,step,train/nll\n0,4,1.0\n")
+    assert dsmr("fit", "--resume", tmp_path / "lost") == 2
+    assert "begin it again with dsmr fit --name lost" in capsys.readouterr().err
+    assert dsmr("fit", *SMOKE, "--trainer.max_steps", "5", "--root", tmp_path, "--name", "lost") == 0
+    with (tmp_path / "lost/metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["4"]
+
+
+def test_a_line_of_metrics_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,train/nll\r\n0,4,1.5\r\n0,9,1.2\r\n0,1")
+    rows, columns = read_metrics(path)
+    assert [row["step"] for row in rows] == ["4", "9"]
+    assert columns == ["epoch", "step", "train/nll"]
+    logger = MetricsLogger(tmp_path, 1)
+    logger.log_metrics({"val/nll": 1.0}, step=4)
+    logger.save()
+    rows, columns = read_metrics(path)
+    assert [(row["step"], row["train/nll"], row["val/nll"]) for row in rows] == [("4", "1.5", ""), ("4", "", "1.0")]
+    assert logger.num_rows == 2
 
 
 def test_a_run_of_wandb_has_an_identity_that_its_config_keeps() -> None:

@@ -358,6 +358,29 @@ def test_a_validation_that_is_no_number_names_the_first_place(tmp_path: Path, mo
         trainer(tmp_path).validate(lm, data, verbose=False)
 
 
+@pytest.mark.parametrize(("minutes", "saved"), [(1e-9, 6), (60.0, None)])
+def test_a_checkpoint_is_saved_by_time_too(tmp_path: Path, minutes: float, saved: int | None) -> None:
+    lm, data = fresh()
+    callbacks = [KillAt(6), LastCheckpoint(tmp_path, 1000, minutes)]
+    run = trainer(tmp_path, max_steps=40, callbacks=callbacks, enable_checkpointing=True, val_check_interval=10)
+    with pytest.raises(KilledError):
+        run.fit(lm, data)
+    assert (tmp_path / "last.ckpt").exists() == (saved is not None)
+    if saved is not None:
+        assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == saved
+
+
+def test_a_sanity_check_before_training_leaves_the_counters_alone(tmp_path: Path) -> None:
+    lm, data = fresh()
+    callbacks = [LastCheckpoint(tmp_path, 1)]
+    trainer(tmp_path, max_steps=1, callbacks=callbacks, enable_checkpointing=True, num_sanity_val_steps=2).fit(
+        lm, data
+    )
+    loop = checkpoints.read(tmp_path / "last.ckpt")["loops"]["fit_loop"]
+    assert loop["epoch_loop.state_dict"]["_batches_that_stepped"] == 1
+    assert loop["epoch_loop.batch_progress"]["total"]["completed"] == 1
+
+
 def test_the_last_checkpoint_knows_the_best_score_of_a_validation_at_its_own_step(tmp_path: Path) -> None:
     best = BestCheckpoint(tmp_path)
     weights_after(tmp_path, *fresh(), 10, best)

@@ -117,7 +117,8 @@ def find(given: str | Path, preferred: str = BEST) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"run {given} holds no {preferred}; it has not saved one yet")
+    begin = f"; begin it again with dsmr fit --name {path.name}" if preferred == LAST else ""
+    raise ValueError(f"run {given} holds no {preferred}; it has not saved one yet{begin}")
 
 
 def read(path: Path) -> dict[str, Any]:

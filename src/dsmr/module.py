@@ -171,9 +171,8 @@ class RecurrentLM(LightningModule):
             else:
                 self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.log("train/gradient_norm", norm)
-        self._check_finite(
-            self._is_finite if self.trainer.precision == "16-mixed" else self._is_finite & norm.isfinite()
-        )
+        is_scaled = self.trainer.precision == "16-mixed"
+        self._check_finite(self._is_finite if is_scaled else self._is_finite & norm.isfinite())
 
     def _write(self) -> None:
         """Write the segment into the training memory, now that no gradient needs the old one, and go on."""

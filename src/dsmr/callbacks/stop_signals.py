@@ -1,10 +1,12 @@
 """Being asked to stop: by a person, a batch system or a power cut with a warning."""
 
+import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
@@ -48,8 +50,14 @@ class StopSignals:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        print(f"{describe(number)}: finishing the step, then saving{again}", file=sys.stderr, flush=True)
+        say(f"{describe(number)}: finishing the step, then saving{again}")
         self.received = number
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Tell it once, not by each process; a handler may interrupt a print, and must not print itself."""
+    os.write(2, f"{line}\n".encode())
 
 
 def describe(number: int) -> str:

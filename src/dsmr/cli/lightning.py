@@ -161,10 +161,8 @@ class DsmrCLI(LightningCLI):
         if settings.name is None:
             settings.name = new_name(settings.model)
         self.folder = Path(settings.root) / settings.name
-        checkpoint = next(
-            (name for name in (checkpoints.LAST, checkpoints.BEST) if (self.folder / name).exists()), None
-        )
-        if self.command == "fit" and checkpoint and not settings.trainer.fast_dev_run:
+        has_saved = any((self.folder / name).exists() for name in (checkpoints.LAST, checkpoints.BEST))
+        if self.command == "fit" and has_saved and not settings.trainer.fast_dev_run:
             raise ValueError(
                 f"{self.folder} holds a run already; choose another --name, or go on with --resume {self.folder}"
             )
@@ -270,10 +268,8 @@ def run(command: str, arguments: list[str]) -> int:
         except RuntimeError as error:
             if cli.trainer.world_size == 1 or not LOST_PROCESS.search(str(error)):
                 raise
-            if cli.trainer.strategy.launcher is not None:
-                cli.trainer.strategy.launcher.kill(
-                    getattr(signal, "SIGKILL", signal.SIGTERM)
-                )  # what hangs hears no other
+            if cli.trainer.strategy.launcher is not None:  # what hangs hears no other signal
+                cli.trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
             reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
             raise ValueError(
                 f"another process of this run has ended, or does not answer ({reason}); see what it said, then go on "

@@ -1,8 +1,28 @@
 """Short forms of experiments/reliability: preparing that is disturbed, and MIDI files that are bad."""
 
+import os
+import time
 from pathlib import Path
 
 from conftest import trial
+from dsmr.data.pool import FEW, each
+
+
+def behave_like(name: str) -> str:
+    """What a file's name says."""
+    if name == "hang":
+        time.sleep(600)
+    if name == "crash":
+        os.abort()
+    return f"read {name}"
+
+
+def test_a_file_that_hangs_or_crashes_its_reader_takes_no_other_with_it() -> None:
+    names = [*map(str, range(FEW)), "hang", "between", "crash", "last"]
+    found = dict(zip(names, each(behave_like, names, num_workers=2, seconds=5), strict=True))
+    assert found.pop("hang") == "took longer than 5 s to read"
+    assert found.pop("crash").startswith("ended the process that read it, with exit status")
+    assert found == {name: f"read {name}" for name in names if name not in ("hang", "crash")}
 
 
 def test_preparing_survives_kills_full_disks_damage_and_broken_downloads(tmp_path: Path) -> None:

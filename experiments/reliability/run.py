@@ -94,12 +94,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             found |= script(name, Path(folder)) if name in SCRIPTS else tests(name, Path(folder))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False
-    )
-    place = (
-        f"Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}, {os.cpu_count()} cores"
-    )
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    system = f"{platform.system()}, {os.cpu_count()} cores"
+    place = f"Python {platform.python_version()}, torch {torch.__version__}, {system}"
     minutes = (time.monotonic() - began) / 60
     lines = table(found)
     print("\n".join(lines))

@@ -195,11 +195,9 @@ class RecurrentLM(LightningModule):
         assert self._batch is not None
         batch, nll_BT = self._batch
         bad_B = ~nll_BT.isfinite().all(dim=1)
-        what = "the loss" if bool(bad_B.any()) else "a gradient"
-        lanes = [lane for lane in range(len(bad_B)) if bad_B[lane] or not bad_B.any()]
-        places = [
-            self._place(batch.piece_B[lane], batch.position_B[lane]) for lane in lanes if batch.piece_B[lane] >= 0
-        ]
+        what = "a gradient" if bool(self._is_finite) else "the loss"
+        lanes = [lane for lane in range(len(bad_B)) if bad_B[lane] or bool(self._is_finite)]
+        places = [self._place(batch.piece_B[i], batch.position_B[i]) for i in lanes if batch.piece_B[i] >= 0]
         where = "; ".join(places) or "another process"
         raise NotFiniteError(
             f"{what} is not finite at step {self.trainer.global_step + 1}, in {where}; the weights were not changed. "

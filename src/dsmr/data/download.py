@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -96,7 +97,9 @@ def fetch(address: str, part: Path, progress: Progress | None, pause: float) -> 
                 f"{address} cannot be read ({reason}); try again later: it goes on where it was left, or download "
                 "the zip by hand and set DSMR_MAESTRO to it"
             )
-        time.sleep(pause * 2**failed if failed else 0)
+        wait = pause * 2**failed if failed else 0.0
+        print(f"{reason}: trying again in {wait:g} s", file=sys.stderr, flush=True)
+        time.sleep(wait)
 
 
 def fetch_rest(address: str, part: Path, before: int, progress: Progress | None) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import ssl
 import sys
 import time
 import urllib.error
@@ -21,6 +22,7 @@ LICENCE = "MAESTRO v3.0.0, Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0"
 BLOCK = 1 << 18
 TIMEOUT_SECONDS = 30.0
 ATTEMPTS = 5  # in a row that bring nothing
+BROKEN = (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError)
 
 Progress = Callable[[int, int], None]
 """Called with (bytes there, bytes in all)."""
@@ -88,7 +90,7 @@ def fetch(address: str, part: Path, progress: Progress | None, pause: float) -> 
             if error.code == 416:  # nothing after what is there: whole, or not a beginning of this file
                 return
             reason = f"{error.code} {error.reason}"
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+        except (*BROKEN, ValueError) as error:
             reason = getattr(error, "reason", error)
         grown = part.exists() and part.stat().st_size > before
         failed = 0 if grown else failed + 1

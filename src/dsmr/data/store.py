@@ -37,7 +37,7 @@ from dsmr.files import flush, flush_folder
 FORMAT_VERSION = 2
 ENCODING_VERSION = 1  # of what the tokens mean; part of a store's key
 MAX_SECONDS = 4 * 3600
-MAX_NOTES = 200_000  # of a piece: ten times the longest one of MAESTRO, tokenised in half a second
+MAX_NOTES = 200_000  # of a piece: eight times the most of MAESTRO, tokenised in half a second
 CACHE_VARIABLE = "DSMR_CACHE"
 
 Progress = Callable[[int, int], None]

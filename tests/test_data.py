@@ -5,6 +5,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -378,6 +379,14 @@ def test_transposition_moves_whole_pieces_anew_in_each_epoch_and_stays_in_range(
             assert len(difference) == 1
             shifts.add(int(difference[0]))
     assert shifts == {-3, -2, -1, 0, 1, 2, 3}
+
+
+def test_another_number_of_processes_is_refused_by_the_trainers_names(midi_folder: Path) -> None:
+    saved = MusicData(str(midi_folder)).state_dict()
+    data = MusicData(str(midi_folder))
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=2)  # type: ignore[assignment]
+    with pytest.raises(DataError, match=r"trainer.devices x trainer.num_nodes = 1, now it is 2"):
+        data.load_state_dict(saved)
 
 
 def test_a_stream_goes_on_where_it_was_saved(midi_folder: Path) -> None:

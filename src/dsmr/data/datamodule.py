@@ -243,8 +243,9 @@ class MusicData(LightningDataModule):
         for name in mine.keys() - {"epoch", "next_step"}:
             saved = state_dict.get(name, mine[name])
             if saved != mine[name]:
+                label = "trainer.devices x trainer.num_nodes" if name == "world_size" else f"data.{name}"
                 raise DataError(
-                    f"the run to resume was trained with data.{name} = {saved}, now it is {mine[name]}; "
+                    f"the run to resume was trained with {label} = {saved}, now it is {mine[name]}; "
                     "use the run's own value, or begin a new run"
                 )
         self.seek(state_dict["epoch"], state_dict["next_step"])

@@ -249,7 +249,10 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 def readable(run: Path) -> bool:
     """Whether the checkpoints that are there can be read."""
-    return all(dsmr.checkpoint.read(path) is not None for path in run.glob("*.ckpt"))
+    try:
+        return all(dsmr.checkpoint.read(path) for path in run.glob("*.ckpt"))
+    except ValueError:
+        return False
 
 
 def killed_and_resumed(root: Path, moments: Sequence[Moment], options: Sequence[str] = ()) -> dict[str, Any]:

@@ -255,6 +255,16 @@ def readable(run: Path) -> bool:
         return False
 
 
+def saved_step(run: Path) -> int:
+    """Optimizer steps in the last checkpoint."""
+    return int(dsmr.checkpoint.read(run / "last.ckpt")["global_step"])
+
+
+def last_lines(root: Path) -> str:
+    """What the last process said at its end."""
+    return "\n".join((root / "broken.log").read_text().rstrip().splitlines()[-2:])
+
+
 def killed_and_resumed(root: Path, moments: Sequence[Moment], options: Sequence[str] = ()) -> dict[str, Any]:
     """The comparison; `failures` names what was not equal, or what did not happen."""
     root.mkdir(exist_ok=True)
@@ -269,6 +279,8 @@ def killed_and_resumed(root: Path, moments: Sequence[Moment], options: Sequence[
             failures.append(f"{moment}: exit status {status}, not {expected}")
         if not readable(broken):
             failures.append(f"{moment}: a checkpoint cannot be read")
+        elif moment.by != signal.SIGKILL and f"stopped after step {saved_step(broken):,} (" not in last_lines(root):
+            failures.append(f"{moment}: last.ckpt is not of the step that it stopped after")
     if in_process(lambda: fit(broken), root / "broken.log"):
         failures.append("the last attempt failed")
     else:

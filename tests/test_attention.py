@@ -1,5 +1,6 @@
 """Every form of attention equals the reference, forward and backward. B lanes, T segment, M slots, H heads."""
 
+import copy
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from conftest import tiny_transformer
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
 from dsmr.model import attention as attention_module
+from dsmr.model import step as step_module
 from dsmr.model.attention import Form, attend, chosen, materialised, reference, single
 from dsmr.model.flex import flex
 from dsmr.model.fused import RMSNorm, few_rows, gated, normalised
@@ -239,9 +241,16 @@ def test_normalisation_and_gate_equal_their_plain_forms() -> None:
     torch.testing.assert_close(normalised(rows, norm.weight), F.rms_norm(rows, (12,), norm.weight), **EXACT)
 
 
+@pytest.mark.parametrize("is_compiled", [True, False])
 @pytest.mark.parametrize("num_lanes", [1, 3, 9])
 @pytest.mark.parametrize("backbone", ["recurrent", "sliding", "perceiver"])
-def test_quick_decoding_equals_plain_decoding(backbone: str, num_lanes: int) -> None:
+def test_quick_decoding_equals_plain_decoding(
+    backbone: str, num_lanes: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(step_module, "kernel", lambda: None)
     if backbone == "perceiver":
         sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "prefix_length": 24, "init_std": 0.4}
         model: RecurrentTransformer | PerceiverAR = PerceiverAR(11, None, 8, **sizes).double().eval()
@@ -260,6 +269,28 @@ def test_quick_decoding_equals_plain_decoding(backbone: str, num_lanes: int) -> 
                 logits.append(logits_B1V.detach())
         found.append(torch.cat(logits, dim=1))
     torch.testing.assert_close(*found, **EXACT)
+
+
+def test_decoding_sees_weights_that_were_replaced_and_not_those_of_a_copy() -> None:
+    first, second = tiny_transformer("1x16+1x4"), tiny_transformer("1x16+1x4", init_std=0.2)
+    tokens_BT = torch.zeros(1, 1, dtype=torch.long)
+
+    def decoded(model: RecurrentTransformer) -> Tensor:
+        memory = model.init_memory(1, decoding=True)
+        with torch.inference_mode():
+            for _ in range(12):
+                logits, update = model(tokens_BT, memory)
+                memory.commit(update)
+        return logits
+
+    before, wanted = decoded(first), decoded(second)
+    twin = copy.deepcopy(first)
+    first.load_state_dict(second.state_dict(), assign=True)
+    torch.testing.assert_close(decoded(first), wanted, **EXACT)
+    torch.testing.assert_close(decoded(twin), before, **EXACT)
+    with torch.no_grad():
+        twin.blocks[0].output.weight.mul_(2)  # type: ignore[union-attr,operator]
+    assert not torch.allclose(decoded(twin), before)
 
 
 def test_decoding_allocates_nothing_that_grows() -> None:

@@ -22,7 +22,8 @@ from trials import in_process, last_line, run
 
 from dsmr.cli import main
 from dsmr.data.folder import MidiFolder
-from dsmr.data.store import MAX_NOTES, MAX_SECONDS, TokenStore, _start_worker, _tokenize
+from dsmr.data.midi import MAX_NOTES, MAX_SECONDS
+from dsmr.data.store import TokenStore, _start_worker, _tokenize
 from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec
 
 SHORT, LONG, BATCH = 500, 10_000, 2_500

@@ -6,45 +6,18 @@ arguments (horizons expanded, never a schedule's class), the rule, the tokenizer
 `weights_only=True`: tensors, numbers and texts, no code.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 
 from dsmr import model as networks
-from dsmr.files import replacing
 from dsmr.model import Backbone, format_horizons
 
 FORMAT_VERSION = 2
 SECTION = "dsmr"
 BEST, LAST = "best.ckpt", "last.ckpt"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint as a whole or not at all, and on the disk; the old one stays until then."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write beside the file, then rename.
-
-        Raises:
-            ValueError: there is no room, or no right to write.
-        """
-        path = Path(path)
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                file.write(content.getbuffer())
-        except OSError as error:
-            kept = "; the one before it is whole" if path.exists() else ""
-            raise ValueError(
-                f"cannot write {path} ({error.strerror or error}){kept}: make room, then go on with "
-                f"dsmr fit --resume {path.parent}"
-            ) from error
 
 
 @dataclass(frozen=True)

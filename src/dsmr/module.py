@@ -19,7 +19,7 @@ from torch import Tensor
 from dsmr import checkpoint as checkpoints
 from dsmr.metrics import PositionPerplexity, RecallPerplexity, TokenNLL
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
-from dsmr.model.memory import Memory, Update
+from dsmr.model.memory import Memory, Update, over_lanes
 from dsmr.optim import AdamW, WarmupCosine
 
 IGNORED = -100
@@ -378,19 +378,6 @@ class RecurrentLM(LightningModule):
         is_shared = self._trainer is not None and self.trainer.world_size > 1
         named = {f"{prefix}/{name}": value.float() for name, value in figures.items()}
         self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
-
-
-def over_lanes(memory: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """A memory's state whose tensors, all of them with the lanes first, are changed."""
-    changed: dict[str, Any] = {}
-    for name, value in memory.items():
-        if isinstance(value, Tensor):
-            changed[name] = change(value)
-        elif isinstance(value, list):
-            changed[name] = [change(tensor) for tensor in value]
-        else:
-            changed[name] = value
-    return changed
 
 
 def first_bad(known: Tensor, nll_BT: Tensor, batch: Batch) -> Tensor:

@@ -11,8 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from dsmr.callbacks.throughput import Throughput
-from dsmr.data.tokenizer import BOS, EOS, MASK, PAD, decode
-from dsmr.generate import sample_tokens
+from dsmr.data.tokenizer import BOS, decode
+from dsmr.generate import Generator, Sampling
 from dsmr.model import Backbone
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report import plot_piano_roll
@@ -59,9 +59,10 @@ class Samples(Callback):
                 self.clock.go_on(pl_module)
 
     def _write(self, trainer: Trainer, pl_module: Any, step: int) -> None:
-        drawn = sample_tokens(twin(pl_module.backbone), [BOS], forbidden=(PAD, BOS, EOS, MASK))
-        ids = [BOS, *islice(drawn, round(self.seconds * TOKENS_PER_SECOND))]
-        score = decode(trainer.datamodule.tokenizer, ids)  # type: ignore[attr-defined]
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        drawn = Generator(twin(pl_module.backbone), tokenizer, Sampling(top_p=1.0)).tokens(may_end=False)
+        ids = [BOS, *(token for (token,) in islice(drawn, round(self.seconds * TOKENS_PER_SECOND)))]
+        score = decode(tokenizer, ids)
         self.folder.mkdir(parents=True, exist_ok=True)
         score.dump_midi(self.folder / f"step-{step:07d}.mid")
         if find_spec("matplotlib") is None:

@@ -10,7 +10,7 @@ from dsmr.benchmark import run as measure
 from dsmr.benchmark.quality import quality
 from dsmr.cli.estimate import precision_of
 from dsmr.cli.lightning import SizesCLI
-from dsmr.cli.outcome import check_output, write_result
+from dsmr.cli.results import check_output, write_result
 from dsmr.report import benchmark_table
 
 PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}

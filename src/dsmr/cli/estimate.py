@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import estimate as costs
 from dsmr.cli.lightning import SizesCLI
-from dsmr.cli.outcome import check_output, write_result
+from dsmr.cli.results import check_output, write_result
 from dsmr.devices import Device, find_device
 from dsmr.estimate import GIB, Plan
 from dsmr.model.decoder import Decoder

@@ -1,87 +1,182 @@
-"""`dsmr generate`: a piece from nothing, by a trained model."""
+"""`dsmr generate`: a piece from nothing or the continuation of one, by a trained model."""
 
 import time
+from pathlib import Path
+from typing import Any
 
+import torch
 from jsonargparse import ArgumentParser
+from symusic import Score
+from tqdm.auto import tqdm
 
-from dsmr import checkpoint as checkpoints
+from dsmr.audio import check_audio, render
 from dsmr.cli.configs import resolve_configs
-from dsmr.cli.outcome import check_output, write_result
-from dsmr.cli.parser import explain
-from dsmr.data.tokenizer import BOS, EOS, MASK, PAD, TokenizerSpec, build_tokenizer, decode
-from dsmr.generate import sample_tokens
+from dsmr.cli.options import OneLine, underscored
+from dsmr.cli.results import check_output, write_result
+from dsmr.files import replacing
+from dsmr.generate import Generator, Prompt, Sampling
+from dsmr.generate.continuations import Continuation, continuations
 
-MAX_TOKENS_PER_SECOND = 400
-"""Ten times what MAESTRO has: a model that writes no time shifts is stopped there."""
-CHECK_EVERY = 64
-"""Tokens between two looks at the music's length."""
+SECONDS, MOST_SECONDS = 120.0, 3600.0
 
 
 def parser() -> ArgumentParser:
     """Options of the command."""
-    made = OneLine(prog="dsmr generate", description="Music from nothing, by a trained model.")
+    made = OneLine(prog="dsmr generate", description="Music by a trained model: from nothing, or a piece continued.")
     made.add_argument("--config", action="config", help="Options in a YAML file.")
-    made.add_argument("--checkpoint", type=str, required=True, help="A run (its best) or a checkpoint file.")
-    made.add_argument("--output", type=str, required=True, help="The MIDI file to write.")
-    made.add_argument("--seconds", type=float, default=60.0, help="Length of the music.")
+    made.add_argument(
+        "--checkpoint", type=str, required=True, help="A run (its best), a checkpoint file or an exported folder."
+    )
+    made.add_argument(
+        "--output", type=str, required=True, help="The MIDI file to write; with --num 2, NAME-1, NAME-2."
+    )
+    made.add_argument("--prompt", type=str | None, default=None, help="A MIDI file to continue.")
+    made.add_argument("--prompt_seconds", type=float | None, default=None, help="So much of it; null: all.")
+    made.add_argument(
+        "--seconds",
+        type=float | None,
+        default=None,
+        help=f"Of new music; null: {SECONDS:g}, or {MOST_SECONDS:g} at most.",
+    )
+    made.add_argument("--until_end", action="store_true", help="Let the model end the piece; --seconds is the most.")
+    made.add_argument("--num", type=int, default=1, help="Continuations, made at once; the k-th has seed + k - 1.")
+    made.add_argument("--seed", type=int, default=0, help="Of the draws.")
     made.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, above 1: wilder.")
-    made.add_argument("--top_p", type=float, default=0.98, help="Draw only from the likeliest tokens of this mass.")
+    made.add_argument("--top_k", type=int, default=0, help="Draw only from so many of the likeliest tokens; 0: all.")
+    made.add_argument("--top_p", type=float, default=0.98, help="Only from the likeliest tokens of this mass; 1: all.")
+    made.add_argument(
+        "--min_p", type=float, default=0.0, help="Only from tokens of this share of the likeliest one's."
+    )
     made.add_argument(
         "--horizons", type=str | None, default=None, help="Other horizons than the trained ones: longer, shorter, off."
     )
-    made.add_argument("--seed", type=int, default=0, help="Of the draws.")
+    made.add_argument("--device", type=str, default="cpu", help="Where the network runs: cpu, cuda, ...")
+    made.add_argument("--audio", action="store_true", help="Also a WAV file, by FluidSynth.")
+    made.add_argument(
+        "--sound_font", type=str | None, default=None, help="A General MIDI sound font; null: look for one."
+    )
+    made.add_argument("--picture", action="store_true", help="Also a piano roll, NAME.png.")
     made.add_argument("--json", action="store_true", help="Figures as JSON on the last line of stdout.")
     return made
 
 
-class OneLine(ArgumentParser):
-    """A parser whose mistakes are one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]  # noqa: D102
-        raise ValueError(explain(message, list(self.get_defaults().keys()), []))
-
-
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
-    options = parser().parse_args(resolve_configs(arguments))
-    output = check_output(options.output)
-    assert output is not None
-    if options.seconds <= 0:
-        raise ValueError(f"--seconds {options.seconds} must be above 0")
-    loaded = checkpoints.load(options.checkpoint, horizons=options.horizons)
-    if loaded.tokenizer is None:
-        raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
-    tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
-    ids = [BOS]
+    options = parser().parse_args(underscored(resolve_configs(arguments)))
+    outputs = output_files(options.output, options.num)
+    seconds = options.seconds if options.seconds is not None else MOST_SECONDS if options.until_end else SECONDS
+    if not seconds > 0:
+        raise ValueError(f"--seconds is {seconds:g}; it must be above 0")
+    if options.prompt is None and options.prompt_seconds is not None:
+        raise ValueError("--prompt_seconds says how much of a --prompt is used; give one")
+    sound_font = check_audio(options.sound_font) if options.audio else None
+    if options.picture:
+        from dsmr.report import check_pictures
+
+        check_pictures()
+    generator = Generator.load(
+        options.checkpoint,
+        horizons=options.horizons,
+        sampling=Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
+        device=check_device(options.device),
+    )
+    prompt = Prompt() if options.prompt is None else generator.prompt(options.prompt, options.prompt_seconds)
+    if options.prompt is not None:
+        print(f"continuing {options.prompt} from {prompt.seam:.2f} s on, after {len(prompt.ids):,} tokens", flush=True)
     began = time.perf_counter()
-    stream = sample_tokens(
-        loaded.backbone,
-        [BOS],
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=options.seed,
-        forbidden=(PAD, BOS, EOS, MASK),
-    )
-    for id_ in stream:
-        ids.append(id_)
-        if len(ids) > MAX_TOKENS_PER_SECOND * options.seconds + CHECK_EVERY:
-            break
-        if len(ids) % CHECK_EVERY == 0 and decode(tokenizer, ids).to("second").end() > options.seconds:
-            break
+    with tqdm(total=seconds * options.num, desc="music", unit="s", bar_format=BAR) as bar:
+
+        def show(done: float) -> None:
+            bar.update(done - bar.n)
+
+        made = continuations(
+            generator,
+            prompt,
+            seconds=seconds,
+            num=options.num,
+            seed=options.seed,
+            until_end=options.until_end,
+            progress=show,
+        )
     elapsed = time.perf_counter() - began
-    score = decode(tokenizer, ids)
-    score.dump_midi(output)
-    figures = {
-        "output": str(output),
-        "tokens": len(ids),
-        "notes": score.note_num(),
-        "music_seconds": float(score.to("second").end()),
-        "tokens_per_second": len(ids) / elapsed,
+    pieces = [
+        written(one, path, prompt, sound_font, picture=options.picture)
+        for one, path in zip(made, outputs, strict=True)
+    ]
+    tokens, music = sum(len(one.ids) for one in made), sum(one.seconds for one in made)
+    figures: dict[str, Any] = {
+        "pieces": pieces,
+        "tokens": tokens,
+        "notes": sum(piece["notes"] for piece in pieces),
+        "music_seconds": music,
+        "seconds": elapsed,
+        "tokens_per_second": tokens / elapsed,
+        "times_real_time": music / elapsed,
     }
-    print(
-        f"{output}: {figures['notes']} notes, {figures['music_seconds']:.1f} s of music, "
-        f"{figures['tokens_per_second']:.0f} tokens/s"
-    )
-    print(f"next: play {output}, or try --temperature 0.9 and another --seed")
+    for one, piece in zip(made, pieces, strict=True):
+        end = "; the model ended the piece" if one.has_ended else ""
+        if one.was_stopped:
+            end = "; stopped, since the model hardly writes time: train it longer, or lower --temperature"
+        print(f"{piece['output']}: {piece['notes']} new notes, {one.seconds:.1f} s of new music{end}")
+    print(f"{tokens / elapsed:.0f} tokens/s, {music / elapsed:.1f} s of music per second")
+    print(f"next: play {outputs[0]}, or try --temperature 0.9 and another --seed")
     write_result(figures, as_json=options.json, output=None)
     return 0
+
+
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+
+def written(
+    one: Continuation, path: Path, prompt: Prompt, sound_font: Path | None, *, picture: bool
+) -> dict[str, Any]:
+    """Write a piece, its sound and its picture where asked; gives what was made."""
+    content = one.score.dumps_midi()
+    try:
+        with replacing(path) as file:
+            file.write(content)
+        files: dict[str, Any] = {"output": str(path)}
+        if sound_font is not None:
+            files["audio"] = str(path.with_suffix(".wav"))
+            render(path, path.with_suffix(".wav"), sound_font)
+        if picture:
+            from dsmr.report import plot_piano_roll
+
+            files["picture"] = str(path.with_suffix(".png"))
+            seam = prompt.seam if prompt.score is not None else None
+            plot_piano_roll(Score.from_midi(content), path.with_suffix(".png"), title=path.stem, seam=seam)
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror or error})") from error
+    new = (
+        sum(note.time >= prompt.seam - 0.005 for note in one.score.to("second").tracks[0].notes)
+        if one.score.tracks
+        else 0
+    )
+    return files | {"notes": int(new), "music_seconds": one.seconds, "has_ended": one.has_ended}
+
+
+def output_files(given: str, num: int) -> list[Path]:
+    """Where the pieces go, before any work is done for them.
+
+    Raises:
+        ValueError: no piece is asked for, or the folder is missing or cannot be written.
+    """
+    if num < 1:
+        raise ValueError(f"--num is {num}; it must be at least 1")
+    path = check_output(given)
+    assert path is not None
+    if path.suffix.lower() not in (".mid", ".midi"):
+        raise ValueError(f"--output {given}: a MIDI file is written; let its name end with .mid")
+    return [path] if num == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(1, num + 1)]
+
+
+def check_device(name: str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error

@@ -19,10 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from dsmr import checkpoint as checkpoints
 from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Stopped, Throughput
 from dsmr.callbacks.last_checkpoint import METRICS_ROWS
+from dsmr.checkpoint_io import AtomicCheckpointIO
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
-from dsmr.cli.outcome import announce, check_output, conclude
+from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
+from dsmr.cli.results import check_output
 from dsmr.data.datamodule import MusicData
 from dsmr.files import replacing
 from dsmr.metrics_csv import MetricsLogger, rows_before
@@ -182,7 +184,7 @@ class DsmrCLI(LightningCLI):
             kwargs["logger"] = MetricsLogger(self.folder, self.num_metrics_rows) if is_run else False
         self.trainer_defaults["callbacks"] = callbacks
         given = settings.plugins or []
-        kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), checkpoints.AtomicCheckpointIO()]
+        kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _run_callbacks(self) -> list[Callback]:

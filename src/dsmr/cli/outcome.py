@@ -1,42 +1,17 @@
 """What a command says before and after its work."""
 
-import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from dsmr.cli.results import write_result
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
 from dsmr.model.memory import MIB
 from dsmr.module import RecurrentLM
-
-
-def check_output(given: str | None) -> Path | None:
-    """Path of a result file, before any work is done for it.
-
-    Raises:
-        ValueError: its folder is missing, or it is a folder itself.
-    """
-    if given is None:
-        return None
-    path = Path(given)
-    if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first")
-    return path
-
-
-def write_result(result: dict[str, Any], *, as_json: bool, output: Path | None) -> None:
-    """Write a result to a file, and as one JSON document on the last line of stdout, where asked."""
-    if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
 
 
 @rank_zero_only

@@ -7,8 +7,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr.cli.configs import take_flag
 from dsmr.cli.lightning import DsmrCLI
-from dsmr.cli.outcome import check_output, write_result
 from dsmr.cli.progress import bar
+from dsmr.cli.results import check_output, write_result
 from dsmr.data.download import LICENCE, download_maestro
 from dsmr.data.store import cache_folder
 

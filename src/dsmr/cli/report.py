@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dsmr.cli.generate import OneLine
-from dsmr.cli.outcome import write_result
+from dsmr.cli.options import OneLine
+from dsmr.cli.results import write_result
 from dsmr.report.collect import Collection, collect
 from dsmr.report.plots import (
     Depth,

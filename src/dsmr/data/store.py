@@ -28,16 +28,14 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from dsmr.data.errors import DataError, Refused
+from dsmr.data.midi import read_midi
 from dsmr.data.pool import each
 from dsmr.data.sources import Entry, Source, Split
-from dsmr.data.strikes import count_strikes
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer, encode
 from dsmr.files import flush, flush_folder
 
 FORMAT_VERSION = 2
 ENCODING_VERSION = 1  # of what the tokens mean; part of a store's key
-MAX_SECONDS = 4 * 3600
-MAX_NOTES = 200_000  # of a piece: eight times the most of MAESTRO, tokenised in half a second
 CACHE_VARIABLE = "DSMR_CACHE"
 
 Progress = Callable[[int, int], None]
@@ -368,37 +366,12 @@ def _start_worker(source: Source, spec: TokenizerSpec) -> None:
     _worker = (source, build_tokenizer(spec))
 
 
-def check_header(content: bytes) -> None:
-    """Refuse what symusic would read as other music than it is.
-
-    Raises:
-        Refused: format 2, or no ticks in a beat.
-    """
-    if content[:4] == b"MThd" and content[8:10] == b"\0\2":
-        raise Refused("is of MIDI format 2, whose tracks are pieces of their own")
-    if content[:4] == b"MThd" and content[12:14] == b"\0\0":
-        raise Refused("has no ticks in a beat")
-
-
 def _tokenize(name: str) -> Encoded | str:
-    from symusic import Score
-
     source, tokenizer = _worker
     try:
-        content = source.read(name)
-        check_header(content)
-        score = Score.from_midi(content)
-        if any(tempo.mspq <= 0 for tempo in score.tempos):
-            raise Refused("has a tempo of 0")
-        num_notes = sum(len(track.notes) for track in score.tracks)
-        if num_notes > MAX_NOTES:
-            raise Refused(f"has {num_notes:,} notes, more than {MAX_NOTES:,}")
-        if not score.to("second").end() <= MAX_SECONDS:
-            raise Refused(f"longer than {MAX_SECONDS // 3600} hours")
-        return replace(encode(tokenizer, score), num_unended=max(count_strikes(content) - num_notes, 0))
+        score, num_unended = read_midi(source.read(name))
+        return replace(encode(tokenizer, score), num_unended=num_unended)
     except Refused as refused:
         return str(refused)
-    except (RuntimeError, ValueError) as error:
-        return f"not a MIDI file that symusic can read: {str(error).splitlines()[0] if str(error) else error!r}"
     except Exception as error:  # one file never stops the others, whatever a tokenizer makes of it
         return f"cannot be tokenised: {error!r}"

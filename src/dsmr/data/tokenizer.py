@@ -87,10 +87,17 @@ class Performance(MIDILike):
             )
         super().__init__(tokenizer_config, params=params, **kwargs)
         offsets = {name: self.vocab[name] for name in ("NoteOn_0", "NoteOff_0")}
-        self._note_on, self._note_off = offsets["NoteOn_0"], offsets["NoteOff_0"]
-        self._velocity = self.vocab[f"Velocity_{self.velocities[0]}"]
-        self._shift = next(id_ for name, id_ in self.vocab.items() if name.startswith("TimeShift_"))
-        self._num_shifts = sum(name.startswith("TimeShift_") for name in self.vocab)
+        self.note_on, self.note_off = offsets["NoteOn_0"], offsets["NoteOff_0"]
+        self.velocity = self.vocab[f"Velocity_{self.velocities[0]}"]
+        self.shift = next(id_ for name, id_ in self.vocab.items() if name.startswith("TimeShift_"))
+        self.num_shifts = sum(name.startswith("TimeShift_") for name in self.vocab)
+
+    def is_note(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which ids begin or end a note."""
+        ids = ids.astype(np.int64)
+        first = min(self.note_on, self.note_off)
+        is_within: NDArray[np.bool_] = (ids >= first) & (ids < first + 256)
+        return is_within
 
     def preprocess_score(self, score: Score) -> Score:
         """Rewrite to ticks of 10 ms at 120 BPM, with the pedal folded into the note ends."""
@@ -133,18 +140,18 @@ class Performance(MIDILike):
         tick, pitch, is_on, velocity = tick[order], pitch[order], is_on[order], velocity[order]
 
         gap = np.diff(tick, prepend=0)
-        num_full, rest = gap // self._num_shifts, gap % self._num_shifts
+        num_full, rest = gap // self.num_shifts, gap % self.num_shifts
         struck = np.flatnonzero(is_on)
         changes = np.zeros(len(tick), bool)
         changes[struck] = np.diff(velocity[struck], prepend=-1) != 0
         sizes = num_full + (rest > 0) + changes + 1
         event_at = np.cumsum(sizes) - 1
 
-        ids = np.full(int(sizes.sum()), self._shift + self._num_shifts - 1)
+        ids = np.full(int(sizes.sum()), self.shift + self.num_shifts - 1)
         shift_at = event_at - changes - 1
-        ids[shift_at[rest > 0]] = self._shift + rest[rest > 0] - 1
-        ids[event_at[changes] - 1] = self._velocity + velocity[changes]
-        ids[event_at] = np.where(is_on, self._note_on, self._note_off) + pitch
+        ids[shift_at[rest > 0]] = self.shift + rest[rest > 0] - 1
+        ids[event_at[changes] - 1] = self.velocity + velocity[changes]
+        ids[event_at] = np.where(is_on, self.note_on, self.note_off) + pitch
         return ids
 
     def _tokens_to_score(
@@ -171,17 +178,17 @@ class Performance(MIDILike):
             notes.append(Note(onset, max(1, tick - onset), pitch, loudness))
 
         for id_ in ids:
-            if self._shift <= id_ < self._shift + self._num_shifts:
-                tick += int(id_) - self._shift + 1
-            elif self._velocity <= id_ < self._velocity + len(self.velocities):
-                velocity = int(self.velocities[id_ - self._velocity])
-            elif self._note_on <= id_ < self._note_on + 128:
-                pitch = int(id_) - self._note_on
+            if self.shift <= id_ < self.shift + self.num_shifts:
+                tick += int(id_) - self.shift + 1
+            elif self.velocity <= id_ < self.velocity + len(self.velocities):
+                velocity = int(self.velocities[id_ - self.velocity])
+            elif self.note_on <= id_ < self.note_on + 128:
+                pitch = int(id_) - self.note_on
                 if pitch in sounding:
                     end(pitch)
                 sounding[pitch] = (tick, velocity)
-            elif self._note_off <= id_ < self._note_off + 128 and id_ - self._note_off in sounding:
-                end(int(id_) - self._note_off)
+            elif self.note_off <= id_ < self.note_off + 128 and id_ - self.note_off in sounding:
+                end(int(id_) - self.note_off)
         for pitch in list(sounding):
             end(pitch)
         return notes

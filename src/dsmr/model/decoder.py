@@ -17,6 +17,7 @@ from dsmr.model.backbone import Backbone
 from dsmr.model.flex import allow_kernels
 from dsmr.model.fused import RMSNorm, few_rows, gated, normalised, records, split_and_rotate
 from dsmr.model.memory import Memory
+from dsmr.model.step import Stepper
 from dsmr.model.view import Past, View
 
 KeysValues = tuple[Tensor, Tensor]
@@ -97,6 +98,7 @@ class Decoder(Backbone):
         self.dropout = nn.Dropout(dropout)
         self.attention: Form = attention
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
+        self._stepper = Stepper()
         self._init_weights(init_std)
         if compile_blocks:
             allow_kernels()
@@ -161,13 +163,17 @@ class Decoder(Backbone):
         Returns:
             logits (B, T, V), and per layer the tokens' own rotated keys and values, (B, H, T, D).
         """
-        new = []
+        new: list[KeysValues] = []
         x_BTE = self.dropout(self.embedding(tokens_BT))
         if self.is_step(x_BTE):
             rotation, x_BE = Rotation.one(clock, self.head_width, like=self.embedding.weight), x_BTE[:, 0]
-            for block, past, view in zip(cast(Sequence[Block], self.blocks), pasts, views, strict=True):
-                x_BE, key, value = block.step(x_BE, rotation, past, view)
-                new.append((key, value))
+            blocks = cast(Sequence[Block], self.blocks)
+            if self.attention in ("auto", "merged") and self._stepper.can(x_BE):
+                x_BE, new = self._stepper(x_BE, blocks, rotation, pasts, views)
+            else:
+                for block, past, view in zip(blocks, pasts, views, strict=True):
+                    x_BE, key, value = block.step(x_BE, rotation, past, view)
+                    new.append((key, value))
             return few_rows(normalised(x_BE, self.norm.weight), self.embedding.weight)[:, None], new
         rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
         for view in views:
@@ -187,6 +193,8 @@ class Decoder(Backbone):
 
 class Block(nn.Module):
     """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    ORDER = ("attention_norm", "query_key_value", "output", "mlp_norm", "gate_up", "down")
 
     def __init__(
         self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float, attention: Form
@@ -232,6 +240,11 @@ class Block(nn.Module):
         x_BE = x_BE + few_rows(attended_BHTD.view(num_lanes, -1), self.output.weight)
         gate, up = few_rows(normalised(x_BE, self.mlp_norm.weight), self.gate_up.weight).chunk(2, dim=-1)
         return x_BE + few_rows(F.silu(gate).mul_(up), self.down.weight), key, value
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of their use."""
+        modules = self._modules  # attributes of modules take ten times as long
+        return tuple(cast(nn.Module, modules[name])._parameters["weight"] for name in self.ORDER)  # type: ignore[misc]
 
     def gate(self, gate_up_BTF: Tensor) -> Tensor:
         """`silu(gate) * up`, of the two halves of what is given."""

@@ -11,7 +11,7 @@ Token by token, the segment that is still open is kept behind the ring's slots, 
 the horizon before the segment's start; a full open segment is pushed into the ring at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,19 @@ def ring_bytes(horizons: Sequence[int], *, num_lanes: int, kv_width: int, itemsi
 def open_bytes(num_layers: int, *, segment_length: int, num_lanes: int, kv_width: int, itemsize: int) -> int:
     """Bytes that decoding adds for the open segment: `2 * itemsize * B * E_kv * L * T`."""
     return 2 * itemsize * num_lanes * kv_width * num_layers * segment_length
+
+
+def over_lanes(memory: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """A memory's state whose tensors, all of them with the lanes first, are changed."""
+    changed: dict[str, Any] = {}
+    for name, value in memory.items():
+        if isinstance(value, Tensor):
+            changed[name] = change(value)
+        elif isinstance(value, list):
+            changed[name] = [change(tensor) for tensor in value]
+        else:
+            changed[name] = value
+    return changed
 
 
 def _shape(tensors: list[Tensor]) -> str:

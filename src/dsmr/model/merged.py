@@ -9,6 +9,7 @@ The memory is detached: its backward needs three products of matrices instead of
 
 import itertools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,21 @@ BUFFER_BYTES = 2 * 2**20  # of scores at a time: what the second-level caches of
 LOG2_E = math.log2(math.e)  # powers of two take half the time of powers of e
 
 
-@torch.compiler.disable
+_kept_out: Any = None
+
+
 def merged(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
-    """See `dsmr.model.attention.attend`."""
+    """See `dsmr.model.attention.attend`; torch.compile is kept out, and only loaded (1 s) if something else needs it."""
+    global _kept_out
+    if "torch._dynamo" not in sys.modules:
+        return _attended(query_BHTD, key_BKTD, value_BKTD, past, view)
+    if _kept_out is None:
+        _kept_out = torch.compiler.disable(_attended)
+    out: Tensor = _kept_out(query_BHTD, key_BKTD, value_BKTD, past, view)
+    return out
+
+
+def _attended(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if view.num_open:
         past, (open_key, open_value) = past.split(len(view.ages_M))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dsmr.report.collect import Run
 
 BAR, LINE, FAINT = "#4477aa", "#cc6677", "#999999"
+GIVEN, MADE = (0.35, 0.35, 0.35), (0.1, 0.2, 0.65)  # red, green, blue
 COLOURS = (
     "#4477aa",
     "#cc6677",
@@ -107,33 +109,62 @@ def plot_recall(
     figure.savefig(path, dpi=150)
 
 
-def plot_piano_roll(score: "Score", path: Path, *, title: str = "") -> None:
-    """Notes over time, the louder the darker.
+def plot_piano_roll(score: "Score", path: Path, *, title: str = "", seam: float | None = None) -> None:
+    """Notes over time, the louder the darker, what was given and what was made in two colours; the pedal below.
 
     Args:
         score: of any time unit.
         path: picture to write.
         title: above it.
+        seam: seconds where a prompt ends; None where there is none.
 
     Raises:
         ValueError: matplotlib is missing.
     """
-    figure, (axes,) = grid(1, height=2.6, columns=1)
-    notes = [note for track in score.to("second").tracks for note in track.notes]
-    axes.barh(
-        [note.pitch for note in notes],
-        [note.duration for note in notes],
-        left=[note.time for note in notes],
-        height=0.9,
-        color=[(0.1, 0.2, 0.45, 0.25 + 0.75 * note.velocity / 127) for note in notes],
-    )
+    figure, (axes,) = grid(1, height=2.9, columns=1)
+    tracks = score.to("second").tracks
+    notes = [note for track in tracks for note in track.notes]
+    first = 0.0 if seam is None else seam - 0.005
+    parts = [
+        ("prompt", GIVEN, [n for n in notes if n.time < first]),
+        ("new", MADE, [n for n in notes if n.time >= first]),
+    ]
+    for name, colour, part in parts:
+        axes.barh(
+            [note.pitch for note in part],
+            [note.duration for note in part],
+            left=[note.time for note in part],
+            height=0.9,
+            color=[(*colour, 0.25 + 0.75 * note.velocity / 127) for note in part],
+            label=name if seam is not None else None,
+        )
     axes.set_xlabel("seconds", fontsize=8)
     axes.set_yticks([24, 36, 48, 60, 72, 84, 96], ["C1", "C2", "C3", "C4", "C5", "C6", "C7"])
     pitches = [note.pitch for note in notes]
-    axes.set_ylim(min([21, *pitches]) - 1, max([108, *pitches]) + 1)
+    low, high = min([21, *pitches]) - 1, max([108, *pitches]) + 1
+    pedals = [(pedal.time, pedal.duration) for track in tracks for pedal in track.pedals]
+    if pedals:
+        axes.broken_barh(pedals, (low - 4, 2.5), facecolor=FAINT, label="pedal")
+        low -= 5
+    axes.set_ylim(low, high)
+    axes.set_xlim(0, max([note.time + note.duration for note in notes], default=1.0))
+    if seam is not None:
+        axes.axvline(seam, color=FAINT, linewidth=0.8, linestyle="--")
+    if seam is not None or pedals:
+        figure.legend(loc="outside upper right", ncols=3, fontsize=8, frameon=False)
     axes.grid(axis="y", linewidth=0.3, color=FAINT)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(title, fontsize=9, loc="left")
     figure.savefig(path, dpi=120)
+
+
+def check_pictures() -> None:
+    """Before any work is done for a picture.
+
+    Raises:
+        ValueError: matplotlib is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("plots need matplotlib: pip install 'dsmr[app]'")
 
 
 def grid(count: int, height: float, columns: int = 4, *, shared: bool = True) -> tuple["Figure", "list[Axes]"]:

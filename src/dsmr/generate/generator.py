@@ -1,0 +1,212 @@
+"""Music token by token from a trained network, at constant memory. B lanes, T segment, V vocabulary."""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from miditok import MusicTokenizer
+from symusic import Score
+from torch import Tensor
+
+from dsmr import checkpoint as checkpoints
+from dsmr.data.tokenizer import BOS, EOS, PAD, TICKS_PER_SECOND, Performance, TokenizerSpec, build_tokenizer
+from dsmr.generate.grammar import NOTE_OFF, NOTE_ON, VELOCITY, Grammar, PerformanceGrammar, grammar_of
+from dsmr.generate.prompt import NOTHING, Prompt, read_prompt
+from dsmr.generate.sampling import Sampling, draw
+from dsmr.model import Backbone
+from dsmr.model.memory import Memory, over_lanes
+
+DRAWN_AT_ONCE = 256  # random numbers of a lane
+
+
+class Event(NamedTuple):
+    """A key that goes down or up.
+
+    Attributes:
+        seconds: since the piece's beginning.
+        pitch: MIDI's, 0-127.
+        velocity: 1-127; 0 where the note ends.
+    """
+
+    seconds: float
+    pitch: int
+    velocity: int
+
+
+class Generator:
+    """Continues pieces; holds a network and its tokenizer, and no state of any piece.
+
+    Args:
+        backbone: in evaluation mode.
+        tokenizer: of its tokens.
+        sampling: how tokens are drawn.
+    """
+
+    def __init__(self, backbone: Backbone, tokenizer: MusicTokenizer, sampling: Sampling | None = None) -> None:
+        self.backbone, self.tokenizer, self.sampling = backbone, tokenizer, sampling or Sampling()
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        *,
+        horizons: str | None = None,
+        sampling: Sampling | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Generator":
+        """Generator of a run (its best), a checkpoint file or an exported folder.
+
+        Args:
+            checkpoint: where it is.
+            horizons: others than the trained ones; None keeps those.
+            sampling: how tokens are drawn.
+            device: where the network runs.
+
+        Raises:
+            ValueError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
+        """
+        loaded = checkpoints.load(checkpoint, horizons=horizons)
+        if loaded.tokenizer is None:
+            raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
+        tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
+        if len(tokenizer) != loaded.backbone.vocab_size:
+            raise ValueError(
+                f"{loaded.path}: the network knows {loaded.backbone.vocab_size} tokens, its tokenizer "
+                f"{loaded.tokenizer['name']} has {len(tokenizer)}; it was written by other versions of dsmr or MidiTok"
+            )
+        return cls(loaded.backbone.to(device), tokenizer, sampling)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return next(self.backbone.parameters()).device
+
+    def prompt(self, file: "str | Path | Score", seconds: float | None = None) -> Prompt:
+        """The beginning of a MIDI file, or all of it; see `dsmr.generate.prompt.read_prompt`."""
+        return read_prompt(self.tokenizer, file, seconds)
+
+    def stream(
+        self, prompt: "Prompt | str | Path | Score | None" = None, *, seconds: float | None = None, seed: int = 0
+    ) -> Iterator[Event]:
+        """Notes as they come, for playing them at once; without end but where the piece ends.
+
+        Args:
+            prompt: what is continued: a MIDI file, a score, or a part of one as of `prompt`; None begins a piece.
+            seconds: of music, after which sounding notes are ended; None leaves the end to the model.
+            seed: of the draws.
+
+        Raises:
+            ValueError: the prompt cannot be used, no music is asked for, or the tokens are not `performance`.
+        """
+        if not isinstance(self.tokenizer, Performance):
+            raise ValueError("notes can be streamed from performance tokens only; use tokens() and decode them")
+        begun = prompt if isinstance(prompt, Prompt) else NOTHING if prompt is None else self.prompt(prompt)
+        return self._stream(begun, seconds, seed)
+
+    def _stream(self, prompt: Prompt, seconds: float | None, seed: int) -> Iterator[Event]:
+        grammar = self._grammar()
+        assert isinstance(grammar, PerformanceGrammar)
+        velocity, last = 0, None if seconds is None else prompt.last_tick(seconds)
+        grammar.begin(prompt.ids, 1)
+        kinds, values = grammar.kind_V.tolist(), grammar.value_V.tolist()
+        velocity = max(int(grammar.velocity_B), 0)
+        for (token,) in self.tokens(prompt, seed=seed, may_end=last is None, grammar=grammar):
+            tick = int(grammar.tick_B)
+            if last is not None and tick >= last:
+                for pitch in grammar.sounding_BP[0].nonzero()[:, 0].tolist():
+                    yield Event(last / TICKS_PER_SECOND, pitch, 0)
+                return
+            kind, value = kinds[token], values[token]
+            if kind == VELOCITY:
+                velocity = value
+            elif kind in (NOTE_ON, NOTE_OFF):
+                loudness = int(self.tokenizer.velocities[velocity]) if kind == NOTE_ON else 0
+                yield Event(tick / TICKS_PER_SECOND, value, loudness)
+
+    def tokens(
+        self,
+        prompt: Prompt | Sequence[int] = (BOS,),
+        *,
+        num: int = 1,
+        seed: int = 0,
+        may_end: bool = True,
+        grammar: Grammar | None = None,
+    ) -> Iterator[list[int]]:
+        """New tokens of all continuations, step by step; a lane that has ended gives PAD.
+
+        The prompt is read once, in whole segments, at the speed of training; then every lane goes its own way.
+        Lane k draws as a single one with the seed `seed + k` would.
+
+        Args:
+            prompt: what all lanes have read, or its ids, BOS first.
+            num: B, continuations.
+            seed: of the first lane's draws.
+            may_end: whether the model may end a piece.
+            grammar: whose state the caller wants to see: that after the tokens that were given.
+
+        Raises:
+            ValueError: an empty prompt, or no lanes.
+        """
+        given = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
+        if not given.ids or num < 1:
+            raise ValueError(f"{num} continuations of {len(given.ids)} tokens: there must be one of each at least")
+        return self._tokens(given, num, seed, may_end, self._grammar() if grammar is None else grammar)
+
+    def _grammar(self) -> Grammar:
+        return grammar_of(self.tokenizer, self.device)
+
+    def _tokens(self, prompt: Prompt, num: int, seed: int, may_end: bool, grammar: Grammar) -> Iterator[list[int]]:
+        with torch.inference_mode():
+            logits_BV, memory = self.read(prompt.ids, num)
+            grammar.begin(prompt.ids, num, prompt.first_tick)
+        draws, has_ended_B = Draws(seed, num, self.device), torch.zeros(num, dtype=torch.bool, device=self.device)
+        while True:
+            with torch.inference_mode():
+                allowed_BV = grammar.allowed(may_end=may_end)
+                drawn_B = draw(logits_BV, allowed_BV, draws.next(), self.sampling)
+                if may_end:
+                    drawn_B = drawn_B.masked_fill(has_ended_B, PAD)
+                    has_ended_B = has_ended_B | (drawn_B == EOS)
+                grammar.advance(drawn_B)
+            yield drawn_B.tolist()
+            if may_end and bool(has_ended_B.all()):
+                return
+            with torch.inference_mode():
+                logits_BTV, update = self.backbone(drawn_B[:, None], memory)
+                memory.commit(update)
+                logits_BV = logits_BTV[:, -1]
+
+    def read(self, ids: Sequence[int], num_lanes: int = 1) -> tuple[Tensor, Memory]:
+        """Logits (B, V) after a prompt that is read segment by segment, and the memory of so many lanes of it."""
+        memory = self.backbone.init_memory(1, decoding=True)
+        segment = self.backbone.segment_length
+        for first in range(0, len(ids), segment):
+            part_BT = torch.tensor([list(ids[first : first + segment])], device=self.device)
+            logits_BTV, update = self.backbone(part_BT, memory)
+            memory.commit(update)
+        logits_BV = logits_BTV[:, -1]
+        if num_lanes == 1:
+            return logits_BV, memory
+        wide = self.backbone.init_memory(num_lanes, decoding=True)
+        wide.load_state_dict(over_lanes(memory.state_dict(), lambda one: one.expand(num_lanes, *one.shape[1:])))
+        return logits_BV.repeat(num_lanes, 1), wide
+
+
+class Draws:
+    """Uniform random numbers in [0, 1), (B, 1) at a time; lane k has a generator of its own, seeded `seed + k`."""
+
+    def __init__(self, seed: int, num_lanes: int, device: torch.device) -> None:
+        self.generators = [torch.Generator().manual_seed(seed + lane) for lane in range(num_lanes)]
+        self.device = device
+        self._numbers = self._steps()
+
+    def next(self) -> Tensor:
+        """Those of the next step."""
+        return next(self._numbers)
+
+    def _steps(self) -> Iterator[Tensor]:
+        for _ in count():
+            rows = [torch.rand(DRAWN_AT_ONCE, generator=generator) for generator in self.generators]
+            yield from torch.stack(rows, dim=-1).to(self.device)[:, :, None]

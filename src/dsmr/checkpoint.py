@@ -6,12 +6,15 @@ arguments (horizons expanded, never a schedule's class), the rule, the tokenizer
 `weights_only=True`: tensors, numbers and texts, no code.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dsmr import exported
 from dsmr import model as networks
 from dsmr.model import Backbone, format_horizons
 
@@ -28,21 +31,26 @@ class Loaded:
         backbone: with its weights, in evaluation mode.
         tokenizer: `{"name", "config"}` as of `dsmr.data.tokenizer.TokenizerSpec`; None if none was known.
         path: the file.
+        vocabulary: ids of all tokens by name, where an exported model has them.
+        data: what it was trained on, where that is known: `MAESTRO`, `MIDI files`, ...
     """
 
     backbone: Backbone
     tokenizer: dict[str, Any] | None
     path: Path
+    vocabulary: dict[str, int] | None = None
+    data: str | None = None
 
 
-def describe(backbone: Backbone, tokenizer: dict[str, Any] | None) -> dict[str, Any]:
-    """Section of a checkpoint about the network and its tokenizer."""
+def describe(backbone: Backbone, tokenizer: dict[str, Any] | None, data: str | None = None) -> dict[str, Any]:
+    """Section of a checkpoint about the network, its tokenizer and what it was trained on."""
     return {
         "format_version": FORMAT_VERSION,
         "backbone": type(backbone).__name__,
         "config": backbone.config(),
         "rule": backbone.rule,
         "tokenizer": tokenizer,
+        "data": data,
     }
 
 
@@ -76,12 +84,16 @@ def is_resumable(checkpoint: dict[str, Any]) -> bool:
 
 
 def find(given: str | Path, preferred: str = BEST) -> Path:
-    """Checkpoint file of a run folder, or the file itself.
+    """Checkpoint file of a run folder, or the file itself; the folder of an exported model, fetched if it must be.
 
     Raises:
         ValueError: there is none.
     """
+    if str(given).startswith(exported.HUB):
+        return exported.fetch(str(given))
     path = Path(given).expanduser()
+    if path.is_dir() and exported.is_exported(path):
+        return path
     if path.is_file():
         return path
     if not path.is_dir():
@@ -107,30 +119,48 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no checkpoint that can be read safely: {reason}") from error
     if not isinstance(content, dict) or SECTION not in content:
         raise ValueError(f"{path} was not written by dsmr; give a run folder or one of its checkpoints")
-    written = content[SECTION]["format_version"]
-    if written > FORMAT_VERSION:
-        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT_VERSION}; update dsmr")
+    check_version(content[SECTION], path)
     return content
 
 
 def load(given: str | Path, *, horizons: str | None = None) -> Loaded:
-    """Network and tokenizer of a run's best checkpoint, or of a checkpoint file.
+    """Network and tokenizer of a run's best checkpoint, of a checkpoint file or of an exported model.
 
     Args:
-        given: a run folder or a file.
+        given: a run folder, a file, an exported folder or a hub address of one (`hf://OWNER/NAME`).
         horizons: other horizons than the trained ones, with the same weights; None keeps those.
 
     Raises:
         ValueError: there is none, or it cannot be used.
     """
     path = find(given)
-    content = read(path)
-    section = content[SECTION]
+    if path.is_dir():
+        section, weights = exported.read_description(path)["model"], exported.read_weights(path)
+        vocabulary = json.loads((path / exported.TOKENIZER).read_text(encoding="utf-8"))["vocabulary"]
+    else:
+        content, vocabulary = read(path), None
+        section, weights = content[SECTION], backbone_weights(content)
+    check_version(section, path)
     network = getattr(networks, section["backbone"], None)
     if not (isinstance(network, type) and issubclass(network, Backbone)):
         raise ValueError(f"{path}: unknown network {section['backbone']!r}; update dsmr")
     backbone = network(**section["config"] | ({} if horizons is None else {"horizons": horizons}))
-    prefix = "backbone."
-    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     backbone.load_state_dict(weights)
-    return Loaded(backbone.eval(), section["tokenizer"], path)
+    return Loaded(backbone.eval(), section["tokenizer"], path, vocabulary, section.get("data"))
+
+
+def backbone_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's part of a checkpoint's weights."""
+    prefix = "backbone."
+    return {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+
+
+def check_version(section: dict[str, Any], path: Path) -> None:
+    """Refuse what a newer version has written.
+
+    Raises:
+        ValueError: the format is not known here.
+    """
+    written = section["format_version"]
+    if written > FORMAT_VERSION:
+        raise ValueError(f"{path} has format {written}, this version reads up to {FORMAT_VERSION}; update dsmr")

@@ -257,7 +257,8 @@ class RecurrentLM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's description, and to a checkpoint that can resume, the training memory."""
         spec = None if self._data is None else vars(self._data.tokenizer_spec)
-        section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec)
+        data = None if self._data is None else self._data.store.description.partition(" in ")[0]
+        section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec, data)
         if not checkpoints.is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
             return

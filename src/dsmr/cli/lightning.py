@@ -1,4 +1,4 @@
-"""`dsmr fit`, `validate` and `test`: LightningCLI with run folders, shipped configs and one-line mistakes."""
+"""`dsmr fit`, `validate`, `test`, `predict`: LightningCLI with run folders, shipped configs and one-line mistakes."""
 
 import logging
 import os
@@ -17,16 +17,19 @@ from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import checkpoint as checkpoints
+from dsmr import exported
 from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Stopped, Throughput
 from dsmr.callbacks.last_checkpoint import METRICS_ROWS
+from dsmr.callbacks.midi_writer import MidiWriter
 from dsmr.checkpoint_io import AtomicCheckpointIO
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
-from dsmr.cli.results import check_output
+from dsmr.cli.results import check_output, write_result
 from dsmr.data.datamodule import MusicData
 from dsmr.files import replacing
+from dsmr.generate.continuer import Continuer
 from dsmr.metrics_csv import MetricsLogger, rows_before
 from dsmr.module import RecurrentLM
 
@@ -41,6 +44,7 @@ QUIET = (
     ".*LightningCLI's args parameter.*",  # the command is taken off before Lightning sees the rest
     ".*does not have many workers.*",  # reading a batch takes microseconds
     ".*exists and is not empty.*",  # a run that goes on
+    ".*infer the batch indices.*",  # a batch of predict is one piece
     ".*your dataloader is not resumable.*",  # the datamodule is
 )
 
@@ -85,13 +89,14 @@ class DsmrCLI(LightningCLI):
         quieten()
         self.command = command
         self.checkpoint: Path | None = None
+        self.exported: Path | None = None
         self.num_metrics_rows = 0
         self.as_json, arguments = take_flag(arguments, "--json")
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
         self._config_files = [Path(p) for p in config_values(arguments)]
         super().__init__(
-            RecurrentLM,
+            Continuer if command == "predict" else RecurrentLM,
             MusicData,
             args=arguments,
             run=False,
@@ -123,8 +128,15 @@ class DsmrCLI(LightningCLI):
             self.checkpoint = checkpoints.find(given)
         if self.checkpoint is None:
             return arguments
-        content = checkpoints.read(self.checkpoint)
+        if self.checkpoint.is_dir():
+            self.exported, self.checkpoint = self.checkpoint, self.checkpoint / exported.WEIGHTS
+            exported.read_description(self.exported)
+        content = {} if self.exported else checkpoints.read(self.checkpoint)
         if self.command == "fit":
+            if self.exported:
+                raise ValueError(
+                    f"{self.exported} is an exported model, which cannot resume; use dsmr fit --resume RUN"
+                )
             self.num_metrics_rows = known_rows(content, self.checkpoint.parent / METRICS)
             if not checkpoints.is_resumable(content):
                 raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
@@ -147,6 +159,10 @@ class DsmrCLI(LightningCLI):
         )
         parser.add_argument("--resume", type=str | None, default=None, help="fit: the run to go on with.")
         parser.add_argument("--checkpoint", type=str | None, default=None, help="Run (its best) or checkpoint file.")
+        if self.command == "predict":
+            parser.add_argument(
+                "--predictions", type=str | None, default=None, help="Folder for the pieces; None: RUN/predictions."
+            )
         parser.add_argument("--json", action="store_true", help="Results as JSON on the last line of stdout.")
         parser.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
@@ -178,6 +194,9 @@ class DsmrCLI(LightningCLI):
         if settings.enable_progress_bar is not False and not has_bar:
             callbacks.append(TQDMProgressBar(refresh_rate=10))
         is_run = self.command == "fit" and not settings.fast_dev_run
+        if self.command == "predict":
+            self.writer = MidiWriter(Path(self.config.predictions or self.folder / "predictions"))
+            callbacks.append(self.writer)
         if is_run:
             callbacks += self._run_callbacks()
         if settings.logger is None:
@@ -253,7 +272,7 @@ def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Run `fit`, `validate` or `test`."""
+    """Run `fit`, `validate`, `test` or `predict`."""
     cli = DsmrCLI(command, arguments)
     cli.datamodule.progress = bar("tokenising")
     if command != "fit" and cli.checkpoint is None:
@@ -261,7 +280,14 @@ def run(command: str, arguments: list[str]) -> int:
     output = check_output(cli.config.output)
     cli.model.check_data(cli.datamodule)
     announce(cli.model, cli.datamodule, cli.trainer)
-    path = None if cli.checkpoint is None else str(cli.checkpoint)
+    path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
+    if cli.exported:
+        checkpoints.check_same(
+            exported.read_description(cli.exported)["model"],
+            checkpoints.describe(cli.model.backbone, None),
+            horizons_too=False,
+        )
+        cli.model.backbone.load_state_dict(exported.read_weights(cli.exported))
     if command == "fit":
         try:
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
@@ -277,10 +303,22 @@ def run(command: str, arguments: list[str]) -> int:
                 f"another process of this run has ended, or does not answer ({reason}); see what it said, then go on "
                 f"with dsmr fit --resume {cli.folder}"
             ) from error
+    elif command == "predict":
+        return predict(cli, path, output)
     else:
         evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
         evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     conclude(command, cli.trainer, cli.model, cli.datamodule, cli.folder, as_json=cli.as_json, output=output)
+    return 0
+
+
+def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
+    """Continue validation pieces, and say where they are."""
+    cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False, ckpt_path=path, weights_only=True)
+    folder = cli.writer.folder
+    print(f"{cli.writer.num_written} continuations in {folder}")
+    print(f"next: dsmr evaluate {folder}")
+    write_result({"folder": str(folder), "num": cli.writer.num_written}, as_json=cli.as_json, output=output)
     return 0
 
 

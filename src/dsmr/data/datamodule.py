@@ -4,13 +4,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from miditok import MusicTokenizer
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dsmr.data.download import NAME
@@ -23,6 +24,18 @@ from dsmr.data.store import Progress, TokenStore, cache_folder, is_store, open_s
 from dsmr.data.synthetic import RecallTask, prepare_recall
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, note_on_mask, transpositions
 from dsmr.data.windows import Windows, plan_random, plan_strided, plan_training
+
+
+class PieceTokens(NamedTuple):
+    """A piece as the token store has it.
+
+    Attributes:
+        name: in its source.
+        ids: BOS, events, EOS; int64.
+    """
+
+    name: str
+    ids: Tensor
 
 
 class MusicData(LightningDataModule):
@@ -171,6 +184,12 @@ class MusicData(LightningDataModule):
         """Test segments, always dealt alike and never transposed."""
         return self._loader("test", seed=0, semitones=0)
 
+    def predict_dataloader(self) -> DataLoader[PieceTokens]:
+        """Whole validation pieces, one after another; each process has its own."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        pieces = PieceDataset(self.store, self.pieces("validation")[rank::world_size])
+        return DataLoader(pieces, batch_size=None, generator=torch.Generator())
+
     def _loader(self, split: Split, *, seed: int, semitones: int) -> DataLoader[Segment]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         tables = transpositions(self.tokenizer, semitones) if semitones else None
@@ -304,6 +323,21 @@ class LaneDataset(Dataset[Segment]):
 
     def __len__(self) -> int:
         return self.plan(self._plan[0] if self._plan else 0).num_steps
+
+
+class PieceDataset(Dataset[PieceTokens]):
+    """Whole pieces of a store."""
+
+    def __init__(self, store: TokenStore, numbers: list[int]) -> None:
+        self.store, self.numbers = store, numbers
+
+    def __getitem__(self, index: int) -> PieceTokens:
+        piece = self.store.pieces[self.numbers[index]]
+        ids = self.store.tokens[piece.start : piece.start + piece.length].astype(np.int64)
+        return PieceTokens(piece.name, torch.from_numpy(ids))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
 class StreamSampler(Sampler[tuple[int, int]]):

@@ -71,10 +71,12 @@ class Generator:
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
         tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
-        if len(tokenizer) != loaded.backbone.vocab_size:
+        is_other = loaded.vocabulary is not None and loaded.vocabulary != dict(tokenizer.vocab)
+        if is_other or len(tokenizer) != loaded.backbone.vocab_size:
             raise ValueError(
-                f"{loaded.path}: the network knows {loaded.backbone.vocab_size} tokens, its tokenizer "
-                f"{loaded.tokenizer['name']} has {len(tokenizer)}; it was written by other versions of dsmr or MidiTok"
+                f"{loaded.path}: the network was trained on {loaded.backbone.vocab_size} tokens, the tokenizer "
+                f"{loaded.tokenizer['name']} here has {len(tokenizer)}{' others' if is_other else ''}; use the "
+                "version of dsmr and MidiTok that trained it"
             )
         return cls(loaded.backbone.to(device), tokenizer, sampling)
 

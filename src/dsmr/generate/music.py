@@ -57,7 +57,7 @@ def compose(tokenizer: MusicTokenizer, prompt: Prompt, ids: Sequence[int]) -> Sc
     """
     music = decode(tokenizer, [*prompt.ids[1:], *ids])
     if prompt.score is None:
-        return _plain(tokenizer, music)
+        return _plain(tokenizer, music, prompt)
     score = _resolved(prompt.score)
     seam = int(file_ticks(score, prompt.seam))
     track = score.tracks[0]
@@ -85,12 +85,13 @@ def compose(tokenizer: MusicTokenizer, prompt: Prompt, ids: Sequence[int]) -> Sc
     return score
 
 
-def _plain(tokenizer: MusicTokenizer, music: Score) -> Score:
-    """A decoded score as it is, with a tempo and a resolution that programs expect."""
-    if not isinstance(tokenizer, Performance):
-        return music
-    factor = TICKS_PER_QUARTER // music.ticks_per_quarter
-    return _scaled(music, factor)
+def _plain(tokenizer: MusicTokenizer, music: Score, prompt: Prompt) -> Score:
+    """A decoded score as it is, in ticks of a usual size; with a marker where a prompt of tokens ends."""
+    if isinstance(tokenizer, Performance):
+        music = _scaled(music, TICKS_PER_QUARTER // music.ticks_per_quarter)
+    if prompt.seam:
+        music.markers.append(TextMeta(int(file_ticks(music, prompt.seam)), SEAM))
+    return music
 
 
 def _joined(

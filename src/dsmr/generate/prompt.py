@@ -1,7 +1,7 @@
 """The music that is continued: what the network reads of it, and what is copied from its file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,22 +70,32 @@ def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: 
     except Refused as refused:
         raise ValueError(f"{name} cannot be used: {refused}") from refused
     if isinstance(tokenizer, Performance):
-        return _cut(tokenizer, piano, whole, seconds, name)
+        return replace(cut(tokenizer, whole, seconds, name), score=piano)
     return _clipped(tokenizer, piano, whole, seconds, name)
 
 
-def _cut(tokenizer: Performance, piano: Score, ids: list[int], seconds: float | None, name: str) -> Prompt:
-    """The tokens of all events before the seam: a beginning of the piece's own."""
+def cut(tokenizer: Performance, ids: list[int], seconds: float | None, name: str) -> Prompt:
+    """The tokens of all events before the seam: a beginning of the piece's own.
+
+    Args:
+        tokenizer: of the ids.
+        ids: BOS and events.
+        seconds: the seam; None, or more than there are, takes the whole piece.
+        name: of the piece, for messages.
+
+    Raises:
+        ValueError: there is no note before the seam.
+    """
     tick_N = ticks_of(tokenizer, ids)
     is_event_N = tokenizer.is_note(np.asarray(ids))
     seam = int(tick_N[-1]) if seconds is None else round(seconds * TICKS_PER_SECOND)
     if seam >= tick_N[-1]:
-        return Prompt(ids, int(tick_N[-1]), float(tick_N[-1]) / TICKS_PER_SECOND, piano)
+        return Prompt(ids, int(tick_N[-1]), float(tick_N[-1]) / TICKS_PER_SECOND)
     before = np.flatnonzero(is_event_N & (tick_N < seam))
     if not len(before):
         first = tick_N[is_event_N][0] / TICKS_PER_SECOND
         raise ValueError(f"{name} has no note in its first {seconds:g} seconds; the first is at {first:.1f} s")
-    return Prompt(ids[: int(before[-1]) + 1], seam, seam / TICKS_PER_SECOND, piano)
+    return Prompt(ids[: int(before[-1]) + 1], seam, seam / TICKS_PER_SECOND)
 
 
 def _clipped(tokenizer: MusicTokenizer, piano: Score, ids: list[int], seconds: float | None, name: str) -> Prompt:

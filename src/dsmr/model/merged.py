@@ -30,7 +30,7 @@ _kept_out: Any = None
 
 
 def merged(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
-    """See `dsmr.model.attention.attend`; torch.compile is kept out, and only loaded (1 s) if something else needs it."""
+    """See `dsmr.model.attention.attend`; torch.compile is kept out, and not loaded for it (which takes a second)."""
     global _kept_out
     if "torch._dynamo" not in sys.modules:
         return _attended(query_BHTD, key_BKTD, value_BKTD, past, view)

@@ -1,0 +1,79 @@
+"""`dsmr evaluate`: generated pieces against a reference split."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+from dsmr.cli.options import OneLine, underscored
+from dsmr.cli.progress import bar
+from dsmr.cli.results import write_result
+from dsmr.data.datamodule import MusicData
+from dsmr.data.sources import SPLITS
+from dsmr.data.tokenizer import Performance
+from dsmr.evaluate.compare import HALVES, evaluate, table
+from dsmr.evaluate.copying import training_pitches
+from dsmr.evaluate.excerpts import read_generated, read_reference
+
+EXPLANATION = (
+    "OA is the overlap area of two histograms (1: alike, 0: nothing in common), KL the Kullback-Leibler divergence "
+    "from the reference's in nats. A run is the longest sequence of pitches that a piece shares with any training "
+    "piece, the median over pieces; the reference's own shows what is common property. The second row is what the "
+    "choice of pieces costs: no set can be expected to come closer."
+)
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `dsmr evaluate`."""
+    made = OneLine(prog="dsmr evaluate", description="How near generated pieces come to real ones.")
+    made.add_argument("folders", type=str, nargs="+", help="Folders of MIDI files; each is judged after its seam.")
+    made.add_argument("--split", type=str, default="validation", help="The reference: train, validation or test.")
+    made.add_argument("--data.path", type=str | None, default=None, help="MAESTRO, a folder or a store, as of fit.")
+    made.add_argument("--window", type=float, default=10.0, help="Seconds of the windows of time.")
+    made.add_argument("--output", type=str | None, default=None, help="Folder for table, picture, JSON; null: FOLDER.")
+    made.add_argument("--json", action="store_true", help="All figures as JSON on the last line of stdout.")
+    options = made.parse_args(underscored(arguments))
+    if options.split not in SPLITS:
+        raise ValueError(f"--split {options.split} is not one of {', '.join(SPLITS)}")
+    if not options.window > 0:
+        raise ValueError(f"--window is {options.window}; it must be above 0")
+    folders = [Path(folder).expanduser() for folder in options.folders]
+    target = Path(options.output).expanduser() if options.output else folders[0]
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--output {target} is a file; name a folder")
+    data = MusicData(options.data.path)
+    data.progress = bar("tokenising")
+    tokenizer = data.tokenizer
+    assert isinstance(tokenizer, Performance)
+    sets, refused = {}, {}
+    for folder in folders:
+        sets[str(folder)], refused[str(folder)] = read_generated(tokenizer, folder)
+    excerpts = [excerpt for found in sets.values() for excerpt in found]
+    start, seconds = (median(getattr(excerpt, name) for excerpt in excerpts) for name in ("start", "seconds"))
+    if seconds < options.window:
+        raise ValueError(f"the pieces have {seconds:.1f} s of new music; give a --window that is not longer")
+    reference = read_reference(tokenizer, data.store, options.split, start, seconds)
+    rows = evaluate(sets, reference, options.window, training_pitches(tokenizer, data.store))
+    about = (
+        f"Reference: seconds {start:.0f} to {start + seconds:.0f} of {len(reference)} {options.split} pieces, the "
+        f"stretch that the generated ones have; windows of {options.window:g} s."
+    )
+    lines = ["# Generated pieces and real ones", "", about, "", *table(rows), "", EXPLANATION, ""]
+    for where, reasons in refused.items():
+        lines += [f"- not used: {where}/{name}: {reason}" for name, reason in reasons.items()]
+    target.mkdir(parents=True, exist_ok=True)
+    if find_spec("matplotlib") is not None:
+        from dsmr.report.music import plot_features
+
+        shown = {name: row for name, row in rows.items() if name != HALVES}
+        plot_features(shown, target / "evaluation.png")
+        lines += ["![histograms](evaluation.png)", ""]
+    result = {"split": options.split, "start": start, "seconds": seconds, "window": options.window, "rows": rows}
+    (target / "evaluation.md").write_text("\n".join(lines), encoding="utf-8")
+    (target / "evaluation.json").write_text(
+        json.dumps(result | {"refused": refused}, indent=1) + "\n", encoding="utf-8"
+    )
+    print("\n".join(lines))
+    print(f"next: open {target / 'evaluation.md'}")
+    write_result(result | {"refused": refused}, as_json=options.json, output=None)
+    return 0

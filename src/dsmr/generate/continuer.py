@@ -1,0 +1,105 @@
+"""Generation in Lightning's way: `Trainer.predict` continues the pieces of a split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from miditok import MusicTokenizer
+
+from dsmr.data.datamodule import PieceTokens
+from dsmr.data.tokenizer import Performance, decode
+from dsmr.generate.continuations import Continuation, continuations
+from dsmr.generate.generator import Generator
+from dsmr.generate.prompt import Prompt, cut
+from dsmr.generate.sampling import Sampling
+from dsmr.model import RecurrentTransformer, Schedule
+from dsmr.model.horizons import TOKENS_PER_SECOND
+from dsmr.module import BackboneCallable, RecurrentLM
+from dsmr.optim import AdamW, WarmupCosine
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict_step` gives.
+
+    Attributes:
+        name: of the piece.
+        prompt: what of it was read.
+        made: its continuations.
+    """
+
+    name: str
+    prompt: Prompt
+    made: Sequence[Continuation]
+
+
+class Continuer(RecurrentLM):
+    """A trained `RecurrentLM` whose `predict_step` continues a piece.
+
+    Args:
+        horizons: see `RecurrentLM`, as for all up to `asked_weight`.
+        backbone: the network.
+        optimizer: unused.
+        lr_scheduler: unused.
+        asked_weight: unused.
+        prompt_seconds: of each piece that are read.
+        seconds: of new music.
+        num: continuations of each piece.
+        seed: of the first continuation's draws.
+        sampling: how tokens are drawn.
+        vocab_size: V; on the command line it comes from the data.
+        segment_length: T; on the command line it comes from the data.
+
+    Raises:
+        ValueError: no prompt, no music, or no continuations.
+    """
+
+    def __init__(
+        self,
+        horizons: Schedule | str | None = "2x3584+10x512",
+        backbone: BackboneCallable = RecurrentTransformer,
+        optimizer: OptimizerCallable = AdamW,
+        lr_scheduler: LRSchedulerCallable = WarmupCosine,
+        asked_weight: float = 1.0,
+        *,
+        prompt_seconds: float = 30.0,
+        seconds: float = 30.0,
+        num: int = 1,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        vocab_size: int = 392,
+        segment_length: int = 512,
+    ) -> None:
+        super().__init__(
+            horizons,
+            backbone,
+            optimizer,
+            lr_scheduler,
+            asked_weight,
+            vocab_size=vocab_size,
+            segment_length=segment_length,
+        )
+        if min(prompt_seconds, seconds) <= 0 or num < 1:
+            raise ValueError(
+                f"model.prompt_seconds ({prompt_seconds}) and model.seconds ({seconds}) must be above 0, model.num "
+                f"({num}) at least 1"
+            )
+        self.prompt_seconds, self.seconds, self.num, self.seed = prompt_seconds, seconds, num, seed
+        self.sampling = sampling
+
+    def predict_step(self, batch: PieceTokens) -> Predicted:
+        """Continue the beginning of a piece."""
+        tokenizer: MusicTokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        prompt = self.prompt_of(tokenizer, batch.ids[:-1].tolist(), batch.name)
+        generator = Generator(self.backbone, tokenizer, self.sampling)
+        made = continuations(generator, prompt, seconds=self.seconds, num=self.num, seed=self.seed)
+        return Predicted(batch.name, prompt, made)
+
+    def prompt_of(self, tokenizer: MusicTokenizer, ids: list[int], name: str) -> Prompt:
+        """The beginning of a piece; by the mean number of tokens in a second where tokens tell no time."""
+        if isinstance(tokenizer, Performance):
+            return cut(tokenizer, ids, self.prompt_seconds, name)
+        ids = ids[: 1 + round(self.prompt_seconds * TOKENS_PER_SECOND)]
+        end = float(decode(tokenizer, np.asarray(ids[1:], np.uint16)).to("second").end())
+        return Prompt(ids, seam=end)

@@ -2,16 +2,21 @@
 
 import csv
 import json
+import os
 import shutil
 import warnings
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from jsonargparse import Namespace
-from symusic import Score
+from symusic import Note, Score, Track
 
+from conftest import write_midi
 from dsmr import checkpoint as checkpoints
+from dsmr.audio import find_sound_font, render
 from dsmr.cli import main
 from dsmr.cli.configs import find_config, shipped
 from dsmr.cli.lightning import QUIET, continue_wandb
@@ -198,6 +203,146 @@ def test_a_folder_of_midi_is_prepared_with_a_report(midi_folder: Path, capsys: p
 def test_configs_are_found_by_name() -> None:
     assert find_config("two_scale") == find_config("horizons/two_scale")
     assert {"base", "smoke", "laptop", "recall"} <= set(shipped())
+
+
+@pytest.fixture(scope="module")
+def exported_model(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke run as a folder to hand on."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    assert dsmr("export", smoke_run, folder) == 0
+    return folder
+
+
+def test_an_exported_model_validates_as_its_run_did(smoke_run: Path, exported_model: Path, tmp_path: Path) -> None:
+    outputs = [tmp_path / "run.json", tmp_path / "model.json"]
+    for checkpoint, output in zip((smoke_run, exported_model), outputs, strict=True):
+        options = ["--output", output, "--trainer.enable_progress_bar=false"]
+        assert dsmr("validate", "--checkpoint", checkpoint, *options) == 0
+    results = [json.loads(output.read_text())["metrics"] for output in outputs]
+    assert results[0] == results[1]
+    card = (exported_model / "README.md").read_text()
+    assert f"| {results[0]['val/nll']:.4f} | {results[0]['val/perplexity']:.4f} |" in card
+    assert "license: apache-2.0" in card
+
+
+def test_continuations_of_a_prompt_have_sound_and_picture(
+    exported_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt, output = write_midi(tmp_path / "in.mid", 3), tmp_path / "out.mid"
+    script = "#!/bin/sh\nfor last; do :; done\nwhile [ $1 != -F ]; do shift; done\nprintf RIFF > $2\ncat $last >> $2\n"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "fluidsynth").write_text(script)
+    (tmp_path / "bin" / "fluidsynth").chmod(0o755)
+    (tmp_path / "font.sf2").write_bytes(b"a font")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    options = ["--prompt-seconds", 4, "--seconds", 2, "--num", 2, "--seed", 5, "--top-k", 50, "--min-p=0.01"]
+    options += ["--picture", "--audio", "--sound-font", tmp_path / "font.sf2", "--json"]
+    arguments = ["generate", "--checkpoint", exported_model, "--prompt", prompt, "--output", output, *options]
+    assert dsmr(*arguments) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for number, piece in enumerate(result["pieces"], start=1):
+        assert piece["output"] == str(tmp_path / f"out-{number}.mid")
+        score = Score.from_midi(Path(piece["output"]).read_bytes()).to("second")
+        assert [marker.time for marker in score.markers] == pytest.approx([4.0], abs=1e-3)
+        assert sum(note.time >= 4 - 1e-3 for note in score.tracks[0].notes) == piece["notes"]
+        assert Path(piece["picture"]).read_bytes().startswith(b"\x89PNG")
+        assert Path(piece["audio"]).read_bytes() == b"RIFF" + Path(piece["output"]).read_bytes()
+    single = tmp_path / "single.mid"
+    alone = [*arguments[:6], single, *options[:5], 1, "--seed", 6, *options[8:11]]
+    assert dsmr(*alone) == 0
+    assert single.read_bytes() == (tmp_path / "out-2.mid").read_bytes()
+
+
+def test_predict_writes_continuations_of_validation_pieces(smoke_run: Path, tmp_path: Path) -> None:
+    options = ["--predictions", tmp_path / "made", "--trainer.limit_predict_batches", 2, "--model.num", 2]
+    options += ["--model.seconds", 3, "--model.prompt_seconds", 5, "--trainer.enable_progress_bar=false"]
+    assert dsmr("predict", "--checkpoint", smoke_run, *options) == 0
+    paths = sorted((tmp_path / "made").iterdir())
+    assert len(paths) == 4
+    scores = [Score.from_midi(path.read_bytes()).to("second") for path in paths]
+    assert [score.markers[0].time for score in scores] == pytest.approx([5.0] * 4, abs=1e-3)
+    before = [[(n.time, n.pitch) for n in score.tracks[0].notes if n.time < 5 - 1e-3] for score in scores]
+    assert before[0] == before[1] != before[2] == before[3]
+    assert all(score.end() <= 8 + 1e-3 for score in scores)
+
+
+@pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="FluidSynth is not installed: nothing can be rendered")
+def test_real_sound_is_rendered_and_not_silent(smoke_run: Path, tmp_path: Path) -> None:
+    try:
+        font = find_sound_font()
+    except ValueError:
+        pytest.skip("no General MIDI sound font is installed")
+    midi, audio = write_midi(tmp_path / "in.mid", 1), tmp_path / "out.wav"
+    render(midi, audio, font)
+    with wave.open(str(audio)) as sound:
+        assert (sound.getframerate(), sound.getnchannels()) == (44_100, 2)
+        seconds = sound.getnframes() / 44_100
+        samples = np.frombuffer(sound.readframes(sound.getnframes()), np.int16)
+    assert seconds >= Score.from_midi(midi.read_bytes()).to("second").end()
+    assert np.abs(samples.astype(np.int64)).max() > 500
+    with pytest.raises(ValueError, match="could not write"):
+        render(tmp_path / "nothing.mid", tmp_path / "none.wav", font)
+    assert not (tmp_path / "none.wav").exists()
+
+
+GENERATE_MISTAKES = {
+    "zero seconds": (["--seconds", 0], "--seconds is 0"),
+    "no pieces": (["--num", 0], "--num is 0"),
+    "no temperature": (["--temperature", 0], "temperature is 0"),
+    "no mass": (["--top-p", 0], "top_p is 0"),
+    "less than no tokens": (["--top-k", -3], "top_k is -3"),
+    "an unknown option": (["--temprature", 1], "did you mean temperature?"),
+    "a prompt that is missing": (["--prompt", "nowhere.mid"], "nowhere.mid cannot be read"),
+    "a prompt that is none": (["--prompt", "garbage.mid"], "not a MIDI file"),
+    "an empty prompt": (["--prompt", "empty.mid"], "no notes"),
+    "drums": (["--prompt", "drums.mid"], "found drums"),
+    "a prompt of no seconds": (["--prompt", "good.mid", "--prompt-seconds", 0], "prompt_seconds is 0"),
+    "seconds of no prompt": (["--prompt-seconds", 3], "give one"),
+    "an output that is no MIDI file": (["--output", "out.wav"], "end with .mid"),
+    "an output that is a folder": (["--output", "folder.mid"], "is a folder"),
+    "horizons of other layers": (["--horizons", "9x64"], "9"),
+    "an unknown device": (["--device", "tpux"], "--device tpux"),
+    "a sound font that is missing": (["--audio", "--sound-font", "no.sf2"], "sound font no.sf2"),
+}
+
+
+@pytest.mark.parametrize("mistake", GENERATE_MISTAKES)
+def test_a_mistake_in_generating_is_one_line_and_writes_nothing(
+    mistake: str, smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    write_midi(tmp_path / "good.mid", 0)
+    (tmp_path / "garbage.mid").write_bytes(b"MThd or so")
+    (tmp_path / "folder.mid").mkdir()
+    Score(480).dump_midi(tmp_path / "empty.mid")
+    drums = Score(480)
+    drums.tracks.append(Track("", 0, True))
+    drums.tracks[0].notes.append(Note(0, 100, 36, 80))
+    drums.dump_midi(tmp_path / "drums.mid")
+    before = sorted(tmp_path.iterdir())
+    options, expected = GENERATE_MISTAKES[mistake]
+    output = [] if "--output" in options else ["--output", "out.mid"]
+    assert dsmr("generate", "--checkpoint", smoke_run, *output, *options) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(error) == 1
+    assert expected in error[0]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_missing_programs_are_named_before_anything_is_made(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    options = ["--output", tmp_path / "out.mid", "--audio"]
+    assert dsmr("generate", "--checkpoint", smoke_run, *options) == 2
+    assert "apt install fluidsynth" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr("dsmr.audio.FOLDERS", ())
+    monkeypatch.delenv("DSMR_SOUND_FONT", raising=False)
+    assert dsmr("generate", "--checkpoint", smoke_run, *options) == 2
+    assert "DSMR_SOUND_FONT" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 MISTAKES = {

@@ -110,14 +110,14 @@ class Generator:
     def _stream(self, prompt: Prompt, seconds: float | None, seed: int) -> Iterator[Event]:
         grammar = self._grammar()
         assert isinstance(grammar, PerformanceGrammar)
-        velocity, last = 0, None if seconds is None else prompt.last_tick(seconds)
+        last = None if seconds is None else prompt.last_tick(seconds)
         grammar.begin(prompt.ids, 1)
-        kinds, values = grammar.kind_V.tolist(), grammar.value_V.tolist()
-        velocity = max(int(grammar.velocity_B), 0)
+        kinds, values = grammar.kinds.tolist(), grammar.values.tolist()
+        velocity = max(int(grammar.state_B4[0, 2]), 0)
         for (token,) in self.tokens(prompt, seed=seed, may_end=last is None, grammar=grammar):
             tick = int(grammar.tick_B)
             if last is not None and tick >= last:
-                for pitch in grammar.sounding_BP[0].nonzero()[:, 0].tolist():
+                for pitch in grammar.sounding(0):
                     yield Event(last / TICKS_PER_SECOND, pitch, 0)
                 return
             kind, value = kinds[token], values[token]

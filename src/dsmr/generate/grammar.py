@@ -1,6 +1,6 @@
 """Which tokens may follow, so that all that is drawn is music: nothing is dropped or changed when it is decoded.
 
-B lanes, P = 128 pitches, V vocabulary.
+B lanes, P = 128 pitches, Q = P + 1, V vocabulary, K kinds of tokens.
 """
 
 from abc import ABC, abstractmethod
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from miditok import MusicTokenizer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dsmr.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, Performance
@@ -54,82 +55,116 @@ class PerformanceGrammar(Grammar):
 
     def __init__(self, tokenizer: Performance, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.note_on, self.note_off = tokenizer.note_on, tokenizer.note_off
-        self.velocity, self.num_velocities = tokenizer.velocity, len(tokenizer.velocities)
-        self.shift, self.num_shifts = tokenizer.shift, tokenizer.num_shifts
-        self.vocab_size = len(tokenizer)
-        kind_V, value_V = np.full(self.vocab_size, FREE), np.zeros(self.vocab_size, np.int64)
-        for first, count, kind in (
-            (self.note_on, NUM_PITCHES, NOTE_ON),
-            (self.note_off, NUM_PITCHES, NOTE_OFF),
-            (self.velocity, self.num_velocities, VELOCITY),
-            (self.shift, self.num_shifts, REST),
-        ):
+        groups = (
+            (tokenizer.note_on, NUM_PITCHES, NOTE_ON),
+            (tokenizer.note_off, NUM_PITCHES, NOTE_OFF),
+            (tokenizer.velocity, len(tokenizer.velocities), VELOCITY),
+            (tokenizer.shift, tokenizer.num_shifts, REST),
+        )
+        kind_V, value_V = np.full(len(tokenizer), FREE), np.zeros(len(tokenizer), np.int64)
+        for first, count, kind in groups:
             kind_V[first : first + count], value_V[first : first + count] = kind, np.arange(count)
-        kind_V[self.shift + self.num_shifts - 1] = WHOLE
-        value_V[self.shift : self.shift + self.num_shifts] += 1
-        self._kind, self._value = kind_V, value_V
-        self.kind_V = torch.as_tensor(kind_V, device=self.device)
-        self.value_V = torch.as_tensor(value_V, device=self.device)
+        assert [first for first, _, _ in groups] == [4, 132, 260, 292], "the order of the mask's parts"
+        kind_V[tokenizer.shift + tokenizer.num_shifts - 1] = WHOLE
+        value_V[tokenizer.shift :] += 1
+        self.kinds, self.values, self.num_shifts = kind_V, value_V, tokenizer.num_shifts
+        self.after_KV = self._followers(kind_V)
+        self.keep_V4, self.add_V4, self.note_V3 = self._changes(kind_V, value_V)
         self.pitch_P = torch.arange(NUM_PITCHES, device=self.device)
-        self.velocity_N = torch.arange(self.num_velocities, device=self.device)
+        self.velocity_N = torch.arange(len(tokenizer.velocities), device=self.device)
         self.length_N = torch.arange(1, self.num_shifts + 1, device=self.device)
+        self.is_off_2 = torch.tensor([False, True], device=self.device)
+
+    def _followers(self, kind_V: NDArray[np.int64]) -> Tensor:
+        """Which tokens may follow a token of each kind, for all that its kind tells, (6, V)."""
+        after_KV = np.ones((6, len(kind_V)), bool)
+        after_KV[:, kind_V == FREE] = False
+        after_KV[VELOCITY] = kind_V == NOTE_ON
+        after_KV[REST, (kind_V == REST) | (kind_V == WHOLE)] = False
+        after_KV[NOTE_OFF, EOS] = True
+        return torch.as_tensor(after_KV, device=self.device)
+
+    def _changes(self, kind_V: NDArray[np.int64], value_V: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """What each token makes of the state: `state * keep + add`, (V, 4) each, and of which pitch; see `begin`.
+
+        The third has, in each row, the token's kind, its pitch (or the one behind all pitches), and whether it sounds.
+        """
+        keep_V4, add_V4 = np.ones((len(kind_V), 4), np.int64), np.zeros((len(kind_V), 4), np.int64)
+        is_shift, is_on, is_off = (kind_V == REST) | (kind_V == WHOLE), kind_V == NOTE_ON, kind_V == NOTE_OFF
+        keep_V4[is_shift, :2] = 0
+        add_V4[is_shift, 3] = value_V[is_shift]
+        keep_V4[is_on, :2] = 0
+        add_V4[is_on, 0], add_V4[is_on, 1] = value_V[is_on] + 1, NUM_PITCHES
+        keep_V4[is_off, 1] = 0
+        add_V4[is_off, 1] = value_V[is_off] + 1
+        keep_V4[kind_V == VELOCITY, 2] = 0
+        add_V4[kind_V == VELOCITY, 2] = value_V[kind_V == VELOCITY]
+        note_V3 = np.stack([kind_V, np.where(is_on | is_off, value_V, NUM_PITCHES), is_on], axis=1)
+        made = (torch.as_tensor(table, device=self.device) for table in (keep_V4, add_V4, note_V3))
+        return tuple(made)  # type: ignore[return-value]
 
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
-        """See `Grammar.begin`; what the tokens before the last tick leave behind is found at once."""
+        """See `Grammar.begin`; what the tokens before the last tick leave behind is found at once.
+
+        A lane's state: the least pitch that may begin in this tick, and that may end; the velocity; the tick. Which
+        pitches sound, with one more place behind them that means nothing; the kind of the last token.
+        """
         ids_N = np.asarray(ids, np.int64)
-        kinds, values = self._kind[ids_N], self._value[ids_N]
+        kinds, values = self.kinds[ids_N], self.values[ids_N]
         shifts = np.flatnonzero((kinds == WHOLE) | (kinds == REST))
         before = int(shifts[-1]) if len(shifts) else 0
         notes = np.flatnonzero((kinds[:before] == NOTE_ON) | (kinds[:before] == NOTE_OFF))
-        sounding = np.zeros(NUM_PITCHES, bool)
+        sounding = np.zeros(NUM_PITCHES + 1, bool)
         sounding[values[notes]] = kinds[notes] == NOTE_ON
         velocities = values[:before][kinds[:before] == VELOCITY]
-
-        def each(value: int) -> Tensor:
-            return torch.full((num_lanes,), value, dtype=torch.long, device=self.device)
-
-        self.sounding_BP = torch.from_numpy(sounding).to(self.device).repeat(num_lanes, 1)
-        self.velocity_B = each(int(velocities[-1]) if len(velocities) else -1)
-        self.tick_B = each(int(values[shifts[:-1]].sum()))
-        self.first_tick_B = each(first_tick)
-        self.last_B, self.next_off_B, self.next_on_B = each(FREE), each(0), each(0)
+        state = [0, 0, int(velocities[-1]) if len(velocities) else -1, int(values[shifts[:-1]].sum())]
+        self.sounding_BQ = torch.from_numpy(sounding).to(self.device).repeat(num_lanes, 1)
+        self.state_B4 = torch.tensor(state, device=self.device).repeat(num_lanes, 1)
+        self.last_B = torch.full((num_lanes,), FREE, device=self.device)
+        self.special_B4 = torch.zeros(num_lanes, len(SPECIAL_TOKENS), dtype=torch.bool, device=self.device)
+        self.shift_BN = torch.ones(num_lanes, self.num_shifts, dtype=torch.bool, device=self.device)
+        self.first_tick, self.is_waiting = first_tick, True
         for id_ in ids_N[before:]:
-            self.advance(each(int(id_)))
+            self.advance(torch.full((num_lanes,), int(id_), device=self.device))
+
+    @property
+    def tick_B(self) -> Tensor:  # type: ignore[override]
+        """Time of each lane."""
+        return self.state_B4[:, 3]
+
+    def sounding(self, lane: int) -> list[int]:
+        """Pitches that sound."""
+        found: list[int] = self.sounding_BQ[lane, :NUM_PITCHES].nonzero()[:, 0].tolist()
+        return found
 
     def allowed(self, *, may_end: bool) -> Tensor:
         """See `Grammar.allowed`."""
-        allowed_BV = torch.zeros(len(self.tick_B), self.vocab_size, dtype=torch.bool, device=self.device)
-        last_B1, velocity_B1 = self.last_B[:, None], self.velocity_B[:, None]
-        wait_B1 = (self.first_tick_B - self.tick_B)[:, None]
-        is_due_B1, is_open_B1 = wait_B1 <= 0, last_B1 != VELOCITY
-        silent_BP = ~self.sounding_BP & (self.pitch_P >= self.next_on_B[:, None]) & is_due_B1
-        ends_BP = self.sounding_BP & (self.pitch_P >= self.next_off_B[:, None])
-        arrives_BN = (self.length_N >= wait_B1) | (self.length_N == self.num_shifts)
-        allowed_BV[:, self.note_on : self.note_on + NUM_PITCHES] = silent_BP & (velocity_B1 >= 0)
-        allowed_BV[:, self.note_off : self.note_off + NUM_PITCHES] = ends_BP & is_open_B1 & is_due_B1
-        allowed_BV[:, self.velocity : self.velocity + self.num_velocities] = (
-            silent_BP.any(dim=-1, keepdim=True) & is_open_B1 & (self.velocity_N != velocity_B1)
-        )
-        allowed_BV[:, self.shift : self.shift + self.num_shifts] = arrives_BN & is_open_B1 & (last_B1 != REST)
-        if may_end:
-            allowed_BV[:, EOS] = (self.last_B == NOTE_OFF) & ~self.sounding_BP.any(dim=-1) & is_due_B1[:, 0]
+        state_B41 = self.state_B4[:, :, None]
+        # of each pitch, whether its note may begin, and end
+        is_right_B2P = self.sounding_BQ[:, None, :NUM_PITCHES] == self.is_off_2[:, None]
+        pitch_B2P = is_right_B2P & (self.pitch_P >= state_B41[:, :2])
+        velocity_B1 = state_B41[:, 2]
+        velocity_BN = (self.velocity_N != velocity_B1) & pitch_B2P[:, 0].any(dim=-1, keepdim=True)
+        pitch_B2P[:, 0] &= velocity_B1 >= 0
+        if may_end:  # where nothing sounds
+            self.special_B4[:, EOS] = ~self.sounding_BQ[:, :NUM_PITCHES].any(dim=-1)
+        parts = [self.special_B4, pitch_B2P.flatten(1), velocity_BN, self.shift_BN]
+        allowed_BV = torch.cat(parts, dim=1)
+        allowed_BV &= self.after_KV.index_select(0, self.last_B)
+        if self.is_waiting:
+            wait_B1 = self.first_tick - state_B41[:, 3]
+            self.is_waiting = bool((wait_B1 > 0).any())
+            allowed_BV[:, : -self.num_shifts] &= wait_B1 <= 0
+            allowed_BV[:, -self.num_shifts :] &= (self.length_N >= wait_B1) | (self.length_N == self.num_shifts)
         return allowed_BV
 
     def advance(self, tokens_B: Tensor) -> None:
         """See `Grammar.advance`."""
-        kind_B, value_B = self.kind_V[tokens_B], self.value_V[tokens_B]
-        is_on_B, is_off_B, is_shift_B = kind_B == NOTE_ON, kind_B == NOTE_OFF, (kind_B == WHOLE) | (kind_B == REST)
-        pitch_B1 = torch.where(is_on_B | is_off_B, value_B, 0)[:, None]
-        sounds_B1 = is_on_B[:, None] | (self.sounding_BP.gather(1, pitch_B1) & ~is_off_B[:, None])
-        self.sounding_BP.scatter_(1, pitch_B1, sounds_B1)
-        self.velocity_B = torch.where(kind_B == VELOCITY, value_B, self.velocity_B)
-        self.tick_B = self.tick_B + value_B * is_shift_B
-        after_B = value_B + 1
-        next_off_B = torch.where(is_off_B, after_B, torch.where(is_on_B, NUM_PITCHES, self.next_off_B))
-        next_on_B = torch.where(is_on_B, after_B, self.next_on_B)
-        self.next_off_B, self.next_on_B = next_off_B * ~is_shift_B, next_on_B * ~is_shift_B
-        self.last_B = kind_B
+        keep_B4, add_B4 = self.keep_V4.index_select(0, tokens_B), self.add_V4.index_select(0, tokens_B)
+        self.state_B4 = torch.addcmul(add_B4, self.state_B4, keep_B4)
+        note_B3 = self.note_V3.index_select(0, tokens_B)
+        self.sounding_BQ.scatter_(1, note_B3[:, 1:2], note_B3[:, 2:].bool())
+        self.last_B = note_B3[:, 0]
 
 
 class TypeGrammar(Grammar):

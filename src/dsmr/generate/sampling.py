@@ -45,16 +45,30 @@ def draw(logits_BV: Tensor, allowed_BV: Tensor, uniform_B1: Tensor, sampling: Sa
         uniform_B1: where in the distribution function to draw, in [0, 1).
         sampling: how.
     """
-    logits_BV = logits_BV.float() / sampling.temperature
-    probabilities_BV = logits_BV.masked_fill_(~allowed_BV, -torch.inf).softmax(dim=-1)
-    ordered_BV, order_BV = probabilities_BV.sort(descending=True, dim=-1)
-    if sampling.top_k:
-        ordered_BV, order_BV = ordered_BV[:, : sampling.top_k], order_BV[:, : sampling.top_k]
+    logits_BV = torch.where(allowed_BV, logits_BV.float(), -torch.inf)
+    if sampling.temperature != 1:
+        logits_BV = logits_BV / sampling.temperature
+    ordered_BV, order_BV = logits_BV.softmax(dim=-1).sort(descending=True, dim=-1)
     cumulative_BV = ordered_BV.cumsum(dim=-1)
-    kept_BV = ordered_BV >= ordered_BV[:, :1] * max(sampling.min_p, torch.finfo(ordered_BV.dtype).tiny)
-    if sampling.top_p < 1:
-        kept_BV &= cumulative_BV - ordered_BV < sampling.top_p * cumulative_BV[:, -1:]
-    last_B1 = kept_BV.sum(dim=-1, keepdim=True) - 1  # what is kept comes first
+    last_B1 = _last(ordered_BV, cumulative_BV, sampling)
     mass_B1 = cumulative_BV.gather(1, last_B1)
-    place_B1 = torch.searchsorted(cumulative_BV, uniform_B1.to(mass_B1.dtype) * mass_B1, right=True)
-    return order_BV.gather(1, torch.minimum(place_B1, last_B1))[:, 0]
+    # always below the mass, however it is rounded: what comes after has no probability
+    target_B1 = torch.mul(mass_B1, uniform_B1.to(mass_B1.dtype)).mul_(1 - 2**-20)
+    place_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return order_BV.gather(1, place_B1).squeeze(1)
+
+
+def _last(ordered_BV: Tensor, cumulative_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Rank of the last token that is kept, (B, 1): what is kept comes first."""
+    lanes, most = ordered_BV.shape[0], ordered_BV.shape[1] - 1
+    if sampling.top_k:
+        most = min(most, sampling.top_k - 1)
+    if sampling.top_p < 1:
+        share_B1 = cumulative_BV.new_full((lanes, 1), sampling.top_p)
+        last_B1 = torch.searchsorted(cumulative_BV, share_B1).clamp_(max=most)
+    else:
+        last_B1 = torch.full((lanes, 1), most, device=ordered_BV.device)
+    if sampling.min_p:
+        is_kept_BV = ordered_BV >= ordered_BV[:, :1] * sampling.min_p
+        last_B1 = torch.minimum(last_B1, is_kept_BV.sum(dim=-1, keepdim=True) - 1)
+    return last_B1

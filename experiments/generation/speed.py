@@ -1,0 +1,222 @@
+"""How fast music comes out, what the mask costs, how long a start takes, and that memory stays as it is.
+
+    python experiments/generation/speed.py --output experiments/generation
+
+A network of d_model 256 and 8 layers, horizons 2x4096+6x512, segments of 512 tokens, random weights, every ring full:
+speed does not depend on what the weights are. Variants take turns in one process. MAESTRO has 39.8 tokens in a second.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from dsmr import checkpoint as checkpoints
+from dsmr.benchmark.machine import commit, hardware, versions
+from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer
+from dsmr.generate import Generator, Prompt, Sampling
+from dsmr.generate.grammar import Grammar
+from dsmr.model import RecurrentTransformer
+from dsmr.model import step as compiled
+from dsmr.model.horizons import TOKENS_PER_SECOND
+from dsmr.model.memory import MIB
+
+HORIZONS, SEGMENT = "2x4096+6x512", 512
+TOKENS, TURNS = 200, 7
+
+
+class Anything(Grammar):
+    """No mask: what a generation without one would be."""
+
+    def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
+        """Allow everything."""
+        self.tick_B = torch.zeros(num_lanes, dtype=torch.long)
+        self.everything = torch.ones(num_lanes, 392, dtype=torch.bool)
+
+    def allowed(self, *, may_end: bool) -> Tensor:
+        """Give everything."""
+        return self.everything
+
+    def advance(self, tokens_B: Tensor) -> None:
+        """Keep nothing."""
+
+
+def network() -> RecurrentTransformer:
+    """The network, with random weights."""
+    torch.manual_seed(0)
+    return RecurrentTransformer(392, HORIZONS, SEGMENT, d_model=256, num_layers=8, num_heads=4).eval()
+
+
+def turns(made: Generator, prompt: Prompt) -> dict[str, Callable[[], float]]:
+    """Each gives tokens per second of one turn, of all lanes together."""
+
+    def generation(lanes: int, grammar: Grammar | None = None) -> Callable[[], float]:
+        steps = made.tokens(prompt, num=lanes, may_end=False, grammar=grammar)
+        next(steps)
+
+        def turn() -> float:
+            began = time.perf_counter()
+            for _ in islice(steps, TOKENS):
+                pass
+            return lanes * TOKENS / (time.perf_counter() - began)
+
+        return turn
+
+    def bare(lanes: int) -> Callable[[], float]:
+        _, memory = made.read(prompt.ids, lanes)
+        token_B1 = torch.full((lanes, 1), 5)
+
+        @torch.inference_mode()
+        def turn() -> float:
+            began = time.perf_counter()
+            for _ in range(TOKENS):
+                _, update = made.backbone(token_B1, memory)
+                memory.commit(update)
+            return lanes * TOKENS / (time.perf_counter() - began)
+
+        return turn
+
+    def uncompiled(turn: Callable[[], float]) -> Callable[[], float]:
+        def plain() -> float:
+            kept, compiled.kernel = compiled.kernel, lambda: None  # type: ignore[assignment]
+            try:
+                return turn()
+            finally:
+                compiled.kernel = kept
+
+        return plain
+
+    def reading() -> float:
+        began = time.perf_counter()
+        with torch.inference_mode():
+            made.read(prompt.ids)
+        return len(prompt.ids) / (time.perf_counter() - began)
+
+    found: dict[str, Callable[[], float]] = {}
+    for lanes in (1, 4):
+        found[f"generate, {lanes} at once"] = generation(lanes)
+        found[f"generate, {lanes} at once, no mask"] = generation(lanes, Anything())
+        found[f"network alone, {lanes} at once"] = bare(lanes)
+        found[f"generate, {lanes} at once, without numba"] = uncompiled(generation(lanes))
+    found["reading a prompt"] = reading
+    return found
+
+
+def start_up(folder: Path) -> dict[str, float]:
+    """Seconds of `dsmr generate` for a moment of music: as usual, and the first time, when numba compiles."""
+    checkpoint, tokenizer = folder / "random.ckpt", {"name": "performance", "config": {}}
+    weights = {f"backbone.{name}": weight for name, weight in network().state_dict().items()}
+    section = checkpoints.describe(network(), tokenizer)
+    torch.save({checkpoints.SECTION: section, "state_dict": weights}, checkpoint)
+    # a moment of music: 64 tokens, a fifth of a second
+    command = [sys.executable, "-m", "dsmr", "generate", "--checkpoint", str(checkpoint), "--seconds", "0.01"]
+    found = {}
+    for name, runs in (("start, the first time", 1), ("start, afterwards", 5)):
+        walls = []
+        for _ in range(runs):
+            began = time.perf_counter()
+            environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "numba")}
+            output = ["--output", str(folder / "music.mid")]
+            subprocess.run([*command, *output], env=environment, check=True, capture_output=True)
+            walls.append(time.perf_counter() - began)
+        found[name] = median(walls)
+    return found
+
+
+def resident_mib() -> float:
+    """Resident size of this process now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def long_run(made: Generator, prompt: Prompt, tokens: int) -> dict[str, list[float]]:
+    """Resident size and speed while one lane writes so many tokens; what it writes is not kept."""
+    steps = made.tokens(prompt, may_end=False)
+    next(steps)
+    found: dict[str, list[float]] = {"tokens": [], "resident_mib": [], "tokens_per_second": []}
+    for done in range(0, tokens, 1000):
+        began = time.perf_counter()
+        for _ in islice(steps, 1000):
+            pass
+        found["tokens"].append(done + 1000)
+        found["tokens_per_second"].append(1000 / (time.perf_counter() - began))
+        found["resident_mib"].append(resident_mib())
+    return found
+
+
+def picture(run: dict[str, list[float]], state_mib: float, path: Path) -> None:
+    """Resident size and speed over the tokens."""
+    from dsmr.report.plots import BAR, FAINT, grid
+
+    figure, panels = grid(2, height=2.6, columns=2, shared=False)
+    for axes, name, label in zip(
+        panels, ("resident_mib", "tokens_per_second"), ("resident size, MiB", "tokens per second"), strict=True
+    ):
+        axes.plot(run["tokens"], run[name], color=BAR, linewidth=1)
+        axes.set_ylim(bottom=0)
+        axes.set_title(label, fontsize=9)
+        axes.set_xlabel("tokens generated", fontsize=8)
+        axes.grid(linewidth=0.3, color=FAINT)
+    panels[0].axhline(state_mib, color=FAINT, linestyle="--", linewidth=1)
+    panels[0].annotate("of these, memory and open segment", (0, state_mib), fontsize=7, va="bottom")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("experiments/generation"))
+    parser.add_argument("--tokens", type=int, default=100_000, help="of the long run")
+    options = parser.parse_args()
+    made = Generator(network(), build_tokenizer(TokenizerSpec()), Sampling(top_p=0.98))
+    first = islice(made.tokens(may_end=False), 9 * SEGMENT)
+    prompt = Prompt([BOS, *(token for (token,) in first)])
+    rows = turns(made, prompt)
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    for turn in range(TURNS + 1):
+        for name, row in rows.items():
+            speed = row()
+            if turn:  # the first one warms up
+                found[name].append(speed)
+    state = made.backbone.init_memory(1, decoding=True).num_bytes / MIB
+    with tempfile.TemporaryDirectory() as folder:
+        starts = start_up(Path(folder))
+    run = long_run(made, prompt, options.tokens)
+    result = {
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
+        "commit": commit(),
+        "command": "python " + " ".join(sys.argv),
+        "horizons": HORIZONS,
+        "tokens_per_second": {
+            name: {"median": median(speeds), "least": min(speeds), "most": max(speeds)}
+            for name, speeds in found.items()
+        },
+        "times_real_time": {
+            name: median(speeds) / TOKENS_PER_SECOND for name, speeds in found.items() if name.startswith("generate")
+        },
+        "start_seconds": starts,
+        "state_mib": state,
+        "long_run": run,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    picture(run, state, options.output / "memory.png")
+    for name, row in result["tokens_per_second"].items():
+        print(f"{name:<46}{row['median']:8.0f} tokens/s ({row['least']:.0f} to {row['most']:.0f})")
+    for name, seconds in starts.items():
+        print(f"{name:<46}{seconds:8.1f} s")
+    print(f"resident {run['resident_mib'][0]:.1f} MiB after 1,000 tokens, {run['resident_mib'][-1]:.1f} at the end")
+
+
+if __name__ == "__main__":
+    main()

@@ -362,6 +362,17 @@ def test_a_piece_has_the_asked_length_and_all_its_notes_end(tokenizer: Performan
     assert reached[-1] == pytest.approx(6.0)
 
 
+def test_an_end_beyond_the_asked_length_is_cut_off(tokenizer: Performance) -> None:
+    on, off, velocity, shift = tokenizer.note_on, tokenizer.note_off, tokenizer.velocity, tokenizer.shift
+    ids = [velocity + 9, on + 60, shift + 49, off + 60, EOS]
+    assert closed(tokenizer, NOTHING, ids, 50) == ids
+    assert closed(tokenizer, NOTHING, ids, 40) == [velocity + 9, on + 60, shift + 39, off + 60]
+    assert closed(tokenizer, NOTHING, [velocity + 9, on + 60], 230) == [
+        velocity + 9, on + 60, shift + 99, shift + 99, shift + 29, off + 60
+    ]  # fmt: skip
+    assert closed(tokenizer, NOTHING, [shift + 99, shift + 3, velocity + 9], 60) == []
+
+
 def test_a_stream_gives_the_notes_of_the_tokens(tokenizer: Performance) -> None:
     made = generator()
     prompt = made.prompt(score(), 5.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsmr import exported
 from dsmr import model as networks
 from dsmr.model import Backbone, format_horizons
+from dsmr.model.attention import Form
 
 FORMAT_VERSION = 2
 SECTION = "dsmr"
@@ -123,12 +124,13 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def load(given: str | Path, *, horizons: str | None = None) -> Loaded:
+def load(given: str | Path, *, horizons: str | None = None, attention: Form = "auto") -> Loaded:
     """Network and tokenizer of a run's best checkpoint, of a checkpoint file or of an exported model.
 
     Args:
         given: a run folder, a file, an exported folder or a hub address of one (`hf://OWNER/NAME`).
         horizons: other horizons than the trained ones, with the same weights; None keeps those.
+        attention: the form that computes it, see `dsmr.model.attention.attend`.
 
     Raises:
         ValueError: there is none, or it cannot be used.
@@ -144,7 +146,8 @@ def load(given: str | Path, *, horizons: str | None = None) -> Loaded:
     network = getattr(networks, section["backbone"], None)
     if not (isinstance(network, type) and issubclass(network, Backbone)):
         raise ValueError(f"{path}: unknown network {section['backbone']!r}; update dsmr")
-    backbone = network(**section["config"] | ({} if horizons is None else {"horizons": horizons}))
+    changed = {"attention": attention} | ({} if horizons is None else {"horizons": horizons})
+    backbone = network(**section["config"] | changed)
     backbone.load_state_dict(weights)
     return Loaded(backbone.eval(), section["tokenizer"], path, vocabulary, section.get("data"))
 

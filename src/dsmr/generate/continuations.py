@@ -94,10 +94,9 @@ def _beats(generator: Generator, prompt: Prompt, ids: list[int]) -> int:
 def _finished(
     generator: Generator, prompt: Prompt, ids: list[int], last_tick: int, *, was_stopped: bool, tick: int
 ) -> Continuation:
-    has_ended = ids[-1] == EOS
     last_tick = tick + 1 if was_stopped else last_tick
     if isinstance(generator.tokenizer, Performance):
         ids = closed(generator.tokenizer, prompt, ids, last_tick)
     score = compose(generator.tokenizer, prompt, ids)
     seconds = max(float(score.to("second").end()) - prompt.seam, 0.0)
-    return Continuation(ids, score, seconds, has_ended, was_stopped)
+    return Continuation(ids, score, seconds, EOS in ids[-1:], was_stopped)

@@ -16,6 +16,7 @@ from dsmr.generate.grammar import NOTE_OFF, NOTE_ON, VELOCITY, Grammar, Performa
 from dsmr.generate.prompt import NOTHING, Prompt, read_prompt
 from dsmr.generate.sampling import Sampling, draw
 from dsmr.model import Backbone
+from dsmr.model.attention import Form
 from dsmr.model.memory import Memory, over_lanes
 
 DRAWN_AT_ONCE = 256  # random numbers of a lane
@@ -67,7 +68,9 @@ class Generator:
         Raises:
             ValueError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
         """
-        loaded = checkpoints.load(checkpoint, horizons=horizons)
+        # prompts have parts of segments, for each length of which compiled attention would be compiled anew
+        form: Form = "materialised" if torch.device(device).type == "cuda" else "auto"
+        loaded = checkpoints.load(checkpoint, horizons=horizons, attention=form)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
         tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))

@@ -22,9 +22,9 @@ PEDALS = (SUSTAIN, 66, 67)  # sustain, sostenuto, soft: the new music is written
 def closed(tokenizer: Performance, prompt: Prompt, ids: Sequence[int], last_tick: int) -> list[int]:
     """New tokens up to a tick, where all that sounds then is ended; the piece's own end stays if it comes first."""
     everything = np.asarray([*prompt.ids, *ids], np.int64)
-    if everything[-1] == EOS:
-        return [int(id_) for id_ in ids]
     tick_N = ticks_of(tokenizer, everything)
+    if everything[-1] == EOS and tick_N[-1] <= last_tick:
+        return [int(id_) for id_ in ids]
     is_note_N = tokenizer.is_note(everything) & (tick_N < last_tick)
     is_note_N[: len(prompt.ids)] |= tokenizer.is_note(everything[: len(prompt.ids)])
     kept = int(np.flatnonzero(is_note_N)[-1]) + 1 if is_note_N.any() else 1

@@ -15,7 +15,7 @@ bin=.venv/bin
 mkdir -p "$pack/wheels"
 store=$($bin/dsmr prepare --json | tail -1 | $bin/python -c 'import json, sys; print(json.load(sys.stdin)["store"])')
 tar -C "$(dirname "$store")" --transform "s/^$(basename "$store")/store/" -cJf "$pack/store.tar.xz" "$(basename "$store")"
-wheels=(miditok symusic platformdirs pySmartDL jsonargparse docstring_parser typeshed_client importlib_resources pytest-xdist execnet
+wheels=(miditok symusic pebble safetensors platformdirs pySmartDL jsonargparse docstring_parser typeshed_client importlib_resources pytest-xdist execnet
   x-transformers einx frozendict loguru torch-einops-utils perceiver-ar-pytorch)
 pinned=()
 for name in "${wheels[@]}"; do

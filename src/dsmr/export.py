@@ -51,45 +51,18 @@ def export(given: str | Path, folder: Path, *, licence: str | None = None) -> di
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists already and is not empty; name a new folder")
+    if not folder.parent.is_dir():
+        raise ValueError(f"{folder}: there is no folder {folder.parent}; make it first")
     loaded = checkpoints.load(given)
     if is_exported(loaded.path):
         raise ValueError(f"{given} is an exported model already; copy the folder")
     if loaded.tokenizer is None:
         raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
-    if not folder.parent.is_dir():
-        raise ValueError(f"{folder}: there is no folder {folder.parent}; make it first")
-    run = _run_of(loaded.path)
-    tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
-    identifier, text = LICENCES.get(loaded.data or UNKNOWN, OTHERS)
-    section = checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        weights = {name: tensor.detach().contiguous() for name, tensor in loaded.backbone.state_dict().items()}
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        vocabulary = {
-            "tokenizer": loaded.tokenizer,
-            "miditok": version("miditok"),
-            "vocabulary": dict(tokenizer.vocab),
-        }
-        (partial / TOKENIZER).write_text(json.dumps(vocabulary, indent=1) + "\n", encoding="utf-8")
-        if run is not None:
-            (partial / SETTINGS).write_text(
-                yaml.safe_dump(without_paths(run.config), sort_keys=False), encoding="utf-8"
-            )
-        description = {
-            "library": "dsmr",
-            "model": section,
-            "parameters": sum(weight.numel() for weight in weights.values()),
-            "measured": measured(run),
-            "licence": licence or identifier,
-            "versions": {name: version(name) for name in ("dsmr", "torch", "miditok", "symusic")},
-        }
-        card = model_card(folder.name, description, run, text if licence is None else f"Licence: {licence}.")
-        (partial / CARD).write_text(card, encoding="utf-8")
-        description["files"] = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != CARD}
-        (partial / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        description = _write(loaded, partial, folder.name, licence)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
@@ -97,6 +70,34 @@ def export(given: str | Path, folder: Path, *, licence: str | None = None) -> di
         raise ValueError(f"cannot write {folder} ({error.strerror or error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return description
+
+
+def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | None) -> dict[str, Any]:
+    """All files of an exported model; gives what its `config.json` says."""
+    assert loaded.tokenizer is not None
+    run = _run_of(loaded.path)
+    tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
+    identifier, text = LICENCES.get(loaded.data or UNKNOWN, OTHERS)
+    weights = {name: tensor.detach().contiguous() for name, tensor in loaded.backbone.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    vocabulary = {"tokenizer": loaded.tokenizer, "miditok": version("miditok"), "vocabulary": dict(tokenizer.vocab)}
+    (folder / TOKENIZER).write_text(json.dumps(vocabulary, indent=1) + "\n", encoding="utf-8")
+    if run is not None:
+        (folder / SETTINGS).write_text(yaml.safe_dump(without_paths(run.config), sort_keys=False), encoding="utf-8")
+    description = {
+        "library": "dsmr",
+        "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data),
+        "parameters": sum(weight.numel() for weight in weights.values()),
+        "measured": measured(run),
+        "licence": licence or identifier,
+        "versions": {name: version(name) for name in ("dsmr", "torch", "miditok", "symusic")},
+        "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
+    }
+    known = [] if loaded.data not in LICENCES and licence else [text]
+    card = model_card(name, description, run, "\n\n".join([f"Of this model: {licence}."] * bool(licence) + known))
+    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return description
 
 

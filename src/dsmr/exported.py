@@ -14,8 +14,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 WEIGHTS, CONFIG, TOKENIZER, SETTINGS, CARD = (
@@ -71,6 +69,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: they cannot be read.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:

@@ -4,6 +4,9 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
 
 from dsmr.cli.options import OneLine, underscored
 from dsmr.cli.progress import bar
@@ -14,6 +17,7 @@ from dsmr.data.tokenizer import Performance
 from dsmr.evaluate.compare import HALVES, evaluate, table
 from dsmr.evaluate.copying import training_pitches
 from dsmr.evaluate.excerpts import read_generated, read_reference
+from dsmr.files import replacing
 
 EXPLANATION = (
     "OA is the overlap area of two histograms (1: alike, 0: nothing in common), KL the Kullback-Leibler divergence "
@@ -25,14 +29,7 @@ EXPLANATION = (
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr evaluate`."""
-    made = OneLine(prog="dsmr evaluate", description="How near generated pieces come to real ones.")
-    made.add_argument("folders", type=str, nargs="+", help="Folders of MIDI files; each is judged after its seam.")
-    made.add_argument("--split", type=str, default="validation", help="The reference: train, validation or test.")
-    made.add_argument("--data.path", type=str | None, default=None, help="MAESTRO, a folder or a store, as of fit.")
-    made.add_argument("--window", type=float, default=10.0, help="Seconds of the windows of time.")
-    made.add_argument("--output", type=str | None, default=None, help="Folder for table, picture, JSON; null: FOLDER.")
-    made.add_argument("--json", action="store_true", help="All figures as JSON on the last line of stdout.")
-    options = made.parse_args(underscored(arguments))
+    options = parser().parse_args(underscored(arguments))
     if options.split not in SPLITS:
         raise ValueError(f"--split {options.split} is not one of {', '.join(SPLITS)}")
     if not options.window > 0:
@@ -41,39 +38,76 @@ def run(command: str, arguments: list[str]) -> int:
     target = Path(options.output).expanduser() if options.output else folders[0]
     if target.exists() and not target.is_dir():
         raise ValueError(f"--output {target} is a file; name a folder")
+    result, about = judged(options, folders)
+    lines = written(result, about, target)
+    print("\n".join(lines))
+    print(f"next: open {target / 'evaluation.md'}")
+    write_result(result, as_json=options.json, output=None)
+    return 0
+
+
+def parser() -> ArgumentParser:
+    """Options of the command."""
+    made = OneLine(prog="dsmr evaluate", description="How near generated pieces come to real ones.")
+    made.add_argument("folders", type=str, nargs="+", help="Folders of MIDI files; each is judged after its seam.")
+    made.add_argument("--split", type=str, default="validation", help="The reference: train, validation or test.")
+    made.add_argument(
+        "--data.path", type=str | None, default=None, help="MAESTRO, a folder of MIDI files or a store, as of fit."
+    )
+    made.add_argument("--window", type=float, default=10.0, help="Seconds of the windows of time.")
+    made.add_argument("--output", type=str | None, default=None, help="Folder for table, picture, JSON; null: FOLDER.")
+    made.add_argument("--json", action="store_true", help="All figures as JSON on the last line of stdout.")
+    return made
+
+
+def judged(options: Namespace, folders: list[Path]) -> tuple[dict[str, Any], str]:
+    """All figures, and what they are of.
+
+    Raises:
+        ValueError: nothing can be read, or the pieces are shorter than a window.
+    """
     data = MusicData(options.data.path)
     data.progress = bar("tokenising")
     tokenizer = data.tokenizer
     assert isinstance(tokenizer, Performance)
-    sets, refused = {}, {}
-    for folder in folders:
-        sets[str(folder)], refused[str(folder)] = read_generated(tokenizer, folder)
+    read = {str(folder): read_generated(tokenizer, folder) for folder in folders}
+    sets = {name: found for name, (found, _) in read.items()}
     excerpts = [excerpt for found in sets.values() for excerpt in found]
     start, seconds = (median(getattr(excerpt, name) for excerpt in excerpts) for name in ("start", "seconds"))
     if seconds < options.window:
         raise ValueError(f"the pieces have {seconds:.1f} s of new music; give a --window that is not longer")
     reference = read_reference(tokenizer, data.store, options.split, start, seconds)
-    rows = evaluate(sets, reference, options.window, training_pitches(tokenizer, data.store))
     about = (
         f"Reference: seconds {start:.0f} to {start + seconds:.0f} of {len(reference)} {options.split} pieces, the "
         f"stretch that the generated ones have; windows of {options.window:g} s."
     )
-    lines = ["# Generated pieces and real ones", "", about, "", *table(rows), "", EXPLANATION, ""]
-    for where, reasons in refused.items():
-        lines += [f"- not used: {where}/{name}: {reason}" for name, reason in reasons.items()]
-    target.mkdir(parents=True, exist_ok=True)
-    if find_spec("matplotlib") is not None:
-        from dsmr.report.music import plot_features
+    result = {
+        "split": options.split,
+        "start": start,
+        "seconds": seconds,
+        "window": options.window,
+        "rows": evaluate(sets, reference, options.window, training_pitches(tokenizer, data.store)),
+        "refused": {name: refused for name, (_, refused) in read.items()},
+    }
+    return result, about
 
-        shown = {name: row for name, row in rows.items() if name != HALVES}
-        plot_features(shown, target / "evaluation.png")
-        lines += ["![histograms](evaluation.png)", ""]
-    result = {"split": options.split, "start": start, "seconds": seconds, "window": options.window, "rows": rows}
-    (target / "evaluation.md").write_text("\n".join(lines), encoding="utf-8")
-    (target / "evaluation.json").write_text(
-        json.dumps(result | {"refused": refused}, indent=1) + "\n", encoding="utf-8"
-    )
-    print("\n".join(lines))
-    print(f"next: open {target / 'evaluation.md'}")
-    write_result(result | {"refused": refused}, as_json=options.json, output=None)
-    return 0
+
+def written(result: dict[str, Any], about: str, target: Path) -> list[str]:
+    """Write table, picture and JSON; gives the table's lines."""
+    rows = result["rows"]
+    lines = ["# Generated pieces and real ones", "", about, "", *table(rows), "", EXPLANATION, ""]
+    for where, reasons in result["refused"].items():
+        lines += [f"- not used: {where}/{name}: {reason}" for name, reason in reasons.items()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if find_spec("matplotlib") is not None:
+            from dsmr.report.music import plot_features
+
+            plot_features({name: row for name, row in rows.items() if name != HALVES}, target / "evaluation.png")
+            lines += ["![histograms](evaluation.png)", ""]
+        for name, content in (("evaluation.md", "\n".join(lines)), ("evaluation.json", json.dumps(result, indent=1))):
+            with replacing(target / name) as file:
+                file.write((content + "\n").encode())
+    except OSError as error:
+        raise ValueError(f"cannot write to {target} ({error.strerror or error})") from error
+    return lines

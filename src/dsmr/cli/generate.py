@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from symusic import Score
 from tqdm.auto import tqdm
 
@@ -18,6 +18,7 @@ from dsmr.generate import Generator, Prompt, Sampling
 from dsmr.generate.continuations import Continuation, continuations
 
 SECONDS, MOST_SECONDS = 120.0, 3600.0
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
 def parser() -> ArgumentParser:
@@ -63,17 +64,7 @@ def parser() -> ArgumentParser:
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
     options = parser().parse_args(underscored(resolve_configs(arguments)))
-    outputs = output_files(options.output, options.num)
-    seconds = options.seconds if options.seconds is not None else MOST_SECONDS if options.until_end else SECONDS
-    if not seconds > 0:
-        raise ValueError(f"--seconds is {seconds:g}; it must be above 0")
-    if options.prompt is None and options.prompt_seconds is not None:
-        raise ValueError("--prompt_seconds says how much of a --prompt is used; give one")
-    sound_font = check_audio(options.sound_font) if options.audio else None
-    if options.picture:
-        from dsmr.report import check_pictures
-
-        check_pictures()
+    outputs, seconds, sound_font = check(options)
     generator = Generator.load(
         options.checkpoint,
         horizons=options.horizons,
@@ -85,10 +76,6 @@ def run(command: str, arguments: list[str]) -> int:
         print(f"continuing {options.prompt} from {prompt.seam:.2f} s on, after {len(prompt.ids):,} tokens", flush=True)
     began = time.perf_counter()
     with tqdm(total=seconds * options.num, desc="music", unit="s", bar_format=BAR) as bar:
-
-        def show(done: float) -> None:
-            bar.update(done - bar.n)
-
         made = continuations(
             generator,
             prompt,
@@ -96,15 +83,48 @@ def run(command: str, arguments: list[str]) -> int:
             num=options.num,
             seed=options.seed,
             until_end=options.until_end,
-            progress=show,
+            progress=lambda done: bar.update(done - bar.n),
         )
     elapsed = time.perf_counter() - began
     pieces = [
         written(one, path, prompt, sound_font, picture=options.picture)
         for one, path in zip(made, outputs, strict=True)
     ]
+    figures = conclude(made, pieces, elapsed)
+    print(f"next: play {outputs[0]}, or try --temperature 0.9 and another --seed")
+    write_result(figures, as_json=options.json, output=None)
+    return 0
+
+
+def check(options: Namespace) -> tuple[list[Path], float, Path | None]:
+    """Output files, seconds and sound font, before any work is done for them.
+
+    Raises:
+        ValueError: something of it cannot be.
+    """
+    outputs = output_files(options.output, options.num)
+    seconds = options.seconds if options.seconds is not None else MOST_SECONDS if options.until_end else SECONDS
+    if not seconds > 0:
+        raise ValueError(f"--seconds is {seconds:g}; it must be above 0")
+    if options.prompt is None and options.prompt_seconds is not None:
+        raise ValueError("--prompt_seconds says how much of a --prompt is used; give one")
+    if options.picture:
+        from dsmr.report import check_pictures
+
+        check_pictures()
+    return outputs, seconds, check_audio(options.sound_font) if options.audio else None
+
+
+def conclude(made: list[Continuation], pieces: list[dict[str, Any]], elapsed: float) -> dict[str, Any]:
+    """Say what was made, and give its figures."""
+    for one, piece in zip(made, pieces, strict=True):
+        end = "; the model ended the piece" if one.has_ended else ""
+        if one.was_stopped:
+            end = "; stopped, since the model hardly writes time: train it longer, or lower --temperature"
+        print(f"{piece['output']}: {piece['notes']} new notes, {one.seconds:.1f} s of new music{end}")
     tokens, music = sum(len(one.ids) for one in made), sum(one.seconds for one in made)
-    figures: dict[str, Any] = {
+    print(f"{tokens / elapsed:.0f} tokens/s, {music / elapsed:.1f} s of music per second")
+    return {
         "pieces": pieces,
         "tokens": tokens,
         "notes": sum(piece["notes"] for piece in pieces),
@@ -113,18 +133,6 @@ def run(command: str, arguments: list[str]) -> int:
         "tokens_per_second": tokens / elapsed,
         "times_real_time": music / elapsed,
     }
-    for one, piece in zip(made, pieces, strict=True):
-        end = "; the model ended the piece" if one.has_ended else ""
-        if one.was_stopped:
-            end = "; stopped, since the model hardly writes time: train it longer, or lower --temperature"
-        print(f"{piece['output']}: {piece['notes']} new notes, {one.seconds:.1f} s of new music{end}")
-    print(f"{tokens / elapsed:.0f} tokens/s, {music / elapsed:.1f} s of music per second")
-    print(f"next: play {outputs[0]}, or try --temperature 0.9 and another --seed")
-    write_result(figures, as_json=options.json, output=None)
-    return 0
-
-
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music [{elapsed}<{remaining}, {rate_noinv_fmt}]"
 
 
 def written(

@@ -37,6 +37,15 @@ def kernel() -> Callable[..., None] | None:
     return made
 
 
+@lru_cache(maxsize=1)
+def use_threads(count: int) -> int:
+    """Let the kernel use as many threads as torch does; gives how many parts its products have."""
+    import numba
+
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    return count
+
+
 class Stepper:
     """Runs the layers of a network; keeps the last arrays that share memory with their weights and their pasts.
 
@@ -67,7 +76,7 @@ class Stepper:
         views: Sequence[View],
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Give the last layer's output (B, E), and per layer the tokens' rotated keys and values, (B, K, 1, D)."""
-        step, num_threads = kernel(), torch.get_num_threads()
+        step, num_threads = kernel(), use_threads(torch.get_num_threads())
         assert step is not None
         tables = rotation.cos_TD.numpy()[0], rotation.sin_TD.numpy()[0]
         lanes, width, head_width = *x_BE.shape, len(tables[0])

@@ -272,7 +272,7 @@ def test_quick_decoding_equals_plain_decoding(
 
 
 def test_decoding_sees_weights_that_were_replaced_and_not_those_of_a_copy() -> None:
-    first, second = tiny_transformer("1x16+1x4"), tiny_transformer("1x16+1x4", init_std=0.2)
+    first, second = tiny_transformer("1x16+2x4"), tiny_transformer("1x16+2x4", init_std=0.2)
     tokens_BT = torch.zeros(1, 1, dtype=torch.long)
 
     def decoded(model: RecurrentTransformer) -> Tensor:

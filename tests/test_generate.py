@@ -19,7 +19,7 @@ from dsmr.generate.continuations import continuations
 from dsmr.generate.grammar import Grammar, PerformanceGrammar, grammar_of
 from dsmr.generate.music import SEAM, closed, file_ticks
 from dsmr.generate.prompt import NOTHING, ticks_of
-from dsmr.generate.sampling import draw
+from dsmr.generate.sampling import draw, within_kinds
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
 
 SIZES = {"d_model": 32, "num_heads": 2, "init_std": 0.3}
@@ -249,6 +249,37 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     assert frequencies(logits, min_p=1.0) == [0, 1, 0, 0]
     assert frequencies(logits, [True, False, True, False]) == pytest.approx([0.25, 0, 0.75, 0], abs=0.002)
     assert frequencies([0.0, 900.0, -900.0]) == [0, 1, 0]
+
+
+def test_a_kind_keeps_its_probability_where_any_of_it_is_allowed() -> None:
+    logits_BV = torch.tensor([[0.3, 0.1, 0.2, 0.15, 0.25]]).log()
+    kinds_VK = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])
+    allowed_BV = torch.tensor([[False, True, True, True, True]])
+    found = within_kinds(logits_BV, allowed_BV, kinds_VK)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.4, 0.2, 0.15, 0.25]]))
+    nothing_left = within_kinds(logits_BV, torch.tensor([[False, False, True, False, True]]), kinds_VK)
+    torch.testing.assert_close(nothing_left, torch.tensor([[0.0, 0.0, 0.35, 0.0, 0.25]]) / 0.6)
+    extreme = within_kinds(torch.tensor([[500.0, -500.0, -600.0, 0.0, -900.0]]), allowed_BV, kinds_VK)
+    assert extreme.isfinite().all()
+    assert extreme.sum() == pytest.approx(1.0)
+    none = within_kinds(logits_BV, torch.ones(1, 5, dtype=torch.bool), kinds_VK)
+    torch.testing.assert_close(none, logits_BV.exp())
+
+
+def test_long_notes_are_ended_and_the_order_is_kept(tokenizer: Performance) -> None:
+    made = generator()
+    made.max_note_seconds = 0.3
+    for ids in drawn(made, 3000, num=2):
+        whole = closed(tokenizer, NOTHING, ids, int(ticks_of(tokenizer, ids)[-1]) + 1)
+        music = decode(tokenizer, whole)
+        assert encode(tokenizer, music).ids[1:-1].tolist() == whole
+        durations = np.sort(music.tracks[0].notes.numpy()["duration"])
+        assert durations[-1] < 30 + 100, "a shift may pass over the moment"
+    made.max_note_seconds = None
+    (free,) = drawn(made, 3000)
+    assert decode(tokenizer, free).tracks[0].notes.numpy()["duration"].max() > 130
+    with pytest.raises(ValueError, match="max_note_seconds is 0"):
+        Generator(made.backbone, tokenizer, max_note_seconds=0.0)
 
 
 def test_the_ends_of_the_distribution_are_not_left() -> None:

@@ -49,6 +49,12 @@ def parser() -> ArgumentParser:
         "--min_p", type=float, default=0.0, help="Only from tokens of this share of the likeliest one's."
     )
     made.add_argument(
+        "--max_note_seconds",
+        type=float | None,
+        default=None,
+        help="End notes after so long; null: when the model does.",
+    )
+    made.add_argument(
         "--horizons", type=str | None, default=None, help="Other horizons than the trained ones: longer, shorter, off."
     )
     made.add_argument("--device", type=str, default="cpu", help="Where the network runs: cpu, cuda, ...")
@@ -69,6 +75,7 @@ def run(command: str, arguments: list[str]) -> int:
         options.checkpoint,
         horizons=options.horizons,
         sampling=Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
+        max_note_seconds=options.max_note_seconds,
         device=check_device(options.device),
     )
     prompt = Prompt() if options.prompt is None else generator.prompt(options.prompt, options.prompt_seconds)

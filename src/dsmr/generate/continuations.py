@@ -8,7 +8,6 @@ from symusic import Score
 
 from dsmr.data.tokenizer import EOS, PAD, TICKS_PER_SECOND, Performance, decode
 from dsmr.generate.generator import Generator
-from dsmr.generate.grammar import grammar_of
 from dsmr.generate.music import closed, compose
 from dsmr.generate.prompt import NOTHING, Prompt
 
@@ -63,7 +62,7 @@ def continuations(
     """
     last_tick = prompt.last_tick(seconds)
     is_performance = isinstance(generator.tokenizer, Performance)
-    grammar = grammar_of(generator.tokenizer, generator.device)
+    grammar = generator.grammar()
     steps = generator.tokens(prompt, num=num, seed=seed, may_end=until_end, grammar=grammar)
     lanes: list[list[int]] = [[] for _ in range(num)]
     most = round(MAX_TOKENS_PER_SECOND * seconds) + CHECK_EVERY

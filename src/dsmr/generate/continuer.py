@@ -48,6 +48,7 @@ class Continuer(RecurrentLM):
         num: continuations of each piece.
         seed: of the first continuation's draws.
         sampling: how tokens are drawn.
+        max_note_seconds: notes are ended after so long; None leaves it to the network.
         vocab_size: V; on the command line it comes from the data.
         segment_length: T; on the command line it comes from the data.
 
@@ -68,6 +69,7 @@ class Continuer(RecurrentLM):
         num: int = 1,
         seed: int = 0,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        max_note_seconds: float | None = None,
         vocab_size: int = 392,
         segment_length: int = 512,
     ) -> None:
@@ -86,13 +88,13 @@ class Continuer(RecurrentLM):
                 f"({num}) at least 1"
             )
         self.prompt_seconds, self.seconds, self.num, self.seed = prompt_seconds, seconds, num, seed
-        self.sampling = sampling
+        self.sampling, self.max_note_seconds = sampling, max_note_seconds
 
     def predict_step(self, batch: PieceTokens) -> Predicted:
         """Continue the beginning of a piece."""
         tokenizer: MusicTokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         prompt = self.prompt_of(tokenizer, batch.ids[:-1].tolist(), batch.name)
-        generator = Generator(self.backbone, tokenizer, self.sampling)
+        generator = Generator(self.backbone, tokenizer, self.sampling, self.max_note_seconds)
         made = continuations(generator, prompt, seconds=self.seconds, num=self.num, seed=self.seed)
         return Predicted(batch.name, prompt, made)
 

@@ -43,10 +43,19 @@ class Generator:
         backbone: in evaluation mode.
         tokenizer: of its tokens.
         sampling: how tokens are drawn.
+        max_note_seconds: notes of `performance` tokens are ended after so long; None leaves it to the network.
     """
 
-    def __init__(self, backbone: Backbone, tokenizer: MusicTokenizer, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: MusicTokenizer,
+        sampling: Sampling | None = None,
+        max_note_seconds: float | None = None,
+    ) -> None:
         self.backbone, self.tokenizer, self.sampling = backbone, tokenizer, sampling or Sampling()
+        self.max_note_seconds = max_note_seconds
+        self.grammar()
 
     @classmethod
     def load(
@@ -55,6 +64,7 @@ class Generator:
         *,
         horizons: str | None = None,
         sampling: Sampling | None = None,
+        max_note_seconds: float | None = None,
         device: torch.device | str = "cpu",
     ) -> "Generator":
         """Generator of a run (its best), a checkpoint file or an exported folder.
@@ -63,6 +73,7 @@ class Generator:
             checkpoint: where it is.
             horizons: others than the trained ones; None keeps those.
             sampling: how tokens are drawn.
+            max_note_seconds: after which notes are ended; None leaves it to the network.
             device: where the network runs.
 
         Raises:
@@ -81,7 +92,7 @@ class Generator:
                 f"{loaded.tokenizer['name']} here has {len(tokenizer)}{' others' if is_other else ''}; use the "
                 "version of dsmr and MidiTok that trained it"
             )
-        return cls(loaded.backbone.to(device), tokenizer, sampling)
+        return cls(loaded.backbone.to(device), tokenizer, sampling, max_note_seconds)
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +122,7 @@ class Generator:
         return self._stream(begun, seconds, seed)
 
     def _stream(self, prompt: Prompt, seconds: float | None, seed: int) -> Iterator[Event]:
-        grammar = self._grammar()
+        grammar = self.grammar()
         assert isinstance(grammar, PerformanceGrammar)
         last = None if seconds is None else prompt.last_tick(seconds)
         grammar.begin(prompt.ids, 1)
@@ -157,10 +168,11 @@ class Generator:
         given = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         if not given.ids or num < 1:
             raise ValueError(f"{num} continuations of {len(given.ids)} tokens: there must be one of each at least")
-        return self._tokens(given, num, seed, may_end, self._grammar() if grammar is None else grammar)
+        return self._tokens(given, num, seed, may_end, self.grammar() if grammar is None else grammar)
 
-    def _grammar(self) -> Grammar:
-        return grammar_of(self.tokenizer, self.device)
+    def grammar(self) -> Grammar:
+        """What may follow, for lanes that have not begun yet."""
+        return grammar_of(self.tokenizer, self.device, self.max_note_seconds)
 
     def _tokens(self, prompt: Prompt, num: int, seed: int, may_end: bool, grammar: Grammar) -> Iterator[list[int]]:
         with torch.inference_mode():
@@ -170,7 +182,7 @@ class Generator:
         while True:
             with torch.inference_mode():
                 allowed_BV = grammar.allowed(may_end=may_end)
-                drawn_B = draw(logits_BV, allowed_BV, draws.next(), self.sampling)
+                drawn_B = draw(logits_BV, allowed_BV, draws.next(), self.sampling, grammar.kinds_VK)
                 if may_end:
                     drawn_B = drawn_B.masked_fill(has_ended_B, PAD)
                     has_ended_B = has_ended_B | (drawn_B == EOS)

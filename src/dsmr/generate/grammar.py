@@ -12,7 +12,7 @@ from miditok import MusicTokenizer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsmr.data.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, Performance
+from dsmr.data.tokenizer import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, TICKS_PER_SECOND, Performance
 
 NUM_PITCHES = 128
 FREE, WHOLE, REST, VELOCITY, NOTE_ON, NOTE_OFF = range(6)
@@ -24,9 +24,11 @@ class Grammar(ABC):
 
     Attributes:
         tick_B: time of each lane in the tokenizer's smallest steps, where tokens tell it.
+        kinds_VK: 1 where a token is of a kind that keeps its probability, see `dsmr.generate.sampling.draw`; or None.
     """
 
     tick_B: Tensor
+    kinds_VK: Tensor | None = None
 
     @abstractmethod
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
@@ -51,9 +53,12 @@ class PerformanceGrammar(Grammar):
     Args:
         tokenizer: whose ids these are.
         device: where the state lies.
+        max_note_ticks: notes that sound so long are ended, the lowest first; None leaves it to the model.
     """
 
-    def __init__(self, tokenizer: Performance, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, tokenizer: Performance, device: torch.device | str = "cpu", max_note_ticks: int | None = None
+    ) -> None:
         self.device = torch.device(device)
         groups = (
             (tokenizer.note_on, NUM_PITCHES, NOTE_ON),
@@ -73,6 +78,10 @@ class PerformanceGrammar(Grammar):
         self.pitch_P = torch.arange(NUM_PITCHES, device=self.device)
         self.velocity_N = torch.arange(len(tokenizer.velocities), device=self.device)
         self.length_N = torch.arange(1, self.num_shifts + 1, device=self.device)
+        self.max_note_ticks, self.note_off = max_note_ticks, tokenizer.note_off
+        kind_V = np.where(kind_V == WHOLE, REST, kind_V)
+        self.kinds_VK = torch.as_tensor(kind_V[:, None] == np.arange(6), dtype=torch.float32, device=self.device)
+        self.kinds_VK[[PAD, BOS, MASK]] = 0  # never drawn, and nobody's share
         self.is_off_2 = torch.tensor([False, True], device=self.device)
 
     def _followers(self, kind_V: NDArray[np.int64]) -> Tensor:
@@ -124,6 +133,7 @@ class PerformanceGrammar(Grammar):
         self.special_B4 = torch.zeros(num_lanes, len(SPECIAL_TOKENS), dtype=torch.bool, device=self.device)
         self.shift_BN = torch.ones(num_lanes, self.num_shifts, dtype=torch.bool, device=self.device)
         self.first_tick, self.is_waiting = first_tick, True
+        self.onset_BQ = torch.full((num_lanes, NUM_PITCHES + 1), state[3], device=self.device)
         for id_ in ids_N[before:]:
             self.advance(torch.full((num_lanes,), int(id_), device=self.device))
 
@@ -156,7 +166,18 @@ class PerformanceGrammar(Grammar):
             self.is_waiting = bool((wait_B1 > 0).any())
             allowed_BV[:, : -self.num_shifts] &= wait_B1 <= 0
             allowed_BV[:, -self.num_shifts :] &= (self.length_N >= wait_B1) | (self.length_N == self.num_shifts)
-        return allowed_BV
+        if self.max_note_ticks is None:
+            return allowed_BV
+        return self._without_long_notes(allowed_BV, self.max_note_ticks)
+
+    def _without_long_notes(self, allowed_BV: Tensor, max_ticks: int) -> Tensor:
+        """Where notes have sounded long enough, nothing but the end of the lowest of them."""
+        age_BP = self.state_B4[:, 3:] - self.onset_BQ[:, :NUM_PITCHES]
+        ends_BP = allowed_BV[:, self.note_off : self.note_off + NUM_PITCHES]
+        is_old_BP = (age_BP >= max_ticks) & ends_BP
+        only_BV = torch.zeros_like(allowed_BV)
+        only_BV.scatter_(1, is_old_BP.int().argmax(dim=-1, keepdim=True) + self.note_off, 1)
+        return torch.where(is_old_BP.any(dim=-1, keepdim=True), only_BV, allowed_BV)
 
     def advance(self, tokens_B: Tensor) -> None:
         """See `Grammar.advance`."""
@@ -165,6 +186,10 @@ class PerformanceGrammar(Grammar):
         note_B3 = self.note_V3.index_select(0, tokens_B)
         self.sounding_BQ.scatter_(1, note_B3[:, 1:2], note_B3[:, 2:].bool())
         self.last_B = note_B3[:, 0]
+        if self.max_note_ticks is not None:
+            is_on_B1, place_B1 = note_B3[:, 2:] > 0, note_B3[:, 1:2]
+            onset_B1 = torch.where(is_on_B1, self.state_B4[:, 3:], self.onset_BQ.gather(1, place_B1))
+            self.onset_BQ.scatter_(1, place_B1, onset_B1)
 
 
 class TypeGrammar(Grammar):
@@ -213,8 +238,17 @@ class TypeGrammar(Grammar):
         self.last_B = tokens_B
 
 
-def grammar_of(tokenizer: MusicTokenizer, device: torch.device | str = "cpu") -> Grammar:
-    """The grammar of a tokenizer's tokens."""
+def grammar_of(
+    tokenizer: MusicTokenizer, device: torch.device | str = "cpu", max_note_seconds: float | None = None
+) -> Grammar:
+    """The grammar of a tokenizer's tokens; other notes than those of `performance` have their length in a token.
+
+    Raises:
+        ValueError: notes of no length.
+    """
+    if max_note_seconds is not None and not max_note_seconds >= 0.01:
+        raise ValueError(f"max_note_seconds is {max_note_seconds}; it must be at least 0.01, a tick")
     if isinstance(tokenizer, Performance):
-        return PerformanceGrammar(tokenizer, device)
+        ticks = None if max_note_seconds is None else round(max_note_seconds * TICKS_PER_SECOND)
+        return PerformanceGrammar(tokenizer, device, ticks)
     return TypeGrammar(tokenizer, device)

@@ -1,9 +1,12 @@
 """How the next token is drawn. B lanes, V vocabulary."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+EXPONENT = 30.0  # e to it: the most that a forbidden token, or a kind, weighs against the likeliest allowed token
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,29 @@ class Sampling:
             raise ValueError(f"min_p is {self.min_p}; it must be at least 0 (all tokens) and at most 1")
 
 
-def draw(logits_BV: Tensor, allowed_BV: Tensor, uniform_B1: Tensor, sampling: Sampling) -> Tensor:
+def draw(
+    logits_BV: Tensor, allowed_BV: Tensor, uniform_B1: Tensor, sampling: Sampling, kinds_VK: Tensor | None = None
+) -> Tensor:
     """One token per lane, (B,), int64.
+
+    What is not allowed gives its probability to the allowed tokens of its own kind: a network that expects the end of
+    some note, and errs in its pitch, still ends one. (Shared out to all tokens, notes begin and hardly end.)
 
     Args:
         logits_BV: of the network.
         allowed_BV: bool, at least one token in each lane.
         uniform_B1: where in the distribution function to draw, in [0, 1).
         sampling: how.
+        kinds_VK: 1 where a token is of a kind; None means that all are of one.
     """
-    logits_BV = torch.where(allowed_BV, logits_BV.float(), -torch.inf)
+    logits_BV = logits_BV.float()
     if sampling.temperature != 1:
         logits_BV = logits_BV / sampling.temperature
-    ordered_BV, order_BV = logits_BV.softmax(dim=-1).sort(descending=True, dim=-1)
+    if kinds_VK is None:
+        probabilities_BV = torch.where(allowed_BV, logits_BV, -torch.inf).softmax(dim=-1)
+    else:
+        probabilities_BV = within_kinds(logits_BV, allowed_BV, kinds_VK)
+    ordered_BV, order_BV = probabilities_BV.sort(descending=True, dim=-1)
     cumulative_BV = ordered_BV.cumsum(dim=-1)
     last_B1 = _last(ordered_BV, cumulative_BV, sampling)
     mass_B1 = cumulative_BV.gather(1, last_B1)
@@ -58,13 +71,26 @@ def draw(logits_BV: Tensor, allowed_BV: Tensor, uniform_B1: Tensor, sampling: Sa
     return order_BV.gather(1, place_B1).squeeze(1)
 
 
+def within_kinds(logits_BV: Tensor, allowed_BV: Tensor, kinds_VK: Tensor) -> Tensor:
+    """Probabilities of the allowed tokens, (B, V); each kind keeps its share, if any of it is allowed."""
+    allowed_logits_BV = torch.where(allowed_BV, logits_BV, -torch.inf)
+    greatest_B1 = allowed_logits_BV.amax(dim=-1, keepdim=True)
+    # against the likeliest allowed token: however unlikely that is, its kind's share is a number
+    weight_BV = (logits_BV - greatest_B1).clamp_(max=EXPONENT).exp_()
+    allowed_weight_BV = weight_BV * allowed_BV
+    share_BK = (weight_BV @ kinds_VK) / (allowed_weight_BV @ kinds_VK).clamp_(min=torch.finfo(weight_BV.dtype).tiny)
+    share_BK = share_BK.clamp_(max=math.exp(EXPONENT))
+    found_BV = allowed_weight_BV * (share_BK @ kinds_VK.T)
+    return found_BV / found_BV.sum(dim=-1, keepdim=True)
+
+
 def _last(ordered_BV: Tensor, cumulative_BV: Tensor, sampling: Sampling) -> Tensor:
     """Rank of the last token that is kept, (B, 1): what is kept comes first."""
-    lanes, most = ordered_BV.shape[0], ordered_BV.shape[1] - 1
+    lanes, most = len(ordered_BV), ordered_BV.shape[1] - 1
     if sampling.top_k:
         most = min(most, sampling.top_k - 1)
     if sampling.top_p < 1:
-        share_B1 = cumulative_BV.new_full((lanes, 1), sampling.top_p)
+        share_B1 = cumulative_BV[:, -1:] * sampling.top_p
         last_B1 = torch.searchsorted(cumulative_BV, share_B1).clamp_(max=most)
     else:
         last_B1 = torch.full((lanes, 1), most, device=ordered_BV.device)

@@ -14,6 +14,18 @@ from dsmr.model import RecurrentTransformer
 
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
+LONG = (
+    "test_trials_prepare.py",
+    "test_reliability.py",
+    "test_gpu_script.py",
+    "test_trials_ddp.py",
+    "test_generate.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def tiny_transformer(

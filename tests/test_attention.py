@@ -2,6 +2,10 @@
 
 import copy
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from conftest import tiny_transformer
+from dsmr.data.pool import usable_cores
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
 from dsmr.model import attention as attention_module
 from dsmr.model import step as step_module
@@ -269,6 +274,35 @@ def test_quick_decoding_equals_plain_decoding(
                 logits.append(logits_B1V.detach())
         found.append(torch.cat(logits, dim=1))
     torch.testing.assert_close(*found, **EXACT)
+
+
+TWO_THREADS = """
+import torch
+from conftest import tiny_transformer
+torch.set_num_threads(2)
+model, found = tiny_transformer("1x16+1x4+1x0"), []
+tokens_BN = torch.randint(0, 11, (3, 40), generator=torch.Generator().manual_seed(3))
+for grad in (False, True):
+    memory, logits = model.init_memory(3, decoding=True), []
+    with torch.set_grad_enabled(grad):
+        for place in range(40):
+            logits_B1V, update = model(tokens_BN[:, place : place + 1], memory)
+            memory.commit(update)
+            logits.append(logits_B1V.detach())
+    found.append(torch.cat(logits, dim=1))
+torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+import numba
+assert numba.get_num_threads() == 2, numba.get_num_threads()
+"""
+
+
+def test_two_threads_decode_as_one() -> None:
+    pytest.importorskip("numba")
+    if usable_cores() < 2:
+        pytest.skip("needs two cores")
+    options = {"env": {**os.environ, "NUMBA_NUM_THREADS": "2"}, "cwd": Path(__file__).parent}
+    ended = subprocess.run([sys.executable, "-c", TWO_THREADS], capture_output=True, text=True, check=False, **options)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_decoding_sees_weights_that_were_replaced_and_not_those_of_a_copy() -> None:

@@ -23,6 +23,7 @@ import torch
 from trials import counted, fill, in_process, last_line, run, small_disk, wrap
 
 import dsmr.checkpoint
+import dsmr.checkpoint_io
 import dsmr.metrics_csv
 from dsmr.callbacks import LastCheckpoint
 from dsmr.cli import lightning, main
@@ -158,14 +159,14 @@ def end_at(moment: Moment) -> None:
         wrap(RecurrentLM, "validation_step", before=counted(moment.number, strike))
     elif moment.place == "checkpoint":
         due = counted(moment.number, lambda: True)
-        whole = dsmr.checkpoint.replacing
+        whole = dsmr.checkpoint_io.replacing
 
         @contextmanager
         def partly(path: Path) -> Iterator[Any]:
             with whole(path) as file:
                 yield Partly(file, moment.share, strike) if path.name == "last.ckpt" and due() else file
 
-        dsmr.checkpoint.replacing = partly
+        dsmr.checkpoint_io.replacing = partly
     elif moment.place == "metrics":
         due = counted(moment.number, lambda: True)
         text = dsmr.metrics_csv.as_text

@@ -4,11 +4,16 @@ Loops are written out: they are quicker to compile, and to run, than expressions
 keys and values lie in one row of numbers each, with the distances between lanes, heads and tokens in it.
 """
 
+import os
 from importlib import import_module
 from typing import Any
 
-import numba
 import numpy as np
+import torch
+
+# numba reads it once; threads of its pool with nothing to do would wait on cores that others need
+os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+import numba
 from numba import prange
 
 try:

@@ -163,7 +163,7 @@ def picture(run: dict[str, list[float]], state_mib: float, path: Path) -> None:
         panels, ("resident_mib", "tokens_per_second"), ("resident size, MiB", "tokens per second"), strict=True
     ):
         axes.plot(run["tokens"], run[name], color=BAR, linewidth=1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(run[name]))
         axes.set_title(label, fontsize=9)
         axes.set_xlabel("tokens generated", fontsize=8)
         axes.grid(linewidth=0.3, color=FAINT)

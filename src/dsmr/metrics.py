@@ -1,7 +1,7 @@
 """Perplexity and what belongs beside it, as torchmetrics.
 
 Every figure is a ratio of two sums over tokens, kept in float64 and summed over processes: never a mean of batch
-means. NLL is in nats. B lanes, T segment, V vocabulary, K distances.
+means. NLL is in nats. B lanes, T segment, V vocabulary, K distances or stretches, P pieces, F families.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,11 +91,7 @@ class PositionPerplexity(ExactSums):
 
     def update(self, nll_BT: Tensor, is_real_BT: Tensor, position_B: Tensor) -> None:
         """Add a batch: nats of each target, which of them count, and the position of each lane's first that does."""
-        place_T = torch.arange(nll_BT.shape[1], device=nll_BT.device)
-        first_B1 = is_real_BT.int().argmax(dim=1, keepdim=True)
-        position_BT = position_B[:, None] + place_T - first_B1
-        starts_K = torch.tensor(self.STARTS[1:], device=nll_BT.device)
-        stretch_N = torch.bucketize(position_BT, starts_K, right=True).flatten()
+        stretch_N = stretches(is_real_BT, position_B, self.STARTS).flatten()
         dtype = self.nll_K.dtype
         self.nll_K.index_add_(0, stretch_N, (nll_BT * is_real_BT).to(dtype).flatten())
         self.tokens_K.index_add_(0, stretch_N, is_real_BT.to(dtype).flatten())
@@ -104,6 +100,58 @@ class PositionPerplexity(ExactSums):
         """`perplexity_0`, `perplexity_128` and so on by first position; NaN where no piece is so long."""
         perplexity_K = (self.nll_K / self.tokens_K).exp()
         return {f"perplexity_{start}": perplexity_K[k] for k, start in enumerate(self.STARTS)}
+
+
+class PieceNLL(ExactSums):
+    """NLL of every piece by position in it and by family of tokens: what differences between models are made of.
+
+    Args:
+        num_pieces: P, of the store.
+        num_families: F.
+    """
+
+    nll_PKF: Tensor
+    tokens_PKF: Tensor
+    microseconds_P: Tensor
+
+    def __init__(self, num_pieces: int, num_families: int) -> None:
+        super().__init__()
+        shape = (num_pieces, len(PositionPerplexity.STARTS), num_families)
+        self.add_sum("nll_PKF", *shape)
+        self.add_sum("tokens_PKF", *shape)
+        self.add_sum("microseconds_P", num_pieces)
+
+    def update(
+        self,
+        nll_BT: Tensor,
+        is_real_BT: Tensor,
+        piece_B: Tensor,
+        position_B: Tensor,
+        family_BT: Tensor,
+        microseconds_B: Tensor,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            nll_BT: nats of each target, 0 where it is ignored.
+            is_real_BT: bool, targets that count.
+            piece_B: number of each lane's piece, -1 for none.
+            position_B: of each lane's first target that counts.
+            family_BT: of each target; anything where it is ignored.
+            microseconds_B: music time that the targets cover, int64.
+        """
+        piece_B = piece_B.clamp(min=0)  # a lane without a piece adds nothing
+        stretch_BT = stretches(is_real_BT, position_B, PositionPerplexity.STARTS)
+        _, num_stretches, num_families = self.nll_PKF.shape
+        place_N = ((piece_B[:, None] * num_stretches + stretch_BT) * num_families + family_BT).flatten()
+        dtype = self.nll_PKF.dtype
+        self.nll_PKF.view(-1).index_add_(0, place_N, (nll_BT * is_real_BT).to(dtype).flatten())
+        self.tokens_PKF.view(-1).index_add_(0, place_N, is_real_BT.to(dtype).flatten())
+        self.microseconds_P.index_add_(0, piece_B, microseconds_B.to(dtype))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`nll_PKF`, `tokens_PKF` and `microseconds_P`, sums."""
+        return {"nll_PKF": self.nll_PKF, "tokens_PKF": self.tokens_PKF, "microseconds_P": self.microseconds_P}
 
 
 class RecallPerplexity(ExactSums):
@@ -134,3 +182,17 @@ class RecallPerplexity(ExactSums):
         overall = (self.nll_K.sum() / self.tokens_K.sum()).exp()
         named = {f"perplexity_{d}": by_distance[k] for k, d in enumerate(self.distances)}
         return {"perplexity": overall} | named
+
+
+def stretches(is_real_BT: Tensor, position_B: Tensor, starts: Sequence[int]) -> Tensor:
+    """Which stretch of its piece each target lies in, (B, T).
+
+    Args:
+        is_real_BT: bool, targets that count.
+        position_B: of each lane's first target that counts, in tokens.
+        starts: first position of each stretch, from 0.
+    """
+    place_T = torch.arange(is_real_BT.shape[1], device=is_real_BT.device)
+    first_B1 = is_real_BT.int().argmax(dim=1, keepdim=True)
+    position_BT = position_B[:, None] + place_T - first_B1
+    return torch.bucketize(position_BT, torch.tensor(starts[1:], device=is_real_BT.device), right=True)

@@ -17,10 +17,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from dsmr import checkpoint as checkpoints
-from dsmr.metrics import PositionPerplexity, RecallPerplexity, TokenNLL
+from dsmr.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
 from dsmr.model.memory import Memory, Update, over_lanes
 from dsmr.optim import AdamW, WarmupCosine
+from dsmr.pieces import PieceTable
 
 IGNORED = -100
 BackboneCallable = Callable[[int, Schedule | str | None, int], Backbone]
@@ -93,11 +94,15 @@ class RecurrentLM(LightningModule):
         self._random_before: dict[str, Tensor] = {}
         self.nll, self.positions = TokenNLL(), PositionPerplexity()
         self.recall: RecallPerplexity | None = None
+        self.pieces: PieceNLL | None = None
+        self.piece_table: PieceTable | None = None
         self.note_on_V: Tensor
+        self.family_V: Tensor
         self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
+        self.register_buffer("family_V", torch.zeros(vocab_size, dtype=torch.long), persistent=False)
 
     def setup(self, stage: str) -> None:
-        """Take from the data which tokens begin notes, and what generated pieces ask.
+        """Take from the data what tokens are about, which pieces there are, and what generated ones ask.
 
         Raises:
             ValueError: a memory that isolated windows would never read.
@@ -106,6 +111,8 @@ class RecurrentLM(LightningModule):
         if data is not None:
             self.check_data(data)
             self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))
+            self.family_V.copy_(torch.from_numpy(data.token_families))
+            self.pieces = PieceNLL(len(data.store.pieces), len(data.families)).to(self.device)
             self.recall = RecallPerplexity(data.recall_distances) if data.recall_distances else None
             if self.recall:
                 self.recall.to(self.device)
@@ -342,8 +349,10 @@ class RecurrentLM(LightningModule):
         self._bad_place = torch.full((2,), -1, device=self.device)
         self.nll.reset()
         self.positions.reset()
-        if self.recall:
-            self.recall.reset()
+        self.piece_table = None
+        for metric in (self.pieces, self.recall):
+            if metric:
+                metric.reset()
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         memory = self._memory(split, batch)
@@ -351,10 +360,14 @@ class RecurrentLM(LightningModule):
         memory.commit(update)
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         is_real_BT = batch.targets_BT != IGNORED
-        is_note_BT = self.note_on_V[batch.targets_BT.clamp(min=0)]
+        known_BT = batch.targets_BT.clamp(min=0)
+        is_note_BT = self.note_on_V[known_BT]
         self._bad_place = first_bad(self._bad_place, nll_BT, batch)
         self.nll.update(nll_BT, is_real_BT, is_note_BT, batch.microseconds_B)
         self.positions.update(nll_BT, is_real_BT, batch.position_B)
+        if self.pieces:
+            where = (batch.piece_B, batch.position_B, self.family_V[known_BT], batch.microseconds_B)
+            self.pieces.update(nll_BT, is_real_BT, *where)
         if self.recall:
             self.recall.update(nll_BT, batch.distance_BT)
 
@@ -373,12 +386,39 @@ class RecurrentLM(LightningModule):
         self._log_figures(f"{prefix}/position", by_position)
         if self.recall:
             self._log_figures(f"{prefix}/recall", self.recall.compute())
+        if self.pieces:
+            self.piece_table = self._piece_table(self.pieces.compute())
+            self._log_figures(f"{prefix}/family", family_nll(self.piece_table))
+
+    def _piece_table(self, sums: dict[str, Tensor]) -> PieceTable:
+        """Of the pieces that were scored, and the stretches that any of them reaches."""
+        nll_PKF, tokens_PKF, microseconds_P = (sums[name].cpu().double().numpy() for name in sums)
+        pieces = tokens_PKF.sum(axis=(1, 2)).nonzero()[0]
+        nll_PKF, tokens_PKF = nll_PKF[pieces], tokens_PKF[pieces]
+        reached = tokens_PKF.sum(axis=(0, 2)).nonzero()[0]
+        return PieceTable(
+            names=tuple(self._data.store.pieces[number].name for number in pieces),
+            seconds_P=microseconds_P[pieces] / 1e6,
+            families=self._data.families,
+            nll_PF=nll_PKF.sum(axis=1),
+            tokens_PF=tokens_PKF.sum(axis=1),
+            starts=tuple(PositionPerplexity.STARTS[k] for k in reached),
+            nll_PK=nll_PKF.sum(axis=2)[:, reached],
+            tokens_PK=tokens_PKF.sum(axis=2)[:, reached],
+        )
 
     def _log_figures(self, prefix: str, figures: dict[str, Tensor]) -> None:
         """Log what all processes know alike; the greatest of equal values is that value."""
         is_shared = self._trainer is not None and self.trainer.world_size > 1
-        named = {f"{prefix}/{name}": value.float() for name, value in figures.items()}
+        named = {f"{prefix}/{name}": value.float().to(self.device) for name, value in figures.items()}
         self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
+
+
+def family_nll(table: PieceTable) -> dict[str, Tensor]:
+    """Nats per token of each family that there is."""
+    nll_F, tokens_F = table.nll_PF.sum(axis=0), table.tokens_PF.sum(axis=0)
+    figures = zip(table.families, nll_F, tokens_F, strict=True)
+    return {name: torch.tensor(nll / tokens) for name, nll, tokens in figures if tokens}
 
 
 def first_bad(known: Tensor, nll_BT: Tensor, batch: Batch) -> Tensor:

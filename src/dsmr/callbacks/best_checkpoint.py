@@ -1,15 +1,18 @@
-"""The checkpoint with the best validation perplexity."""
+"""The checkpoint with the best validation perplexity, and its results by piece."""
 
 from pathlib import Path
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from dsmr import pieces
 from dsmr.checkpoint import BEST
+from dsmr.pieces import PieceTable
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, weights only; a run that was moved or copied still knows its best score.
+    """Keeps `best.ckpt`, weights only, and its `pieces.csv`; a run that was moved still knows its best score.
 
     Args:
         folder: the run.
@@ -24,6 +27,15 @@ class BestCheckpoint(ModelCheckpoint):
             save_weights_only=True,
             enable_version_counter=False,
         )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep weights and pieces where they are the best."""
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        table = getattr(pl_module, "piece_table", None)
+        is_better = self.best_model_score is not before
+        if is_better and trainer.is_global_zero and isinstance(table, PieceTable) and self.dirpath is not None:
+            table.write(Path(self.dirpath) / pieces.NAME)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state, with the paths of the run's present folder."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("dsmr.cli.evaluate", "how near a folder of generated pieces comes to real ones"),
     "export": ("dsmr.cli.export", "a trained model as a folder to hand on"),
     "estimate": ("dsmr.cli.estimate", "parameters, memory, speed and cost of a configuration, without training"),
+    "sweep": ("dsmr.cli.sweep", "many trials from one file: schedules, budgets, seeds"),
     "report": ("dsmr.cli.report", "tables and pictures of runs and benchmarks"),
     "benchmark": ("dsmr.cli.benchmark", "speed and memory of schedules, baselines and peers"),
 }

@@ -18,10 +18,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import checkpoint as checkpoints
 from dsmr import exported
+from dsmr.analyze.ablation import ablations, savings
 from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Stopped, Throughput
 from dsmr.callbacks.last_checkpoint import METRICS_ROWS
 from dsmr.callbacks.midi_writer import MidiWriter
 from dsmr.checkpoint_io import AtomicCheckpointIO
+from dsmr.cli.by_piece import tell_pieces, tell_savings
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
@@ -37,6 +39,7 @@ CONFIG, METRICS = "config.yaml", "metrics.csv"
 LOST_PROCESS = re.compile(r"gloo|NCCL|Connection|Timed out|Socket|Broken pipe|timeout", re.IGNORECASE)
 NAME_VARIABLE = "DSMR_RUN_NAME"
 RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
+EVALUATIONS = ("validate", "test")
 OWN_OPTIONS = ("checkpoint", "ckpt_path", "resume", "json", "output", "config")
 QUIET = (
     ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
@@ -162,6 +165,13 @@ class DsmrCLI(LightningCLI):
         if self.command == "predict":
             parser.add_argument(
                 "--predictions", type=str | None, default=None, help="Folder for the pieces; None: RUN/predictions."
+            )
+        if self.command in EVALUATIONS:
+            parser.add_argument(
+                "--ablate", action="store_true", help="Evaluate also without the memory of each layer, and of all."
+            )
+            parser.add_argument(
+                "--pieces", type=str | None, default=None, help="File for results by piece; None: beside the weights."
             )
         parser.add_argument("--json", action="store_true", help="Results as JSON on the last line of stdout.")
         parser.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
@@ -306,10 +316,55 @@ def run(command: str, arguments: list[str]) -> int:
     elif command == "predict":
         return predict(cli, path, output)
     else:
-        evaluate = cli.trainer.validate if command == "validate" else cli.trainer.test
-        evaluate(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
-    conclude(command, cli.trainer, cli.model, cli.datamodule, cli.folder, as_json=cli.as_json, output=output)
+        return evaluate(cli, path, output)
+    if cli.trainer.is_global_zero:
+        result = conclude(command, cli.trainer, cli.model, cli.datamodule, cli.folder)
+        write_result(result, as_json=cli.as_json, output=output)
     return 0
+
+
+def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
+    """Run `validate` or `test`: figures, results by piece, and where asked, what memory is worth by layer."""
+    pieces_file = file_of_pieces(cli)
+    run_once = cli.trainer.validate if cli.command == "validate" else cli.trainer.test
+    run_once(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    whole, is_first = cli.model.piece_table, cli.trainer.is_global_zero
+    assert whole is not None
+    result: dict[str, Any] = {}
+    if is_first:
+        result |= conclude(cli.command, cli.trainer, cli.model, cli.datamodule, cli.folder)
+        result |= tell_pieces(whole, pieces_file)
+    if cli.config.ablate:
+        without = ablations(cli.model, lambda: run_once(cli.model, cli.datamodule, verbose=False))
+        if is_first:
+            result |= tell_savings(savings(whole, without))
+    if not is_first:
+        return 0
+    print(f"next: dsmr generate --checkpoint {cli.folder} --output music.mid")
+    write_result(result, as_json=cli.as_json, output=output)
+    return 0
+
+
+def file_of_pieces(cli: DsmrCLI) -> Path | None:
+    """Where results by piece go: beside the weights, in a file of their own for other weights than the best.
+
+    None where what is evaluated is not the run itself, but the same weights with another memory or other windows.
+    """
+    if cli.config.pieces is not None:
+        return check_output(cli.config.pieces, option="--pieces")
+    assert cli.checkpoint is not None
+    own = {} if cli.exported else checkpoints.read(cli.checkpoint)[checkpoints.SECTION]["config"]
+    if own.get("horizons", list(cli.model.backbone.horizons)) != list(cli.model.backbone.horizons):
+        return None
+    windows = cli.datamodule.windows
+    if windows is not None and windows.protocol == "random":
+        return None
+    parts = ["pieces"]
+    if cli.command == "test":
+        parts.append("test")
+    if cli.checkpoint.name not in (checkpoints.BEST, exported.WEIGHTS):
+        parts.append(cli.checkpoint.stem)
+    return cli.checkpoint.parent / ("_".join(parts) + ".csv")
 
 
 def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from dsmr.cli.results import write_result
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
 from dsmr.model.memory import MIB
@@ -24,25 +23,21 @@ def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
     print(f"{parameters:,} parameters, memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes", flush=True)
 
 
-@rank_zero_only
 def conclude(
     command: str,
     trainer: Trainer,
     model: RecurrentLM,
     data: MusicData,
     folder: Path,
-    *,
-    as_json: bool,
-    output: Path | None,
-) -> None:
-    """Print the figures and the next useful command; write them as JSON where asked."""
+) -> dict[str, Any]:
+    """Print the figures, and after training the next useful command; gives them as a result."""
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics = {name: value for name, value in logged.items() if math.isfinite(value)}
     for name, value in metrics.items():
-        if not name.endswith("/tokens") and "/position/" not in name:
+        if not name.endswith("/tokens") and "/position/" not in name and "/family/" not in name:
             print(f"  {name:<28}{value:12.4f}")
     stretches = [f"{n.rpartition('_')[2]}: {value:.2f}" for n, value in metrics.items() if "/position/" in n]
-    if stretches:
+    if stretches and command == "fit":
         print(f"  perplexity by position in the piece, from token {', '.join(stretches)}")
     result: dict[str, Any] = {
         "command": command,
@@ -62,6 +57,4 @@ def conclude(
         result |= {"split": split, "partial": seen != tokens}
     if command == "fit":
         print(f"next: dsmr validate --checkpoint {folder}")
-    else:
-        print(f"next: dsmr generate --checkpoint {folder} --output music.mid")
-    write_result(result, as_json=as_json, output=output)
+    return result

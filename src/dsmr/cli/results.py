@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def check_output(given: str | None) -> Path | None:
+def check_output(given: str | None, option: str = "--output") -> Path | None:
     """Path of a result file, before any work is done for it.
 
     Raises:
@@ -17,11 +17,11 @@ def check_output(given: str | None) -> Path | None:
         return None
     path = Path(given)
     if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file in it")
+        raise ValueError(f"{option} {path} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first")
+        raise ValueError(f"{option} {path}: there is no folder {path.parent}; make it first")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"--output {path} cannot be written: no right to write there")
+        raise ValueError(f"{option} {path} cannot be written: no right to write there")
     return path
 
 

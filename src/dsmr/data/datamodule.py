@@ -22,7 +22,14 @@ from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, find_csv, find_maest
 from dsmr.data.sources import Source, Split
 from dsmr.data.store import Progress, TokenStore, cache_folder, is_store, open_store, prepare_midi
 from dsmr.data.synthetic import RecallTask, prepare_recall
-from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, note_on_mask, transpositions
+from dsmr.data.tokenizer import (
+    FAMILIES,
+    TokenizerSpec,
+    build_tokenizer,
+    note_on_mask,
+    token_families,
+    transpositions,
+)
 from dsmr.data.windows import Windows, plan_random, plan_strided, plan_training
 
 
@@ -108,6 +115,16 @@ class MusicData(LightningDataModule):
     def note_on_mask(self) -> NDArray[np.bool_]:
         """Which ids begin a note, (V,)."""
         return note_on_mask(self.tokenizer)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families of tokens."""
+        return tuple(FAMILIES)
+
+    @property
+    def token_families(self) -> NDArray[np.int64]:
+        """Family of each id, (V,), as its place in `families`."""
+        return token_families(self.tokenizer)
 
     @property
     def recall_distances(self) -> tuple[int, ...]:

@@ -25,6 +25,14 @@ from dsmr.data.errors import Refused
 SPECIAL_TOKENS = ["PAD", "BOS", "EOS", "MASK"]
 PAD, BOS, EOS, MASK = range(4)
 NOTE_ON_TYPES = ("NoteOn", "Pitch")
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "pitch": (*NOTE_ON_TYPES, "PitchDrum", "NoteOnDrum"),
+    "end": ("NoteOff", "NoteOffDrum", "Duration"),
+    "time": ("TimeShift", "Rest", "Bar", "Position"),
+    "velocity": ("Velocity",),
+    "other": (),
+}
+"""What a token is about, by MidiTok's types: which note begins, when one ends, when something happens, how loud."""
 TICKS_PER_SECOND = 100
 
 Ids = NDArray[np.uint16]
@@ -344,6 +352,16 @@ def note_on_mask(tokenizer: MusicTokenizer) -> NDArray[np.bool_]:
     for name, id_ in tokenizer.vocab.items():
         mask[id_] = name.split("_")[0] in NOTE_ON_TYPES
     return mask
+
+
+def token_families(tokenizer: MusicTokenizer) -> NDArray[np.int64]:
+    """What each id is about, (V,): places in `FAMILIES`."""
+    kinds = {kind: family for family, kinds in FAMILIES.items() for kind in kinds}
+    places = {family: place for place, family in enumerate(FAMILIES)}
+    families = np.zeros(len(tokenizer.vocab), np.int64)
+    for name, id_ in tokenizer.vocab.items():
+        families[id_] = places[kinds.get(name.split("_")[0], "other")]
+    return families
 
 
 def transpositions(tokenizer: MusicTokenizer, semitones: int) -> NDArray[np.uint16]:

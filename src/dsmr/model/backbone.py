@@ -5,6 +5,8 @@ memory of their own. B lanes, T segment, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,6 +46,14 @@ class Backbone(nn.Module, ABC):
         Returns:
             logits (B, T, V) and the update that `memory.commit` takes.
         """
+
+    def remembering(self, horizons: Sequence[int]) -> AbstractContextManager[None]:
+        """Other horizons, for the memories that are made and used inside; the weights are the same.
+
+        Raises:
+            ValueError: the network has none, or they do not fit it.
+        """
+        raise ValueError(f"{type(self).__name__} has no horizons: what it remembers cannot be changed by layer")
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

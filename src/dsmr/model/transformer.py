@@ -3,7 +3,8 @@
 Shapes: B lanes, T segment, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -96,6 +97,16 @@ class RecurrentTransformer(Decoder):
             device=self.embedding.weight.device,
             decoding=decoding,
         )
+
+    @contextmanager
+    def remembering(self, horizons: Sequence[int]) -> Iterator[None]:
+        """Other horizons, for the memories that are made and used inside; see `Backbone.remembering`."""
+        own, self.horizons = self.horizons, expand(horizons, len(self.horizons))
+        try:
+            check_horizons(self.horizons, self.segment_length, self._config["memory_block"])
+            yield
+        finally:
+            self.horizons = own
 
     def forward(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None) -> tuple[Tensor, Update]:
         """Read tokens after what `memory` holds; see `Backbone.forward`."""

@@ -1,0 +1,58 @@
+"""What `dsmr validate` and `test` say of pieces: intervals, positions, families of tokens, the worth of memory."""
+
+from pathlib import Path
+from typing import Any
+
+from dsmr.pieces import Comparison, Interval, PieceTable, ratio
+
+
+def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
+    """Print figures with their intervals over pieces, and keep the table; gives them as a result.
+
+    Args:
+        table: of all pieces that were scored.
+        path: of its file; None for none.
+    """
+    families = zip(table.families, table.nll_PF.T, table.tokens_PF.T, strict=True)
+    starts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
+    found: dict[str, Any] = {
+        "num_pieces": len(table.names),
+        "perplexity": ratio(table.nll_P, table.tokens_P, is_exp=True),
+        "nats_per_note": ratio(table.nll_P, table.notes_P),
+        "family": {name: ratio(nll_P, tokens_P) for name, nll_P, tokens_P in families},
+        "position": {str(start): ratio(nll_P, tokens_P, is_exp=True) for start, nll_P, tokens_P in starts},
+    }
+    print(f"  over {found['num_pieces']} pieces, with 95 % intervals of a bootstrap over them:")
+    lines = {"perplexity": found["perplexity"], "nats per note": found["nats_per_note"]}
+    lines |= {f"perplexity from token {int(start):,}": figure for start, figure in found["position"].items()}
+    lines |= {f"nats per token of {name}": figure for name, figure in found["family"].items()}
+    for name, figure in lines.items():
+        if figure is not None:
+            print(f"    {name:<32}{figure.value:8.3f}  [{figure.low:.3f}, {figure.high:.3f}]")
+    if path is None:
+        print(
+            "  pieces.csv of the run is left as it is, since this is not how it was trained; --pieces FILE writes one"
+        )
+    else:
+        table.write(path)
+        print(f"  by piece: {path}")
+    return {"by_piece": None if path is None else str(path), "intervals": plain(found)}
+
+
+def tell_savings(savings: dict[str, Comparison]) -> dict[str, Any]:
+    """Print what is lost without each layer's memory; gives it as a result."""
+    print("  nats per note that the memory saves, the same weights without it:")
+    for name, saving in savings.items():
+        what = "all layers" if name == "all" else f"layer {name}"
+        difference = saving.difference
+        print(f"    {what:<32}{difference.value:8.3f}  [{difference.low:.3f}, {difference.high:.3f}]")
+    return {"ablated": {name: plain(saving.difference) for name, saving in savings.items()}}
+
+
+def plain(value: Any) -> Any:
+    """Numbers, lists and texts, for JSON."""
+    if isinstance(value, Interval):
+        return {"value": value.value, "low": value.low, "high": value.high}
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items() if part is not None}
+    return value

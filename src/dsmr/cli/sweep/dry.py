@@ -1,0 +1,86 @@
+"""What a sweep would take, before anyone trains: every trial by the cost model of `dsmr estimate`."""
+
+from typing import Any
+
+from dsmr import estimate as costs
+from dsmr.cli.estimate import precision_of
+from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.sweep.spec import Sweep, Trial
+from dsmr.devices import Device, find_device
+from dsmr.estimate import GIB, Plan
+from dsmr.model.horizons import format_horizons
+from dsmr.model.memory import MIB
+
+
+def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: float | None) -> dict[str, Any]:
+    """Print a table of all trials and their sum; gives it as a result.
+
+    Raises:
+        ValueError: a trial's options are wrong, the device is unknown, or a price has no device.
+    """
+    device = None if device_name is None else find_device(device_name)
+    if device is None and price is not None:
+        raise ValueError("--price-per-hour needs a --device, for example --device rtx-3060-12gb")
+    rows = [row(trial, device) for trial in trials]
+    total = [sum(r["hours"][k] for r in rows) for k in (0, 1)] if device and all("hours" in r for r in rows) else None
+    print("\n".join(lines(rows, device, total, price)))
+    return {"sweep": sweep.name, "device": device and device.name, "trials": rows, "total_hours": total}
+
+
+def row(trial: Trial, device: Device | None) -> dict[str, Any]:
+    """A trial's figures."""
+    try:
+        cli = SizesCLI("fit", list(trial.arguments))
+        trainer, data, network = cli.config.trainer, cli.datamodule, cli.model.backbone
+        devices = trainer.devices if isinstance(trainer.devices, int) else 1
+        plan = Plan(network, data.num_lanes, precision_of(trainer.precision), device)
+        figures = costs.estimate(plan, costs.MAESTRO_TRAINING_TOKENS)
+    except ValueError as error:
+        raise ValueError(f"trial {trial.name}: {error}") from error
+    per_step = data.num_lanes * data.segment_length * int(trainer.accumulate_grad_batches or 1) * devices
+    found: dict[str, Any] = {
+        "name": trial.name,
+        "values": trial.values,
+        "horizons": format_horizons(network.horizons) if network.horizons else None,
+        "budget": figures["budget"],
+        "parameters": figures["parameters"],
+        "state_bytes": figures["state_bytes"],
+    }
+    if trainer.max_steps > 0:
+        found["tokens"] = trainer.max_steps * per_step
+    elif trainer.max_epochs and trainer.max_epochs > 0:
+        found["tokens"] = trainer.max_epochs * costs.MAESTRO_TRAINING_TOKENS
+    if device is not None:
+        found |= {"peak_bytes": figures["peak_bytes"], "fits": figures["fits"]}
+        if "tokens" in found:
+            slow, fast = figures["tokens_per_second"]
+            found["hours"] = [found["tokens"] / devices / speed / 3600 for speed in (fast, slow)]
+    return found
+
+
+def lines(
+    rows: list[dict[str, Any]], device: Device | None, total: list[float] | None, price: float | None
+) -> list[str]:
+    """The table, and the sum of hours."""
+    header = ["trial", "horizons", "budget", "tokens", "state MiB"] + (["peak GiB", "hours"] if device else [])
+    made = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for found in rows:
+        tokens = f"{found['tokens']:,}" if "tokens" in found else "without end"
+        cells = [f"`{found['name']}`", found["horizons"] or "-", f"{found['budget']:,}", tokens]
+        cells.append(f"{found['state_bytes'] / MIB:,.1f}")
+        if device:
+            cells.append(f"{found['peak_bytes'] / GIB:.2f}" + ("" if found["fits"] else " DOES NOT FIT"))
+            cells.append("{:.2f} to {:.2f}".format(*found["hours"]) if "hours" in found else "without end")
+        made.append("| " + " | ".join(cells) + " |")
+    made.append(f"{len(rows)} trials")
+    if device is None:
+        made.append("--device, such as rtx-3060-12gb, tells memory and hours")
+    elif total is None:
+        made.append("some trials have no end: give --trainer.max_steps")
+    else:
+        cost = "" if price is None else f", {total[0] * price:.2f} to {total[1] * price:.2f} in all"
+        made.append(
+            f"{total[0]:.1f} to {total[1]:.1f} hours of training in all on {device.name}{cost}, without validation"
+        )
+        made.append("hours are arithmetic from a share of the device's peak that is a guess, see dsmr estimate")
+    return made

@@ -1,0 +1,38 @@
+"""A sweep through Weights & Biases: created there, and an agent here that runs its trials."""
+
+import shutil
+from typing import Any
+
+from dsmr.cli.sweep.spec import ARGUMENTS, Sweep
+
+
+def wandb_content(sweep: Sweep) -> dict[str, Any]:
+    """The sweep as wandb takes it: dotted keys, and the options of the command line in the command block."""
+    return {**sweep.content, "name": sweep.name, "command": ["dsmr", "fit", *sweep.options, ARGUMENTS]}
+
+
+def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
+    """Create the sweep and run its trials until there are no more.
+
+    Raises:
+        ValueError: wandb has no key or no network, or the program is not on the PATH.
+    """
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled"):
+        raise ValueError("WANDB_MODE keeps this machine offline; use --local, which needs no wandb")
+    if shutil.which("dsmr") is None:
+        raise ValueError("wandb's agent does not find dsmr; put it on the PATH: source .venv/bin/activate")
+    if not any(option in ("wandb", "--config=wandb") or "WandbLogger" in option for option in sweep.options):
+        raise ValueError(f"{sweep.path}: command has no logger for wandb; add --config, wandb before {ARGUMENTS}")
+    project = project or sweep.content.get("project") or "dsmr"
+    try:
+        sweep_id = wandb.sweep(wandb_content(sweep), project=project, entity=sweep.content.get("entity"))
+        print(f"sweep {sweep_id} in project {project}")
+        print(f"further machines join with: wandb agent {project}/{sweep_id}")
+        wandb.agent(sweep_id, project=project, entity=sweep.content.get("entity"), count=count)
+    except Exception as error:  # wandb raises errors of its own, of requests and of its agent
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise ValueError(f"wandb: {reason}; log in with wandb login, or run the trials here with --local") from error
+    print("next: dsmr report runs")
+    return 0

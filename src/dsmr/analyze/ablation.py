@@ -11,7 +11,7 @@ WHOLE = "with memory"
 
 
 def variants(horizons: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Horizons without the memory of one layer, by the layer's number from 1, the bottom; and without any.
+    """Horizons without the memory of one layer, by the layer's number, 0 being the bottom; and without any.
 
     Raises:
         ValueError: there is no memory that could be taken away.
@@ -19,7 +19,7 @@ def variants(horizons: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     kept = [layer for layer, horizon in enumerate(horizons) if horizon]
     if not kept:
         raise ValueError("this model keeps no memory, so that none can be taken away; leave out --ablate")
-    without = {str(k + 1): tuple(0 if layer == k else h for layer, h in enumerate(horizons)) for k in kept}
+    without = {str(k): tuple(0 if layer == k else h for layer, h in enumerate(horizons)) for k in kept}
     return without | {ALL: (0,) * len(horizons)}
 
 

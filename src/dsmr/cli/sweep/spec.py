@@ -295,7 +295,9 @@ def name_of(sweep: Sweep, values: Mapping[str, Value], varied: list[str]) -> str
     last = [key.rpartition(".")[2] for key in varied]
     parts = []
     for key, word in zip(varied, last, strict=True):
-        value = re.sub(r"[^A-Za-z0-9.+_-]+", "_", spelt(values[key])).strip("_")
+        text = spelt(values[key])
+        text = Path(text).stem if text.endswith((".yaml", ".yml")) else text
+        value = re.sub(r"[^A-Za-z0-9.+_-]+", "_", text).strip("_")
         label = (key if last.count(word) > 1 else word).replace("seed_everything", "seed")
         parts.append(value if word == "config" else f"{label}={value}")
     name = ",".join(parts) or sweep.name

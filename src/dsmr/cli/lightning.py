@@ -183,6 +183,8 @@ class DsmrCLI(LightningCLI):
         settings = self.config
         if settings.resume is not None or settings.checkpoint is not None:
             raise ValueError("resume and checkpoint belong on the command line, not in a config file; take them out")
+        if settings.data.seed is None and isinstance(settings.seed_everything, int):
+            settings.data.seed = settings.seed_everything
         if self.checkpoint is not None:
             self.folder = self.checkpoint.parent
             return

@@ -58,7 +58,7 @@ class MusicData(LightningDataModule):
         num_lanes: B, lanes of one process.
         transpose: training pieces are transposed by up to so many semitones, anew in each epoch.
         validation_stride: validate on every n-th piece of the split in the source's order; 1 is the whole split.
-        seed: of dealing, order and transposition in training.
+        seed: of dealing, order and transposition in training; None means Lightning's global seed, or 0.
         cache_dir: where token stores lie; None means `$DSMR_CACHE` or `~/.cache/dsmr`.
         max_refused_share: share of unreadable files above which nothing is prepared.
         num_workers: loader processes; 0 reads in the training process, which costs microseconds a batch.
@@ -78,7 +78,7 @@ class MusicData(LightningDataModule):
         num_lanes: int = 8,
         transpose: int = 3,
         validation_stride: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
         cache_dir: str | None = None,
         max_refused_share: float = 0.1,
         num_workers: int = 0,
@@ -97,7 +97,8 @@ class MusicData(LightningDataModule):
             raise DataError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
         self.path, self.recall, self.windows, self.tokenizer_spec = path, recall, windows, tokenizer
         self.segment_length, self.num_lanes = segment_length, num_lanes
-        self.transpose, self.validation_stride, self.seed = transpose, validation_stride, seed
+        self.transpose, self.validation_stride = transpose, validation_stride
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.cache_dir, self.max_refused_share = cache_dir, max_refused_share
         self.num_workers = num_workers
         self.vocab_size = len(self.tokenizer.vocab)

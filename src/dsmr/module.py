@@ -387,31 +387,21 @@ class RecurrentLM(LightningModule):
         if self.recall:
             self._log_figures(f"{prefix}/recall", self.recall.compute())
         if self.pieces:
-            self.piece_table = self._piece_table(self.pieces.compute())
+            self.piece_table = piece_table(self.pieces, self._data)
             self._log_figures(f"{prefix}/family", family_nll(self.piece_table))
-
-    def _piece_table(self, sums: dict[str, Tensor]) -> PieceTable:
-        """Of the pieces that were scored, and the stretches that any of them reaches."""
-        nll_PKF, tokens_PKF, microseconds_P = (sums[name].cpu().double().numpy() for name in sums)
-        pieces = tokens_PKF.sum(axis=(1, 2)).nonzero()[0]
-        nll_PKF, tokens_PKF = nll_PKF[pieces], tokens_PKF[pieces]
-        reached = tokens_PKF.sum(axis=(0, 2)).nonzero()[0]
-        return PieceTable(
-            names=tuple(self._data.store.pieces[number].name for number in pieces),
-            seconds_P=microseconds_P[pieces] / 1e6,
-            families=self._data.families,
-            nll_PF=nll_PKF.sum(axis=1),
-            tokens_PF=tokens_PKF.sum(axis=1),
-            starts=tuple(PositionPerplexity.STARTS[k] for k in reached),
-            nll_PK=nll_PKF.sum(axis=2)[:, reached],
-            tokens_PK=tokens_PKF.sum(axis=2)[:, reached],
-        )
 
     def _log_figures(self, prefix: str, figures: dict[str, Tensor]) -> None:
         """Log what all processes know alike; the greatest of equal values is that value."""
         is_shared = self._trainer is not None and self.trainer.world_size > 1
         named = {f"{prefix}/{name}": value.float().to(self.device) for name, value in figures.items()}
         self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
+
+
+def piece_table(metric: PieceNLL, data: Any) -> PieceTable:
+    """Results by piece, of all processes."""
+    sums = {name: total.cpu().double().numpy() for name, total in metric.compute().items()}
+    names = [piece.name for piece in data.store.pieces]
+    return PieceTable.of_sums(**sums, names=names, families=data.families, starts=PositionPerplexity.STARTS)
 
 
 def family_nll(table: PieceTable) -> dict[str, Tensor]:

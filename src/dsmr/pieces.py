@@ -19,6 +19,7 @@ from dsmr.files import replacing
 NAME = "pieces.csv"
 NUM_DRAWS = 4000
 LEVEL = 0.95
+FEW = 10  # pieces: with fewer, a bootstrap's intervals are far too narrow
 FLOAT = NDArray[np.float64]
 
 
@@ -45,6 +46,31 @@ class PieceTable:
     starts: tuple[int, ...]
     nll_PK: FLOAT
     tokens_PK: FLOAT
+
+    @classmethod
+    def of_sums(
+        cls,
+        nll_PKF: FLOAT,
+        tokens_PKF: FLOAT,
+        microseconds_P: FLOAT,
+        names: Sequence[str],
+        families: Sequence[str],
+        starts: Sequence[int],
+    ) -> "PieceTable":
+        """Out of the sums of `dsmr.metrics.PieceNLL`: the pieces that were scored, the stretches that any reaches."""
+        pieces = tokens_PKF.sum(axis=(1, 2)).nonzero()[0]
+        nll_PKF, tokens_PKF = nll_PKF[pieces], tokens_PKF[pieces]
+        reached = tokens_PKF.sum(axis=(0, 2)).nonzero()[0]
+        return cls(
+            names=tuple(names[number] for number in pieces),
+            seconds_P=microseconds_P[pieces] / 1e6,
+            families=tuple(families),
+            nll_PF=nll_PKF.sum(axis=1),
+            tokens_PF=tokens_PKF.sum(axis=1),
+            starts=tuple(starts[k] for k in reached),
+            nll_PK=nll_PKF.sum(axis=2)[:, reached],
+            tokens_PK=tokens_PKF.sum(axis=2)[:, reached],
+        )
 
     @property
     def nll_P(self) -> FLOAT:
@@ -170,14 +196,15 @@ class Comparison:
         low, high = self.difference.low, self.difference.high
         better, worse = (self.first, self.second) if self.difference.value <= 0 else (self.second, self.first)
         least, most = sorted((abs(low), abs(high)))
+        few = ", too few for an interval that holds" if self.num_pieces < FEW else ""
         if low <= 0 <= high:
             return (
                 f"cannot tell {self.first} from {self.second}: {self.difference.value:+.3f} nats per note "
-                f"[{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces"
+                f"[{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces{few}"
             )
         return (
             f"{better} is better than {worse} by {abs(self.difference.value):.3f} nats per note "
-            f"[{least:.3f}, {most:.3f}], on {self.num_pieces} pieces"
+            f"[{least:.3f}, {most:.3f}], on {self.num_pieces} pieces{few}"
         )
 
 

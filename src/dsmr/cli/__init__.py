@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("dsmr.cli.export", "a trained model as a folder to hand on"),
     "estimate": ("dsmr.cli.estimate", "parameters, memory, speed and cost of a configuration, without training"),
     "sweep": ("dsmr.cli.sweep", "many trials from one file: schedules, budgets, seeds"),
+    "analyze": ("dsmr.cli.analyze", "where each layer looks, what its memory is worth, what it hears in a piece"),
     "report": ("dsmr.cli.report", "tables and pictures of runs and benchmarks"),
     "benchmark": ("dsmr.cli.benchmark", "speed and memory of schedules, baselines and peers"),
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 from dsmr.cli.options import OneLine
 from dsmr.cli.results import write_result
 from dsmr.report.collect import Collection, collect
+from dsmr.report.paired import as_result, groups, paired_lines
 from dsmr.report.plots import (
     Depth,
     plot_benchmark,
@@ -22,6 +23,9 @@ def run(command: str, arguments: list[str]) -> int:
     made = OneLine(prog="dsmr report", description="Runs and benchmark files under a folder, as tables and pictures.")
     made.add_argument("folder", type=str, help="Folder with runs, or with JSON files of dsmr benchmark.")
     made.add_argument("--output", type=str | None, default=None, help="Folder for the report; None: FOLDER/report.")
+    made.add_argument(
+        "--against", type=str | None, default=None, help="Compare every run with this one; None: the best."
+    )
     made.add_argument("--format", type=str, default="png", help="Of the pictures: png or svg.")
     made.add_argument("--json", action="store_true", help="What was found, as JSON on the last line of stdout.")
     options = made.parse_args(arguments)
@@ -33,12 +37,13 @@ def run(command: str, arguments: list[str]) -> int:
     if target.exists() and not target.is_dir():
         raise ValueError(f"--output {target} is a file; name a folder")
     target.mkdir(parents=True, exist_ok=True)
-    lines = write(found, target, options.format)
+    lines = write(found, target, options.format, options.against)
     print("\n".join(lines))
     print(f"next: open {target / 'README.md'}")
     result = {
         "report": str(target / "README.md"),
         "runs": [{"name": run.name, **run.figures} for run in found.runs],
+        "paired": as_result(groups(found.runs), options.against),
         "benchmarks": list(found.benchmarks),
         "unread": found.unread,
     }
@@ -46,11 +51,21 @@ def run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def write(found: Collection, target: Path, suffix: str) -> list[str]:
-    """Write README.md and its pictures; gives the lines of README.md."""
+def write(found: Collection, target: Path, suffix: str, against: str | None = None) -> list[str]:
+    """Write README.md and its pictures; gives the lines of README.md.
+
+    Args:
+        found: runs and benchmarks.
+        target: folder.
+        suffix: of the pictures.
+        against: run that all others are compared with; None means the best.
+    """
     lines = ["# Report", ""]
     if found.runs:
         lines += ["## Runs", "", *runs_table(found.runs), ""]
+        scored = groups(found.runs)
+        if against is not None or len(scored) > 1:
+            lines += ["## Which is better", "", *paired_lines(scored, against), ""]
         plot_learning(found.runs, target / f"learning.{suffix}")
         lines += [f"![learning curves](learning.{suffix})", ""]
         if plot_positions(found.runs, target / f"positions.{suffix}"):

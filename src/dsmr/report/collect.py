@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from dsmr import pieces
 from dsmr.model.horizons import Rule, format_horizons
 from dsmr.model.schedules import Schedule, expand
+from dsmr.pieces import PieceTable
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
 PERFORMANCE = "perf/"
@@ -25,12 +27,14 @@ class Run:
         config: all settings.
         rows: of `metrics.csv`, by column, what was not logged left out.
         figures: of the best validation, and performance as last logged.
+        pieces: results by piece, where the run has them.
     """
 
     name: str
     config: dict[str, Any]
     rows: list[dict[str, float]]
     figures: dict[str, Any] = field(default_factory=dict)
+    pieces: PieceTable | None = None
 
     @property
     def horizons(self) -> tuple[int, ...] | None:
@@ -129,6 +133,8 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{METRICS} is empty: the run logged nothing")
     run = Run(folder.name, config, rows)
     run.figures = figures(run)
+    if (folder / pieces.NAME).is_file():
+        run.pieces = PieceTable.read(folder / pieces.NAME)
     return run
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsmr.model.horizons import TOKENS_PER_SECOND, Rule, format_horizons, receptive_field
+from dsmr.pieces import ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -222,6 +223,8 @@ def plot_learning(runs: "Sequence[Run]", path: Path) -> None:
 def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
     """Perplexity by position in the piece, of each run's best validation; False if no run has it.
 
+    Where a run has results by piece, their intervals are drawn as well.
+
     Args:
         runs: whose figures are drawn.
         path: picture to write.
@@ -237,6 +240,12 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
             drawn = True
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1, label=run.name)
+        if points and run.pieces is not None:
+            table = run.pieces
+            parts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
+            bands = [(start, ratio(nll_P, tokens_P, is_exp=True)) for start, nll_P, tokens_P in parts]
+            starts, lows, highs = zip(*((at, band.low, band.high) for at, band in bands if band), strict=True)
+            axes.fill_between(starts, lows, highs, color=colour, alpha=0.12, linewidth=0)
     if not drawn:
         return False
     axes.set_xscale("symlog", base=2, linthresh=128)  # the first stretch begins at 0

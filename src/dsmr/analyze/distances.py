@@ -1,0 +1,99 @@
+"""How attention falls with distance: streaming histograms, of which no score matrix is kept.
+
+Shapes: B lanes, T queries, K key/value heads, G = H / K, H heads, L layers, M slots, S keys, N distances' classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmr.model.decoder import Block, Decoder
+from dsmr.model.view import Past, View
+from dsmr.module import IGNORED, Batch
+
+QUERIES_AT_ONCE = 64
+
+
+class AttentionDistances:
+    """Attention mass by distance in tokens, for every layer and head.
+
+    Args:
+        backbone: whose layers are watched; their weights and results are left alone.
+        longest: the largest distance that can occur.
+    """
+
+    def __init__(self, backbone: Decoder, longest: int) -> None:
+        self.backbone = backbone
+        exponents = range(max(longest, 1).bit_length() + 1)
+        self.starts = (0, *(2**k for k in exponents if 2**k <= longest))
+        device = next(backbone.parameters()).device
+        num_heads = backbone.config()["num_heads"]
+        self.starts_N = torch.tensor(self.starts[1:], device=device)
+        shape = (len(backbone.blocks), num_heads, len(self.starts))
+        self.mass_LHN = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.memory_LH = torch.zeros(shape[:2], dtype=torch.float64, device=device)
+        self.num_queries = 0
+        self._is_real_BT: Tensor | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator["AttentionDistances"]:
+        """Count while the layers are called inside."""
+        handles = [
+            block.register_forward_pre_hook(partial(self._count, number))
+            for number, block in enumerate(self.backbone.blocks)
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def watch(self, batch: Batch) -> None:
+        """Take from a batch which of its queries count."""
+        self._is_real_BT = batch.targets_BT != IGNORED
+        self.num_queries += int(self._is_real_BT.sum())
+
+    def shares(self) -> Tensor:
+        """Mean share of a query's attention that each class of distances gets, (L, H, N); adds up to 1."""
+        return (self.mass_LHN / max(self.num_queries, 1)).cpu()
+
+    def memory_shares(self) -> Tensor:
+        """Mean share of a query's attention that goes to what is remembered, (L, H)."""
+        return (self.memory_LH / max(self.num_queries, 1)).cpu()
+
+    def _count(self, layer: int, block: Any, arguments: Sequence[Any]) -> None:
+        x_BTE, rotation, past, view = arguments
+        assert isinstance(block, Block)
+        query_BHTD, key_BKTD, _ = block.project(x_BTE, rotation)
+        assert self._is_real_BT is not None
+        for first in range(0, query_BHTD.shape[2], QUERIES_AT_ONCE):
+            queries = slice(first, first + QUERIES_AT_ONCE)
+            weights_BHTS = attention_weights(query_BHTD, key_BKTD, past, view, queries)
+            weights_BHTS = weights_BHTS * self._is_real_BT[:, None, queries, None]
+            class_TS = torch.bucketize(distances(view, queries), self.starts_N, right=True)
+            mass_HTS = weights_BHTS.sum(dim=0, dtype=torch.float64)
+            self.mass_LHN[layer].index_add_(1, class_TS.flatten(), mass_HTS.flatten(1))
+            self.memory_LH[layer] += mass_HTS[:, :, : len(view.ages_M)].sum(dim=(1, 2))
+
+
+def distances(view: View, queries: slice) -> Tensor:
+    """Tokens from each query back to each key, (T, S); 0 for itself, and for what it cannot see ahead."""
+    place_T1 = view.place_T[queries, None]
+    own_T = torch.arange(view.num_open + view.num_queries, device=place_T1.device)
+    return torch.cat([place_T1 + view.ages_M, (place_T1 - own_T).clamp(min=0)], dim=1)
+
+
+def attention_weights(query_BHTD: Tensor, key_BKTD: Tensor, past: Past, view: View, queries: slice) -> Tensor:
+    """Softmax weights of some queries over all keys, (B, H, T, S), in float32 at least."""
+    query_BHTD = query_BHTD[:, :, queries]
+    lanes, _, _, width = query_BHTD.shape
+    key_BKSD = torch.cat([past.key, key_BKTD], dim=2)
+    query_BKGTD = query_BHTD.view(lanes, key_BKSD.shape[1], -1, query_BHTD.shape[2], width)
+    scores_BKGTS = query_BKGTD @ key_BKSD.mT[:, :, None] * width**-0.5
+    scores_BHTS = scores_BKGTS.flatten(1, 2)
+    scores_BHTS = scores_BHTS.masked_fill(~view.mask_B1TS[:, :, queries], -torch.inf)
+    return scores_BHTS.softmax(dim=-1, dtype=torch.promote_types(scores_BHTS.dtype, torch.float32))

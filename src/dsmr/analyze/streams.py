@@ -1,0 +1,92 @@
+"""Evaluation over whole pieces without a trainer: as `dsmr validate` scores them, in one precision."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmr.metrics import PieceNLL
+from dsmr.model import Backbone
+from dsmr.module import IGNORED, Batch, piece_table, token_nll
+from dsmr.pieces import PieceTable
+
+Watch = Callable[[Batch], None]
+
+
+@torch.no_grad()
+def evaluate(backbone: Backbone, data: Any, watch: Watch | None = None) -> PieceTable:
+    """Results by piece on the validation split.
+
+    Args:
+        backbone: in evaluation mode, on its device.
+        data: the datamodule; its stride says which pieces.
+        watch: called with every batch before the network reads it.
+    """
+    device = next(backbone.parameters()).device
+    metric = PieceNLL(len(data.store.pieces), len(data.families)).to(device)
+    family_V = torch.from_numpy(data.token_families).to(device)
+    memory = backbone.init_memory(data.num_lanes)
+    for given in data.val_dataloader():
+        batch = type(given)(*(part.to(device) if isinstance(part, Tensor) else part for part in given))
+        if watch is not None:
+            watch(batch)
+        logits_BTV, update = backbone(batch.tokens_BT, memory, batch.is_start_B)
+        memory.commit(update)
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        family_BT = family_V[batch.targets_BT.clamp(min=0)]
+        is_real_BT = batch.targets_BT != IGNORED
+        metric.update(nll_BT, is_real_BT, batch.piece_B, batch.position_B, family_BT, batch.microseconds_B)
+    return piece_table(metric, data)
+
+
+@torch.no_grad()
+def piece_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
+    """Nats of every token of one piece but its first, (N - 1,), with the memory as it is.
+
+    Args:
+        backbone: in evaluation mode.
+        ids_N: BOS, events, EOS; int64.
+    """
+    length, device = backbone.segment_length, next(backbone.parameters()).device
+    memory, found = backbone.init_memory(1), []
+    inputs_N, targets_N = ids_N[:-1].to(device), ids_N[1:].to(device)
+    for first in range(0, len(inputs_N), length):
+        tokens_1T, targets_1T = padded(inputs_N, first, length, 0), padded(targets_N, first, length, IGNORED)
+        logits_BTV, update = backbone(tokens_1T, memory, torch.tensor([first == 0], device=device))
+        memory.commit(update)
+        found.append(token_nll(logits_BTV, targets_1T)[0, : len(inputs_N) - first])
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
+    """Nats of every token of one piece but its first, (N - 1,), without memory.
+
+    Read in windows of a segment that overlap by half, so that every token but the piece's first ones has at least
+    half a segment before it: what is lost is what memory held, not that a segment had to begin somewhere.
+
+    Args:
+        backbone: in evaluation mode.
+        ids_N: BOS, events, EOS; int64.
+    """
+    length, device = backbone.segment_length, next(backbone.parameters()).device
+    half = max(length // 2, 1)
+    inputs_N, targets_N = ids_N[:-1].to(device), ids_N[1:].to(device)
+    found_N = torch.zeros(len(inputs_N), device=device)
+    with backbone.remembering((0,) * len(backbone.horizons)):
+        for first in range(0, max(len(inputs_N) - length, 0) + half, half):
+            tokens_1T, targets_1T = padded(inputs_N, first, length, 0), padded(targets_N, first, length, IGNORED)
+            memory = backbone.init_memory(1)
+            logits_BTV, _ = backbone(tokens_1T, memory, torch.ones(1, dtype=torch.bool, device=device))
+            nll_T = token_nll(logits_BTV, targets_1T)[0].to(found_N.dtype)
+            context = half if first else 0
+            end = min(first + length, len(inputs_N))
+            found_N[first + context : end] = nll_T[context : end - first]
+    return found_N
+
+
+def padded(ids_N: Tensor, first: int, length: int, fill: int) -> Tensor:
+    """A stretch of so many tokens as one lane, (1, T); filled up behind the end."""
+    part = ids_N[first : first + length]
+    return torch.nn.functional.pad(part, (0, length - len(part)), value=fill)[None]

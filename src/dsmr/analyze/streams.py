@@ -73,13 +73,14 @@ def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
     length, device = backbone.segment_length, next(backbone.parameters()).device
     half = max(length // 2, 1)
     inputs_N, targets_N = ids_N[:-1].to(device), ids_N[1:].to(device)
-    found_N = torch.zeros(len(inputs_N), device=device)
+    dtype = torch.promote_types(next(backbone.parameters()).dtype, torch.float32)
+    found_N = torch.zeros(len(inputs_N), dtype=dtype, device=device)
     with backbone.remembering((0,) * len(backbone.horizons)):
         for first in range(0, max(len(inputs_N) - length, 0) + half, half):
             tokens_1T, targets_1T = padded(inputs_N, first, length, 0), padded(targets_N, first, length, IGNORED)
             memory = backbone.init_memory(1)
             logits_BTV, _ = backbone(tokens_1T, memory, torch.ones(1, dtype=torch.bool, device=device))
-            nll_T = token_nll(logits_BTV, targets_1T)[0].to(found_N.dtype)
+            nll_T = token_nll(logits_BTV, targets_1T)[0].to(dtype)
             context = half if first else 0
             end = min(first + length, len(inputs_N))
             found_N[first + context : end] = nll_T[context : end - first]

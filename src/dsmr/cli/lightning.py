@@ -49,6 +49,7 @@ QUIET = (
     ".*exists and is not empty.*",  # a run that goes on
     ".*infer the batch indices.*",  # a batch of predict is one piece
     ".*your dataloader is not resumable.*",  # the datamodule is
+    ".*callbacks used to create the checkpoint.*",  # those of training, where last.ckpt is only evaluated
 )
 
 

@@ -265,7 +265,7 @@ def drawn(key: str, given: Mapping[str, Any], rng: np.random.Generator) -> Value
         return given["values"][int(rng.choice(len(given["values"]), p=given.get("probabilities")))]
     name = distribution(given)
     if name == "normal":
-        return float(rng.normal(given.get("mu", 0.0), given.get("sigma", 1.0)))
+        return legible(rng.normal(given.get("mu", 0.0), given.get("sigma", 1.0)))
     low, high, step = given["min"], given["max"], given.get("q", 1)
     if name == "int_uniform":
         return int(rng.integers(low, high + 1))
@@ -276,9 +276,14 @@ def drawn(key: str, given: Mapping[str, Any], rng: np.random.Generator) -> Value
     else:
         raise ValueError(f"{key}: distribution {name} needs wandb; here: {', '.join(DRAWN)}")
     if not name.startswith("q_"):
-        return value
+        return legible(value)
     rounded = step * round(value / step)
     return int(rounded) if isinstance(step, int) else rounded
+
+
+def legible(value: float) -> float:
+    """A drawn number to four digits, so that it can be read and typed."""
+    return float(f"{value:.4g}")
 
 
 def locally(options: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,347 @@
+"""`dsmr analyze`: what is measured of attention and memory, held against what must be so."""
+
+import csv
+import json
+import warnings
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from conftest import tiny_transformer, write_midi
+from dsmr import checkpoint as checkpoints
+from dsmr.analyze.ablation import savings, variants
+from dsmr.analyze.distances import AttentionDistances
+from dsmr.analyze.notes import HeardNotes, heard, places
+from dsmr.analyze.streams import evaluate, piece_nll, window_nll
+from dsmr.analyze.suggest import suggest
+from dsmr.cli import main
+from dsmr.cli.lightning import QUIET
+from dsmr.data.datamodule import MusicData
+from dsmr.data.midi import read_midi
+from dsmr.data.synthetic import RecallTask
+from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, encode
+from dsmr.model.horizons import Rule
+from dsmr.pieces import PieceTable
+from test_pieces import table
+
+
+@pytest.fixture(autouse=True)
+def lightnings_own_warnings() -> None:
+    """Keep the program's own filters inside a test."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def recall_data(cache: Path) -> MusicData:
+    task = RecallTask(distances=(64, 96), num_train=2, num_validation=3)
+    return MusicData(recall=task, segment_length=8, num_lanes=2, transpose=0, cache_dir=str(cache))
+
+
+@pytest.mark.parametrize("rule", ["boundary", "sliding"])
+def test_attention_without_a_preference_falls_where_the_rule_says(rule: Rule, tmp_path: Path) -> None:
+    model = tiny_transformer("1x16+1x4+1x0", vocab_size=392, rule=rule)
+    for block in model.blocks:
+        block.query_key_value.weight.data[:16] = 0  # queries: every key that is seen gets the same weight
+    watched = AttentionDistances(model, 16 + 8)
+    data = recall_data(tmp_path)
+    with watched.watching():
+        evaluate(model, data, watched.watch)
+    assert watched.starts == (0, 1, 2, 4, 8, 16)
+    lengths = [data.store.pieces[number].length - 1 for number in data.pieces("validation")]
+    wanted, memory = np.zeros((3, 6)), np.zeros(3)
+    for length in lengths:
+        for position in range(length):
+            place = position % 8
+            for layer, horizon in enumerate((16, 4, 0)):
+                first = max(position - place - horizon, 0)
+                if rule == "sliding" and horizon:
+                    first = max(position - horizon + 1, 0)
+                back = np.arange(0, position - first + 1)
+                classes = np.searchsorted(watched.starts, back, side="right") - 1
+                wanted[layer] += np.bincount(classes, minlength=6) / len(back)
+                memory[layer] += (back > place).mean()
+    shares = watched.shares().numpy()
+    assert watched.num_queries == sum(lengths)
+    np.testing.assert_allclose(shares.sum(axis=-1), 1, rtol=1e-9)
+    for head in range(2):
+        np.testing.assert_allclose(shares[:, head], wanted / sum(lengths), rtol=1e-9)
+        np.testing.assert_allclose(watched.memory_shares()[:, head], memory / sum(lengths), rtol=1e-9)
+
+
+def test_watching_changes_no_result_and_ends(tmp_path: Path) -> None:
+    model, data = tiny_transformer("1x16+1x4+1x0", vocab_size=392), recall_data(tmp_path)
+    plain = evaluate(model, data)
+    watched = AttentionDistances(model, 24)
+    with watched.watching():
+        seen = evaluate(model, data, watched.watch)
+    np.testing.assert_array_equal(seen.nll_PF, plain.nll_PF)
+    before = watched.mass_LHN.clone()
+    evaluate(model, data)
+    assert torch.equal(before, watched.mass_LHN)
+    assert watched.shares()[2].sum() == pytest.approx(2)
+
+
+def test_a_memory_that_is_taken_away_is_that_of_other_horizons(tmp_path: Path) -> None:
+    model, data = tiny_transformer("1x16+1x4+1x0", vocab_size=392), recall_data(tmp_path)
+    assert variants((16, 4, 0)) == {"0": (0, 4, 0), "1": (16, 0, 0), "all": (0, 0, 0)}
+    without = {}
+    for name, horizons in variants(model.horizons).items():
+        with model.remembering(horizons):
+            without[name] = evaluate(model, data)
+        own = tiny_transformer("+".join(f"1x{h}" for h in horizons), vocab_size=392)
+        own.load_state_dict(model.state_dict())
+        np.testing.assert_allclose(without[name].nll_PF, evaluate(own, data).nll_PF, rtol=1e-9)
+    assert model.horizons == (16, 4, 0)
+    whole = evaluate(model, data)
+    saved = savings(whole, without)["all"].difference.value
+    assert saved == pytest.approx((without["all"].nll_P - whole.nll_P).sum() / whole.notes_P.sum())
+    with pytest.raises(ValueError, match="keeps no memory"):
+        variants((0, 0))
+    with pytest.raises(ValueError, match="multiple"), model.remembering((3, 0, 0)):
+        pass
+    assert model.horizons == (16, 4, 0)
+
+
+def test_a_piece_alone_has_the_nats_that_it_has_in_a_lane(midi_folder: Path, tmp_path: Path) -> None:
+    data = MusicData(str(midi_folder), segment_length=8, num_lanes=2, transpose=0, cache_dir=str(tmp_path / "cache"))
+    model = tiny_transformer("1x16+1x4+1x0", vocab_size=data.vocab_size)
+    whole = evaluate(model, data)
+    for number in data.pieces("validation"):
+        piece = data.store.pieces[number]
+        ids = data.store.tokens[piece.start : piece.start + piece.length].astype(np.int64)
+        nll_N = piece_nll(model, torch.from_numpy(ids))
+        assert len(nll_N) == piece.length - 1
+        assert float(nll_N.sum()) == pytest.approx(whole.nll_P[whole.names.index(piece.name)])
+
+
+def test_windows_give_every_token_half_a_segment_and_no_memory() -> None:
+    model = tiny_transformer("1x16+1x4+1x0")
+    ids_N = torch.randint(0, 11, (60,), generator=torch.Generator().manual_seed(0))
+    windows_N, memory_N = window_nll(model, ids_N), piece_nll(model, ids_N)
+    torch.testing.assert_close(windows_N[:8], memory_N[:8])
+    for token in (8, 13, 35, 58):
+        first = token // 4 * 4 - 4  # the window whose second half it lies in
+        with torch.no_grad(), model.remembering((0, 0, 0)):
+            logits_BTV, _ = model(ids_N[None, first : first + 8], model.init_memory(1))
+        wanted = -logits_BTV[0].log_softmax(-1)[token - first, ids_N[token + 1]]
+        assert windows_N[token] == pytest.approx(float(wanted))
+    assert len(windows_N) == 59
+    for length in (1, 2, 7, 8, 9, 12, 13, 17):
+        part = window_nll(model, ids_N[: length + 1])
+        assert len(part) == length
+        assert (part > 0).all()
+
+
+def loss(worth: list[dict[int, float]]):
+    """A model whose layers are worth so much with so many tokens; others in between are worth the next lower."""
+
+    def score(horizons: tuple[int, ...]) -> PieceTable:
+        missing = sum(
+            max(w.values()) - max(value for tokens, value in w.items() if tokens <= horizon)
+            for w, horizon in zip(worth, horizons, strict=True)
+        )
+        return table(np.full(12, 10 * (5 + missing)), np.full(12, 10.0))
+
+    return score
+
+
+def test_memory_is_taken_from_where_it_is_missed_least() -> None:
+    only_middle = loss([{0: 0.0}, {0: 0.0, 512: 1.0}, {0: 0.0}])
+    assert suggest((512, 512, 512), 512, 64, only_middle).horizons == (0, 512, 0)
+    spread = loss([{0: 0, 64: 0.5, 128: 0.8, 256: 0.9, 512: 0.95}, {0: 0, 64: 0.1, 128: 0.2, 256: 0.35, 512: 0.6}])
+    found = suggest((512, 512), 640, 64, spread)
+    assert found.horizons == (128, 512)
+    best = min((per_piece(spread(pair)), pair) for pair in product(range(0, 513, 64), repeat=2) if sum(pair) == 640)
+    assert per_piece(found.predicted) == pytest.approx(best[0])
+    assert found.steps[0][0] == (512, 512)
+    for budget in (0, 64, 192, 448, 832, 1024):
+        assert sum(suggest((512, 512), budget, 64, spread).horizons) == budget
+    for budget in (-64, 100, 1088):
+        with pytest.raises(ValueError, match="must be a multiple of 64 from 0 to 1024"):
+            suggest((512, 512), budget, 64, spread)
+
+
+def per_piece(found: PieceTable) -> float:
+    return float(found.nll_P.sum())
+
+
+def test_the_most_remembered_places_do_not_overlap() -> None:
+    onset_N = np.arange(0, 40, 0.5)
+    saved_N = np.zeros(80)
+    saved_N[20:24], saved_N[22], saved_N[60] = 1.0, 5.0, 2.0
+    notes = HeardNotes(np.full(80, 60), onset_N, np.full(80, 0.1), saved_N, saved_N)
+    found = places(notes)
+    assert [(place.start, place.saved, place.num_notes) for place in found] == [(10.0, 8.0, 4), (28.5, 2.0, 4)]
+    assert len(places(notes, count=1)) == 1
+
+
+def test_nats_are_given_to_the_note_that_they_announce(midi_folder: Path) -> None:
+    tokenizer = build_tokenizer(TokenizerSpec())
+    assert isinstance(tokenizer, Performance)
+    model = tiny_transformer("1x16+1x4+1x0", vocab_size=len(tokenizer.vocab))
+    score, _ = read_midi(next(midi_folder.rglob("*.mid")).read_bytes())
+    ids = [int(id_) for id_ in encode(tokenizer, score).ids]
+    notes = heard(model, tokenizer, ids)
+    saved_N = window_nll(model, torch.tensor(ids)) - piece_nll(model, torch.tensor(ids))
+    ons = [n for n, id_ in enumerate(ids) if names(tokenizer)[id_].startswith("NoteOn")]
+    pitches = [int(names(tokenizer)[ids[n]].split("_")[1]) for n in ons]
+    assert notes.pitch_N.tolist() == pitches
+    assert notes.saved_N.sum() == pytest.approx(float(saved_N[: ons[-1]].sum()))
+    third = slice(ons[1], ons[2])  # targets after the second note-on up to the third
+    assert notes.saved_N[2] == pytest.approx(float(saved_N[third].sum()))
+    assert notes.saved_pitch_N[2] == pytest.approx(float(saved_N[ons[2] - 1]))
+    with pytest.raises(ValueError, match="keeps no memory"):
+        heard(tiny_transformer("3x0", vocab_size=len(tokenizer.vocab)), tokenizer, ids)
+
+
+def names(tokenizer: Performance) -> dict[int, str]:
+    return {id_: name for name, id_ in tokenizer.vocab.items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the smoke config, its cache beside it."""
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("DSMR_CACHE", str(root / "cache"))
+        for name, horizons in (("smoke", "1x320+1x64"), ("none", "2x0")):
+            options = ["--model.horizons", horizons, "--trainer.enable_progress_bar", "false"]
+            assert main(["fit", "--config", "smoke", "--root", str(root), "--name", name, *options]) == 0
+    return root / "smoke"
+
+
+@pytest.fixture(autouse=True)
+def cache(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same prepared pieces everywhere."""
+    monkeypatch.setenv("DSMR_CACHE", str(run.parent / "cache"))
+
+
+def dsmr(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def validate(run: Path, output: Path, *options: object, command: str = "validate") -> dict:
+    quiet = "--trainer.enable_progress_bar=false"
+    assert dsmr(command, "--checkpoint", run, "--output", output, quiet, *options) == 0
+    result: dict = json.loads(output.read_text())
+    return result
+
+
+def test_a_run_keeps_the_pieces_of_its_best_weights(run: Path, tmp_path: Path) -> None:
+    kept = (run / "pieces.csv").read_bytes()
+    found = PieceTable.read(run / "pieces.csv")
+    result = validate(run, tmp_path / "v.json")
+    assert (run / "pieces.csv").read_bytes() == kept
+    metrics = result["metrics"]
+    assert np.exp(found.nll_P.sum() / found.tokens_P.sum()) == pytest.approx(metrics["val/perplexity"], rel=1e-6)
+    assert found.nll_P.sum() / found.notes_P.sum() == pytest.approx(metrics["val/nats_per_note"], rel=1e-6)
+    assert found.seconds_P.sum() == pytest.approx(found.nll_P.sum() / metrics["val/nats_per_second"], rel=1e-5)
+    for k, start in enumerate(found.starts):
+        perplexity = np.exp(found.nll_PK[:, k].sum() / found.tokens_PK[:, k].sum())
+        assert perplexity == pytest.approx(metrics[f"val/position/perplexity_{start}"], rel=1e-5)
+        interval = result["intervals"]["position"][str(start)]
+        assert interval["low"] < interval["value"] < interval["high"]
+    assert set(result["intervals"]["family"]) == {"pitch", "end", "time", "velocity", "other"}
+    np.testing.assert_allclose(found.nll_PF.sum(axis=1), found.nll_PK.sum(axis=1))
+    model = checkpoints.load(run).backbone
+    data = MusicData(recall=RecallTask(num_train=16, num_validation=4), segment_length=64, num_lanes=4, transpose=0)
+    np.testing.assert_allclose(evaluate(model, data).nll_P, found.nll_P, rtol=1e-5)
+
+
+def test_other_weights_and_other_memories_leave_the_pieces_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = (run / "pieces.csv").read_bytes()
+    assert validate(run, tmp_path / "a.json", "--model.horizons", "2x64")["by_piece"] is None
+    assert "pieces.csv of the run is left as it is" in capsys.readouterr().out
+    validate(run, tmp_path / "b.json", "--model.horizons", "2x64", "--pieces", tmp_path / "own.csv")
+    assert PieceTable.read(tmp_path / "own.csv").names == PieceTable.read(run / "pieces.csv").names
+    assert validate(run, tmp_path / "c.json", command="test")["by_piece"] == str(run / "pieces_test.csv")
+    assert validate(run / "last.ckpt", tmp_path / "d.json")["by_piece"] == str(run / "pieces_last.csv")
+    assert (run / "pieces.csv").read_bytes() == kept
+    assert dsmr("validate", "--checkpoint", run, "--pieces", tmp_path / "no" / "p.csv") == 2
+    assert "--pieces" in capsys.readouterr().err
+
+
+def test_ablation_tells_what_each_layer_is_worth(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = validate(run, tmp_path / "v.json", "--ablate")
+    assert set(result["ablated"]) == {"0", "1", "all"}
+    without = validate(run, tmp_path / "w.json", "--model.horizons", "2x0")
+    difference = without["metrics"]["val/nats_per_note"] - result["metrics"]["val/nats_per_note"]
+    assert result["ablated"]["all"]["value"] == pytest.approx(difference, abs=1e-5)
+    assert dsmr("validate", "--checkpoint", run.parent / "none", "--ablate") == 2
+    assert "keeps no memory" in capsys.readouterr().err
+
+
+def test_report_says_who_is_better_in_pairs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dsmr("report", run.parent, "--output", tmp_path, "--against", "none", "--json") == 0
+    out = capsys.readouterr().out
+    (difference,) = json.loads(out.splitlines()[-1])["paired"]["differences"]
+    assert (difference["first"], difference["second"], difference["pieces"]) == ("smoke", "none", 4)
+    a, b = (PieceTable.read(run.parent / name / "pieces.csv") for name in ("smoke", "none"))
+    assert difference["nats_per_note"] == pytest.approx((a.nll_P - b.nll_P).sum() / a.notes_P.sum())
+    assert "## Which is better" in (tmp_path / "README.md").read_text()
+    assert dsmr("report", run.parent, "--output", tmp_path, "--against", "gone") == 2
+    assert "there are" in capsys.readouterr().err
+
+
+def test_analysis_writes_a_suggestion_that_trains(run: Path, tmp_path: Path) -> None:
+    options = ["--folder", tmp_path, "--budget", "192", "--picture", "--output", tmp_path / "a.json"]
+    assert dsmr("analyze", "--checkpoint", run, *options) == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    overlay = Path(result["overlay"])
+    spelling = yaml.safe_load(overlay.read_text())["model"]["horizons"]
+    assert spelling == result["suggested"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"attention.png", "suggested-192.png"}
+    assert [layer["horizon"] for layer in result["layers"]] == [320, 64]
+    for layer in result["layers"]:
+        assert all(sum(head) == pytest.approx(1) for head in layer["attention_by_distance"])
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.max_steps", "10"]
+    assert dsmr("fit", "--config", "smoke", "--config", overlay, "--root", tmp_path, "--name", "own", *quiet) == 0
+    again = [*options, "--trained", tmp_path / "own"]
+    assert dsmr("analyze", "--checkpoint", run, *again) == 0
+    measured = json.loads((tmp_path / "a.json").read_text())["measured"]["value"]
+    with (tmp_path / "own" / "metrics.csv").open() as file:
+        best = min(float(row["val/nats_per_note"]) for row in csv.DictReader(file) if row["val/nats_per_note"])
+    assert measured == pytest.approx(best, rel=1e-5)
+
+
+def test_a_piece_is_heard_note_by_note(run: Path, tmp_path: Path) -> None:
+    piece = write_midi(tmp_path / "long.mid", seed=3, num_notes=90)
+    options = ["--folder", tmp_path, "--picture", "--output", tmp_path / "a.json"]
+    assert dsmr("analyze", "--checkpoint", run, "--piece", piece, *options) == 0
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["notes"] == 90 == len(result["by_note"]["saved_N"])
+    assert 1 <= len(result["places"]) <= 10
+    assert (tmp_path / "long.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--checkpoint", "{root}/none"], "keeps no memory by layer"),
+        ([], "needs a trained model"),
+        (["--checkpoint", "{root}/smoke", "--budget", "100"], "--budget 100 must be a multiple of 64"),
+        (["--checkpoint", "{root}/smoke", "--piece", "gone.mid"], "--piece gone.mid cannot be read"),
+        (["--checkpoint", "{root}/smoke", "--piece", "{root}/smoke/config.yaml"], "cannot be used"),
+        (["--checkpoint", "{root}/smoke", "--piece", "{root}/short.mid"], "fit into one segment"),
+        (["--checkpoint", "{root}/smoke", "--piece", "x.mid", "--budget", "64"], "in a call of its own"),
+        (["--checkpoint", "{root}/smoke", "--trained", "x"], "give the --budget"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_midi(run.parent / "short.mid", seed=0, num_notes=5)
+    given = [argument.format(root=run.parent) for argument in arguments]
+    assert dsmr("analyze", *given, "--folder", tmp_path) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("dsmr: error: ")
+    assert said in line

@@ -20,6 +20,7 @@ LONG = (
     "test_gpu_script.py",
     "test_trials_ddp.py",
     "test_generate.py",
+    "test_sweep.py",
 )
 
 

@@ -54,10 +54,10 @@ def given(
     return [part.requires_grad_() for part in own], past, view
 
 
-def results(form: object, own: list[Tensor], past: Past, view: View) -> list[Tensor]:
-    out = form(*own, past, view)  # type: ignore[operator]
+def results(form: object, own: list[Tensor], past: Past, view: View, gate: Tensor | None = None) -> list[Tensor]:
+    out = form(*own, past, view, gate)  # type: ignore[operator]
     weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad((out * weight).sum(), own)]
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), own if gate is None else [*own, gate])]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -71,6 +71,53 @@ def test_a_form_equals_the_reference_forward_and_backward(
     own, past, view = given(num_slots, num_queries, 0, lengths, rule, kv_heads, torch.float64)
     for mine, plain in zip(results(FORMS[name], own, past, view), results(reference, own, past, view), strict=True):
         torch.testing.assert_close(mine, plain, **EXACT)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(("num_slots", "num_queries"), [(16, 8), (4, 8), (0, 8), (24, 1)])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ["merged", "materialised", "single"])
+def test_a_gate_shifts_what_is_remembered_in_every_form(
+    name: str, rule: Rule, num_slots: int, num_queries: int, kv_heads: int, lengths: list[int]
+) -> None:
+    if name == "single" and num_queries > 1:
+        return
+    own, past, view = given(num_slots, num_queries, 0, lengths, rule, kv_heads, torch.float64)
+    gate_H = torch.tensor([0.0, -3.0, 1.5, -0.7], dtype=torch.float64, requires_grad=True)
+    form = single if name == "single" else FORMS[name]
+    found, wanted = (results(f, own, past, view, gate_H) for f in (form, reference))
+    for mine, plain in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, plain, **EXACT)
+    with torch.no_grad():
+        own, gate_H = [part.detach() for part in own], gate_H.detach()
+        torch.testing.assert_close(flex(*own, past, view, gate_H), wanted[0], **EXACT)
+        plain = reference(*own, past, view)
+        torch.testing.assert_close(wanted[0][:, 0], plain[:, 0], **EXACT)  # 0 leaves it as it is
+        closed = reference(*own, past, view, gate_H - 200)
+        nothing = Past(past.key[:, :, :0], past.value[:, :, :0])
+        alone = View(view.ages_M[:0], view.length_B, 0, num_queries, view.window)
+        torch.testing.assert_close(closed, reference(*own, nothing, alone), **EXACT)
+
+
+def test_a_gated_network_decodes_as_it_trains_and_its_gates_always_have_gradients() -> None:
+    model = tiny_transformer("1x16+1x4+1x0", memory_gate=-1.0, num_kv_heads=1)
+    for block in model.blocks:
+        torch.nn.init.normal_(block.memory_gate, std=2.0)
+    tokens_BN = torch.randint(0, 11, (2, 40), generator=torch.Generator().manual_seed(3))
+    whole, decoded = model.init_memory(2), model.init_memory(2, decoding=True)
+    for first in range(0, 40, 8):
+        logits_BTV, update = model(tokens_BN[:, first : first + 8], whole)
+        gates = [block.memory_gate for block in model.blocks]
+        grads = torch.autograd.grad(logits_BTV.square().sum(), gates)
+        assert all(grad is not None for grad in grads)
+        assert [bool(grad.any()) for grad in grads] == [first > 0, first > 0, False]
+        whole.commit(update)
+        with torch.no_grad():
+            for place in range(8):
+                logits_B1V, update = model(tokens_BN[:, first + place : first + place + 1], decoded)
+                decoded.commit(update)
+                torch.testing.assert_close(logits_B1V[:, 0], logits_BTV[:, place].detach(), **EXACT)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

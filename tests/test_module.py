@@ -421,6 +421,9 @@ def test_another_network_is_refused_by_name(change: dict[str, int]) -> None:
     checkpoints.check_same(saved, changed({"horizons": [0, 0], "dropout": 0.5}), horizons_too=False)
     with pytest.raises(ValueError, match="horizons = 2x64, now it is 2x0"):
         checkpoints.check_same(saved, changed({"horizons": [0, 0]}), horizons_too=True)
+    with pytest.raises(ValueError, match="memory_gate = False, now it is True"):
+        checkpoints.check_same(saved, changed({"memory_gate": -4.0}), horizons_too=False)
+    checkpoints.check_same(changed({"memory_gate": 0.0}), changed({"memory_gate": -4.0}), horizons_too=True)
     with pytest.raises(ValueError, match="backbone = RecurrentTransformer, now it is PerceiverAR"):
         checkpoints.check_same(saved, saved | {"backbone": "PerceiverAR"}, horizons_too=False)
 

@@ -67,6 +67,8 @@ def check_same(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: 
     names = ("backbone", "rule")
     settings = [{name: section[name] for name in names} | section["config"] for section in (saved, present)]
     free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons", "prefix_length"})
+    for known in settings:  # whether there is one, not where it began
+        known["memory_gate"] = known.get("memory_gate") is not None
     for name, first in settings[0].items():
         second = settings[1].get(name)
         if name in free or first == second:

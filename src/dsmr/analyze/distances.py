@@ -72,7 +72,7 @@ class AttentionDistances:
         assert self._is_real_BT is not None
         for first in range(0, query_BHTD.shape[2], QUERIES_AT_ONCE):
             queries = slice(first, first + QUERIES_AT_ONCE)
-            weights_BHTS = attention_weights(query_BHTD, key_BKTD, past, view, queries)
+            weights_BHTS = attention_weights(query_BHTD, key_BKTD, past, view, queries, block.memory_gate)
             weights_BHTS = weights_BHTS * self._is_real_BT[:, None, queries, None]
             class_TS = torch.bucketize(distances(view, queries), self.starts_N, right=True)
             mass_HTS = weights_BHTS.sum(dim=0, dtype=torch.float64)
@@ -87,7 +87,9 @@ def distances(view: View, queries: slice) -> Tensor:
     return torch.cat([place_T1 + view.ages_M, (place_T1 - own_T).clamp(min=0)], dim=1)
 
 
-def attention_weights(query_BHTD: Tensor, key_BKTD: Tensor, past: Past, view: View, queries: slice) -> Tensor:
+def attention_weights(
+    query_BHTD: Tensor, key_BKTD: Tensor, past: Past, view: View, queries: slice, gate_H: Tensor | None
+) -> Tensor:
     """Softmax weights of some queries over all keys, (B, H, T, S), in float32 at least."""
     query_BHTD = query_BHTD[:, :, queries]
     lanes, _, _, width = query_BHTD.shape
@@ -95,5 +97,7 @@ def attention_weights(query_BHTD: Tensor, key_BKTD: Tensor, past: Past, view: Vi
     query_BKGTD = query_BHTD.view(lanes, key_BKSD.shape[1], -1, query_BHTD.shape[2], width)
     scores_BKGTS = query_BKGTD @ key_BKSD.mT[:, :, None] * width**-0.5
     scores_BHTS = scores_BKGTS.flatten(1, 2)
+    if gate_H is not None:
+        scores_BHTS[..., : len(view.ages_M)] += gate_H[:, None, None]
     scores_BHTS = scores_BHTS.masked_fill(~view.mask_B1TS[:, :, queries], -torch.inf)
     return scores_BHTS.softmax(dim=-1, dtype=torch.promote_types(scores_BHTS.dtype, torch.float32))

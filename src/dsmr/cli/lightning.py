@@ -11,10 +11,12 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
 
 from dsmr import checkpoint as checkpoints
 from dsmr import exported
@@ -33,6 +35,7 @@ from dsmr.data.datamodule import MusicData
 from dsmr.files import replacing
 from dsmr.generate.continuer import Continuer
 from dsmr.metrics_csv import MetricsLogger, rows_before
+from dsmr.model.horizons import format_horizons
 from dsmr.module import RecurrentLM
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -68,8 +71,13 @@ class SaveConfig(Callback):
             self.config.pop(option, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `config.yaml`."""
+        """Write `config.yaml`, and tell Weights & Biases the same, with what the schedule expands to."""
         if trainer.is_global_zero:
+            horizons: tuple[int, ...] = pl_module.backbone.horizons  # type: ignore[union-attr,assignment]
+            memory = {"horizons": format_horizons(horizons) if horizons else None, "budget": sum(horizons)}
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_hyperparams({**yaml.safe_load(self.parser.dump(self.config)), "memory": memory})
             self.folder.mkdir(parents=True, exist_ok=True)
             text = self.parser.dump(self.config, skip_unset=False)
             try:

@@ -40,6 +40,7 @@ class Decoder(Backbone):
         attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
         compile_blocks: compile every layer (torch.compile).
+        memory_gate: where the learned bias of each head on what is remembered begins; None for none.
 
     Raises:
         ValueError: heads or widths that do not fit together.
@@ -60,6 +61,7 @@ class Decoder(Backbone):
         attention: Form,
         activation_checkpointing: bool,
         compile_blocks: bool,
+        memory_gate: float | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -92,13 +94,14 @@ class Decoder(Backbone):
         }
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.blocks = nn.ModuleList(
-            Block(d_model, num_heads, num_kv_heads, hidden_width, dropout, attention) for _ in range(num_layers)
+            Block(d_model, num_heads, num_kv_heads, hidden_width, dropout, attention, memory_gate)
+            for _ in range(num_layers)
         )
         self.norm = RMSNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.attention: Form = attention
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
-        self._stepper = Stepper()
+        self._stepper, self.is_gated = Stepper(), memory_gate is not None
         self._init_weights(init_std)
         if compile_blocks:
             allow_kernels()
@@ -168,7 +171,7 @@ class Decoder(Backbone):
         if self.is_step(x_BTE):
             rotation, x_BE = Rotation.one(clock, self.head_width, like=self.embedding.weight), x_BTE[:, 0]
             blocks = cast(Sequence[Block], self.blocks)
-            if self.attention in ("auto", "merged") and self._stepper.can(x_BE):
+            if self.attention in ("auto", "merged") and not self.is_gated and self._stepper.can(x_BE):
                 x_BE, new = self._stepper(x_BE, blocks, rotation, pasts, views)
             else:
                 for block, past, view in zip(blocks, pasts, views, strict=True):
@@ -194,12 +197,22 @@ class Decoder(Backbone):
 class Block(nn.Module):
     """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
 
+    memory_gate: nn.Parameter | None
     ORDER = ("attention_norm", "query_key_value", "output", "mlp_norm", "gate_up", "down")
 
     def __init__(
-        self, d_model: int, num_heads: int, num_kv_heads: int, hidden_width: int, dropout: float, attention: Form
+        self,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int,
+        hidden_width: int,
+        dropout: float,
+        attention: Form,
+        memory_gate: float | None = None,
     ) -> None:
         super().__init__()
+        gate_H = None if memory_gate is None else nn.Parameter(torch.full((num_heads,), float(memory_gate)))
+        self.register_parameter("memory_gate", gate_H)
         self.attention: Form = attention
         self.head_width = d_model // num_heads
         self.widths = [d_model, num_kv_heads * self.head_width, num_kv_heads * self.head_width]
@@ -214,7 +227,7 @@ class Block(nn.Module):
     def forward(self, x_BTE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """Return the layer's output (B, T, E) and the segment's rotated keys and values (B, H, T, D)."""
         query, key, value = self.project(x_BTE, rotation)
-        attended_BHTD = attend(query, key, value, past, view, self.attention)
+        attended_BHTD = attend(query, key, value, past, view, self.attention, self.memory_gate)
         x_BTE = x_BTE + self.dropout(self.output(attended_BHTD.transpose(1, 2).flatten(2)))
         return x_BTE + self.dropout(self.down(self.gate(self.gate_up(self.mlp_norm(x_BTE))))), key, value
 
@@ -236,7 +249,7 @@ class Block(nn.Module):
         heads_BHTD = heads_BF.view(num_lanes, -1, 1, self.head_width)
         rotated, value = heads_BHTD.tensor_split((rotated_width // self.head_width,), dim=1)
         query, key = rotation(rotated).tensor_split((self.widths[0] // self.head_width,), dim=1)
-        attended_BHTD = attend(query, key, value, past, view, self.attention)
+        attended_BHTD = attend(query, key, value, past, view, self.attention, self.memory_gate)
         x_BE = x_BE + few_rows(attended_BHTD.view(num_lanes, -1), self.output.weight)
         gate, up = few_rows(normalised(x_BE, self.mlp_norm.weight), self.gate_up.weight).chunk(2, dim=-1)
         return x_BE + few_rows(F.silu(gate).mul_(up), self.down.weight), key, value

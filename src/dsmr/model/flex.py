@@ -20,7 +20,9 @@ from dsmr.model.view import Past, View
 KERNELS = 64  # a schedule may have as many horizons as layers, and each has a kernel of its own
 
 
-def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
+def flex(
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View, gate_H: Tensor | None = None
+) -> Tensor:
     """See `dsmr.model.attention.attend`."""
     if view.num_open:
         past, (open_key, open_value) = past.split(len(view.ages_M))
@@ -28,7 +30,7 @@ def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, v
     grouped = query_BHTD.shape[1] != key_BKTD.shape[1]
     memory_blocks, own_blocks = view.make("flex", blocks)
     if memory_blocks is None:
-        return F.scaled_dot_product_attention(
+        own = F.scaled_dot_product_attention(
             query_BHTD,
             key_BKTD,
             value_BKTD,
@@ -36,6 +38,7 @@ def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, v
             is_causal=view.own_mask is None,
             enable_gqa=grouped,
         )
+        return own if gate_H is None else own + 0 * gate_H.sum().to(own.dtype)  # so that it has a gradient
     # inside a compiled layer it is compiled with the layer; elsewhere than on CUDA it runs as it is, for tests
     alone = query_BHTD.device.type == "cuda" and not torch.compiler.is_compiling()
     kernel: Any = compiled() if alone else flex_attention
@@ -46,7 +49,8 @@ def flex(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, v
     remembered, memory_aux = kernel(
         query_BHTD, past.key, past.value, block_mask=memory_blocks, enable_gqa=grouped, return_aux=wanted
     )
-    share = torch.sigmoid(memory_aux.lse - own_aux.lse).unsqueeze(-1)
+    memory_lse = memory_aux.lse if gate_H is None else memory_aux.lse + gate_H[:, None]
+    share = torch.sigmoid(memory_lse - own_aux.lse).unsqueeze(-1)
     return torch.lerp(own.to(share.dtype), remembered.to(share.dtype), share).to(query_BHTD.dtype)
 
 

@@ -29,18 +29,22 @@ LOG2_E = math.log2(math.e)  # powers of two take half the time of powers of e
 _kept_out: Any = None
 
 
-def merged(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
+def merged(
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View, gate_H: Tensor | None = None
+) -> Tensor:
     """See `dsmr.model.attention.attend`; torch.compile is kept out, and not loaded for it (which takes a second)."""
     global _kept_out
     if "torch._dynamo" not in sys.modules:
-        return _attended(query_BHTD, key_BKTD, value_BKTD, past, view)
+        return _attended(query_BHTD, key_BKTD, value_BKTD, past, view, gate_H)
     if _kept_out is None:
         _kept_out = torch.compiler.disable(_attended)
-    out: Tensor = _kept_out(query_BHTD, key_BKTD, value_BKTD, past, view)
+    out: Tensor = _kept_out(query_BHTD, key_BKTD, value_BKTD, past, view, gate_H)
     return out
 
 
-def _attended(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View) -> Tensor:
+def _attended(
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View, gate_H: Tensor | None
+) -> Tensor:
     groups = query_BHTD.shape[1] // key_BKTD.shape[1]
     if view.num_open:
         past, (open_key, open_value) = past.split(len(view.ages_M))
@@ -49,7 +53,7 @@ def _attended(query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Pa
         key_BKTD, value_BKTD = (part.repeat_interleave(groups, dim=1) for part in (key_BKTD, value_BKTD))
     dtype = query_BHTD.dtype
     seen = view.make(f"merged {groups} {dtype}", lambda view: Seen.of(view, groups, dtype))
-    out: Tensor = _Merged.apply(query_BHTD, key_BKTD, value_BKTD, past.key, past.value, seen)
+    out: Tensor = _Merged.apply(query_BHTD, key_BKTD, value_BKTD, past.key, past.value, gate_H, seen)
     return out
 
 
@@ -89,13 +93,14 @@ class _Merged(torch.autograd.Function):
         value: Tensor,
         memory_key: Tensor,
         memory_value: Tensor,
+        gate: Tensor | None,
         seen: Seen,
     ) -> Tensor:
         own_bias, memory_bias, blind = seen.own_bias, seen.memory_bias, seen.blind
         own, own_lse = _flash(query, key, value, 0.0, own_bias is None, attn_mask=own_bias)
         ctx.nothing = seen.nothing
         if seen.nothing:
-            ctx.save_for_backward(query, key, value, None, None, own_bias, None, own, own_lse)
+            ctx.save_for_backward(query, key, value, None, None, own_bias, None, own, own_lse, gate, None, None)
             return own
         folded = _fold(query, memory_key)
         remembered, memory_lse = _flash(folded, memory_key, memory_value, 0.0, False, attn_mask=memory_bias)
@@ -104,16 +109,20 @@ class _Merged(torch.autograd.Function):
             remembered = remembered.masked_fill(blind, 0.0)
             memory_lse = memory_lse.masked_fill(blind[..., 0], -torch.inf)
         remembered, memory_lse = remembered.reshape(own.shape), memory_lse.reshape(own_lse.shape)
+        if gate is not None:
+            memory_lse = memory_lse + gate.to(memory_lse.dtype)[:, None]
         share = (memory_lse - own_lse).sigmoid_().unsqueeze(-1)
         lse = torch.logaddexp(own_lse, memory_lse)
         out = own.to(share.dtype).lerp(remembered.to(share.dtype), share).to(own.dtype)
-        ctx.save_for_backward(query, key, value, memory_key, memory_value, own_bias, memory_bias, out, lse)
+        parts = (None, None) if gate is None else (remembered, share)
+        kept = (query, key, value, memory_key, memory_value, own_bias, memory_bias, out, lse)
+        ctx.save_for_backward(*kept, gate, *parts)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, memory_key, memory_value, own_bias, memory_bias, out, lse = ctx.saved_tensors
+        query, key, value, memory_key, memory_value, own_bias, memory_bias, out, lse, gate, *parts = ctx.saved_tensors
         # with the sum over both parts, each part's own backward gives it its share
         if own_bias is None and query.dtype == lse.dtype:
             grad_query, grad_key, grad_value = _causal_gradients(grad_out, query, key, value, out, lse)
@@ -122,7 +131,15 @@ class _Merged(torch.autograd.Function):
                 grad_out, query, key, value, out, lse, 0.0, own_bias is None, attn_mask=own_bias
             )
         if ctx.nothing:
-            return grad_query, grad_key, grad_value, None, None, None
+            grad_gate = None if gate is None else torch.zeros_like(gate)
+            return grad_query, grad_key, grad_value, None, None, grad_gate, None
+        grad_gate = None
+        if gate is not None:
+            remembered, share = parts
+            # the sum over the slots of what a score's gradient is: P (grad_out v - grad_out out)
+            moved = share * (grad_out * (remembered - out)).sum(dim=-1, keepdim=True, dtype=share.dtype)
+            grad_gate = moved.sum(dim=(0, 2, 3)).to(gate.dtype)
+            lse = lse - gate.to(lse.dtype)[:, None]  # as the memory's own scores, without the gate, need it
         query, grad_out, out = (_fold(part, memory_key) for part in (query, grad_out, out))
         lse = lse.reshape(out.shape[:-1])
         if ctx.needs_input_grad[3]:
@@ -130,10 +147,10 @@ class _Merged(torch.autograd.Function):
                 grad_out, query, memory_key, memory_value, out, lse, 0.0, False, attn_mask=memory_bias
             )
             grad_query = grad_query + from_memory.reshape(grad_query.shape)
-            return grad_query, grad_key, grad_value, grad_memory_key, grad_memory_value, None
+            return grad_query, grad_key, grad_value, grad_memory_key, grad_memory_value, grad_gate, None
         from_memory = _query_gradient(grad_out, query, memory_key, memory_value, out, lse, memory_bias)
         grad_query += from_memory.view(grad_query.shape)
-        return grad_query, grad_key, grad_value, None, None, None
+        return grad_query, grad_key, grad_value, None, None, grad_gate, None
 
 
 def _causal_gradients(

@@ -39,6 +39,8 @@ class RecurrentTransformer(Decoder):
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
         compile_blocks: compile every layer (torch.compile).
         memory_block: tokens; divides T and every horizon.
+        memory_gate: a learned bias of each head on all that it remembers begins here: 0 leaves attention as it is, -4
+            begins nearly without memory. Ours, not the paper's; None, for no such bias, is.
 
     Raises:
         ValueError: horizons, heads or widths that do not fit together.
@@ -62,6 +64,7 @@ class RecurrentTransformer(Decoder):
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         memory_block: int = 128,
+        memory_gate: float | None = None,
     ) -> None:
         super().__init__(
             vocab_size,
@@ -76,6 +79,7 @@ class RecurrentTransformer(Decoder):
             attention=attention,
             activation_checkpointing=activation_checkpointing,
             compile_blocks=compile_blocks,
+            memory_gate=memory_gate,
         )
         if rule not in ("boundary", "sliding"):
             raise ValueError(f"rule {rule!r} is not one of boundary, sliding")
@@ -84,6 +88,8 @@ class RecurrentTransformer(Decoder):
         self.horizons, self.rule = expand(horizons, num_layers), rule
         check_horizons(self.horizons, segment_length, memory_block)
         self._config |= {"horizons": list(self.horizons), "rule": rule, "memory_block": memory_block}
+        if memory_gate is not None:
+            self._config["memory_gate"] = memory_gate
 
     def init_memory(self, num_lanes: int, *, decoding: bool = False) -> Memory:
         """Make an empty memory in the compute precision: autocast's where it is on, else the weights'."""

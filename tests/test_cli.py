@@ -54,7 +54,8 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_is_a_folder_with_config_checkpoints_and_metrics(smoke_run: Path) -> None:
-    assert {p.name for p in smoke_run.iterdir()} == {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv"}
+    names = {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "pieces.csv"}
+    assert {p.name for p in smoke_run.iterdir()} == names
     config = yaml.safe_load((smoke_run / "config.yaml").read_text())
     assert config["model"]["horizons"] == "1x320+1x64"
     validated = [row for row in rows(smoke_run) if row["val/perplexity"]]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import warnings
 from itertools import product
 from pathlib import Path
@@ -263,6 +264,7 @@ def test_other_weights_and_other_memories_leave_the_pieces_alone(
     assert PieceTable.read(tmp_path / "own.csv").names == PieceTable.read(run / "pieces.csv").names
     assert validate(run, tmp_path / "c.json", command="test")["by_piece"] == str(run / "pieces_test.csv")
     assert validate(run / "last.ckpt", tmp_path / "d.json")["by_piece"] == str(run / "pieces_last.csv")
+    assert validate(run, tmp_path / "e.json", "--trainer.limit_val_batches", 3)["by_piece"] is None
     assert (run / "pieces.csv").read_bytes() == kept
     assert dsmr("validate", "--checkpoint", run, "--pieces", tmp_path / "no" / "p.csv") == 2
     assert "--pieces" in capsys.readouterr().err
@@ -290,6 +292,18 @@ def test_report_says_who_is_better_in_pairs(run: Path, tmp_path: Path, capsys: p
     assert "## Which is better" in (tmp_path / "README.md").read_text()
     assert dsmr("report", run.parent, "--output", tmp_path, "--against", "gone") == 2
     assert "there are" in capsys.readouterr().err
+
+
+def test_runs_of_other_pieces_are_named_where_they_cannot_be_compared(run: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        folder = tmp_path / name
+        shutil.copytree(run, folder)
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("max_steps: 20", f"max_steps: {20 + number}"))
+    own = PieceTable.read(tmp_path / "b" / "pieces.csv")
+    table(own.nll_P, own.notes_P, ["w", "x", "y", "z"]).write(tmp_path / "b" / "pieces.csv")
+    assert dsmr("report", tmp_path) == 0
+    assert "scored on different pieces" in (tmp_path / "report" / "README.md").read_text()
 
 
 def test_analysis_writes_a_suggestion_that_trains(run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,11 @@ class PieceTable:
         """Notes that begin."""
         notes: FLOAT = self.tokens_PF[:, self.families.index("pitch")]
         return notes
+
+    def is_complete(self, pieces: Sequence[Any]) -> bool:
+        """Whether every piece here was scored as a whole; `pieces` of a store have a name and a length in tokens."""
+        predicted = {piece.name: piece.length - 1 for piece in pieces}
+        return all(predicted[name] == tokens for name, tokens in zip(self.names, self.tokens_P, strict=True))
 
     def write(self, path: Path) -> None:
         """Write a row for each piece; the file is whole or not there.

@@ -34,8 +34,14 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         table = getattr(pl_module, "piece_table", None)
         is_better = self.best_model_score is not before
-        if is_better and trainer.is_global_zero and isinstance(table, PieceTable) and self.dirpath is not None:
-            table.write(Path(self.dirpath) / pieces.NAME)
+        if not (is_better and trainer.is_global_zero and isinstance(table, PieceTable)):
+            return
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / pieces.NAME
+        if table.is_complete(trainer.datamodule.store.pieces):  # type: ignore[attr-defined]
+            table.write(path)
+        else:  # those of other weights would be worse than none
+            path.unlink(missing_ok=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state, with the paths of the run's present folder."""

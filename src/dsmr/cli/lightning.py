@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from dsmr import checkpoint as checkpoints
 from dsmr import exported
-from dsmr.analyze.ablation import ablations, savings
+from dsmr.analyze.ablation import ablations, savings, variants
 from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Stopped, Throughput
 from dsmr.callbacks.last_checkpoint import METRICS_ROWS
 from dsmr.callbacks.midi_writer import MidiWriter
@@ -337,15 +337,18 @@ def run(command: str, arguments: list[str]) -> int:
 def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
     """Run `validate` or `test`: figures, results by piece, and where asked, what memory is worth by layer."""
     pieces_file = file_of_pieces(cli)
+    if cli.config.ablate:
+        variants(cli.model.backbone.horizons)  # refuses what has no memory, before anything is evaluated
     run_once = cli.trainer.validate if cli.command == "validate" else cli.trainer.test
     run_once(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
     whole, is_first = cli.model.piece_table, cli.trainer.is_global_zero
-    assert whole is not None
     result: dict[str, Any] = {}
     if is_first:
         result |= conclude(cli.command, cli.trainer, cli.model, cli.datamodule, cli.folder)
-        result |= tell_pieces(whole, pieces_file)
-    if cli.config.ablate:
+    if is_first and whole is not None:
+        is_run = cli.config.pieces is not None or whole.is_complete(cli.datamodule.store.pieces)
+        result |= tell_pieces(whole, pieces_file if is_run else None)
+    if cli.config.ablate and whole is not None:
         without = ablations(cli.model, lambda: run_once(cli.model, cli.datamodule, verbose=False))
         if is_first:
             result |= tell_savings(savings(whole, without))
@@ -359,16 +362,13 @@ def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
 def file_of_pieces(cli: DsmrCLI) -> Path | None:
     """Where results by piece go: beside the weights, in a file of their own for other weights than the best.
 
-    None where what is evaluated is not the run itself, but the same weights with another memory or other windows.
+    None where what is evaluated is not the run itself, but the same weights with another memory.
     """
     if cli.config.pieces is not None:
         return check_output(cli.config.pieces, option="--pieces")
     assert cli.checkpoint is not None
     own = {} if cli.exported else checkpoints.read(cli.checkpoint)[checkpoints.SECTION]["config"]
     if own.get("horizons", list(cli.model.backbone.horizons)) != list(cli.model.backbone.horizons):
-        return None
-    windows = cli.datamodule.windows
-    if windows is not None and windows.protocol == "random":
         return None
     parts = ["pieces"]
     if cli.command == "test":

@@ -89,8 +89,8 @@ def shared_name(names: Sequence[str]) -> str:
     return rest.pop() if len(rest) == 1 and "" not in rest else names[0]
 
 
-def differences(found: Sequence[Group], against: str | None = None) -> list[Difference]:
-    """Every group against one, by default the best; a group that cannot be compared is left out.
+def differences(found: Sequence[Group], against: str | None = None) -> tuple[list[Difference], list[str]]:
+    """Every group against one, by default the best; and why others cannot be compared.
 
     Raises:
         ValueError: there is no group of that name.
@@ -99,9 +99,9 @@ def differences(found: Sequence[Group], against: str | None = None) -> list[Diff
     if against is not None and against not in by_name:
         raise ValueError(f"--against {against}: no such run with pieces.csv; there are {', '.join(by_name) or 'none'}")
     if not found:
-        return []
+        return [], []
     base = by_name[against] if against is not None else found[0]
-    made = []
+    made, refused = [], []
     for group in found:
         if group is base:
             continue
@@ -109,9 +109,9 @@ def differences(found: Sequence[Group], against: str | None = None) -> list[Diff
         try:
             comparison = compare(pair[0].name, pair[1].name, pair[0].table, pair[1].table)
             made.append(Difference(comparison, by_seed(*pair)))
-        except ValueError:
-            continue
-    return made
+        except ValueError as error:
+            refused.append(str(error))
+    return made, refused
 
 
 def by_seed(first: Group, second: Group) -> tuple[float, ...]:
@@ -141,10 +141,10 @@ def paired_lines(found: Sequence[Group], against: str | None = None) -> list[str
         cells += [f"{shares[family]:.3f}" if family in shares else "" for family in families]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "95 % intervals of a bootstrap over pieces; they do not know what another seed would change."]
-    told = differences(found, against)
-    if told:
+    told, refused = differences(found, against)
+    if told or refused:
         lines += ["Differences are paired over the pieces that both were scored on:", ""]
-        lines += [f"- {difference}" for difference in told]
+        lines += [f"- {line}" for line in [*told, *refused]]
     return lines
 
 
@@ -165,6 +165,7 @@ def as_result(found: Sequence[Group], against: str | None = None) -> dict[str, A
             "by_seed": list(difference.by_seed),
         }
 
+    told, refused = differences(found, against)
     return {
         "groups": [
             {
@@ -174,5 +175,6 @@ def as_result(found: Sequence[Group], against: str | None = None) -> dict[str, A
             }
             for group in found
         ],
-        "differences": [figure(difference) for difference in differences(found, against)],
+        "differences": [figure(difference) for difference in told],
+        "refused": refused,
     }

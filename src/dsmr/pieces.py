@@ -170,14 +170,17 @@ class Interval:
         value: of all pieces.
         low: 2.5 % of draws lie below.
         high: 2.5 % of draws lie above.
+        num_pieces: that have anything to say; with few of them the interval is far too narrow.
     """
 
     value: float
     low: float
     high: float
+    num_pieces: int
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        few = f" ({self.num_pieces} pieces only)" if self.num_pieces < FEW else ""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{few}"
 
 
 @dataclass(frozen=True)
@@ -235,9 +238,9 @@ def ratio(over_P: FLOAT, under_P: FLOAT, *, is_exp: bool = False) -> Interval | 
     drawn = draws(len(over_P))
     over, under = drawn @ over_P, drawn @ under_P
     values = over[under > 0] / under[under > 0]
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = (over_P.sum() / under_P.sum(), low, high)
-    return Interval(*(float(np.exp(x) if is_exp else x) for x in found))
+    found = (over_P.sum() / under_P.sum(), *np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+    value, low, high = (float(np.exp(x) if is_exp else x) for x in found)
+    return Interval(value, low, high, int((under_P > 0).sum()))
 
 
 def compare(first: str, second: str, a: PieceTable, b: PieceTable) -> Comparison:

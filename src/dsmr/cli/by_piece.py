@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dsmr.pieces import Comparison, Interval, PieceTable, ratio
+from dsmr.pieces import FEW, Comparison, Interval, PieceTable, ratio
 
 
 def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
@@ -28,7 +28,8 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
     lines |= {f"nats per token of {name}": figure for name, figure in found["family"].items()}
     for name, figure in lines.items():
         if figure is not None:
-            print(f"    {name:<32}{figure.value:8.3f}  [{figure.low:.3f}, {figure.high:.3f}]")
+            few = f"  {figure.num_pieces} pieces only" if figure.num_pieces < FEW else ""
+            print(f"    {name:<32}{figure.value:8.3f}  [{figure.low:.3f}, {figure.high:.3f}]{few}")
     if path is None:
         print(
             "  pieces.csv of the run is left as it is, since this is not how it was trained; --pieces FILE writes one"
@@ -52,7 +53,7 @@ def tell_savings(savings: dict[str, Comparison]) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Numbers, lists and texts, for JSON."""
     if isinstance(value, Interval):
-        return {"value": value.value, "low": value.low, "high": value.high}
+        return {"value": value.value, "low": value.low, "high": value.high, "pieces": value.num_pieces}
     if isinstance(value, dict):
         return {key: plain(part) for key, part in value.items() if part is not None}
     return value

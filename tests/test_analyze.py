@@ -166,6 +166,16 @@ def test_memory_is_taken_from_where_it_is_missed_least() -> None:
             suggest((512, 512), budget, 64, spread)
 
 
+def test_what_a_layer_is_worth_is_measured_again_once_others_have_lost_theirs() -> None:
+    def either(horizons: tuple[int, ...]) -> PieceTable:
+        """The first two layers know the same: only without both is it lost."""
+        first, second, third = horizons
+        missing = (max(first, second) < 512) + 0.01 * (first < 512) + 0.1 * (third < 512)
+        return table(np.full(12, 10 * (5 + missing)), np.full(12, 10.0))
+
+    assert suggest((512, 512, 512), 768, 64, either).horizons == (512, 0, 256)
+
+
 def per_piece(found: PieceTable) -> float:
     return float(found.nll_P.sum())
 
@@ -292,6 +302,9 @@ def test_report_says_who_is_better_in_pairs(run: Path, tmp_path: Path, capsys: p
     assert "## Which is better" in (tmp_path / "README.md").read_text()
     assert dsmr("report", run.parent, "--output", tmp_path, "--against", "gone") == 2
     assert "there are" in capsys.readouterr().err
+    shutil.copytree(run.parent, tmp_path / "runs", ignore=shutil.ignore_patterns("pieces*.csv", "*.ckpt"))
+    assert dsmr("report", tmp_path / "runs", "--against", "none") == 2
+    assert "no such run with pieces.csv; there are none" in capsys.readouterr().err
 
 
 def test_runs_of_other_pieces_are_named_where_they_cannot_be_compared(run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "gpu" / "run.py"
@@ -14,13 +15,13 @@ def call(tmp_path: Path, out: str, *more: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def content(path: Path) -> dict:
-    return json.loads(path.read_text())
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
 
 
 def test_calls_continue_each_other_to_the_end(tmp_path: Path) -> None:
     assert "to do: nothing" in call(tmp_path, "first", "--only", "train_two_scale")
-    first = content(tmp_path / "first" / "train_two_scale.json")
+    first = results(tmp_path / "first")["train_two_scale"]
     assert first["exit_status"] == 0
     assert first["validation"]["metrics"]["val/perplexity"] > 1
 
@@ -29,20 +30,29 @@ def test_calls_continue_each_other_to_the_end(tmp_path: Path) -> None:
     call(tmp_path, "second", "--only", "train_two_scale", "--tokens", str(12 * 256))
     log = (tmp_path / "state" / "train_two_scale.log").read_text()
     assert log.count("--resume") == 1
-    assert content(tmp_path / "second" / "train_two_scale.json")["exit_status"] == 0
+    assert results(tmp_path / "second")["train_two_scale"]["exit_status"] == 0
 
     assert "to do: nothing" in call(tmp_path, "third")
-    assert {path.name for path in (tmp_path / "third").iterdir()} == {
-        "tests.json",
-        "benchmark.json",
-        "train_full.json",
-    }
-    assert content(tmp_path / "third" / "tests.json")["exit_status"] == 0
-    found = content(tmp_path / "third" / "benchmark.json")
+    third = results(tmp_path / "third")
+    probes = ["probe_adamw_3e-4", "probe_muon_1e-3"]
+    assert list(third) == [
+        *("tests", "benchmark", "profile_two_scale", "profile_full", *probes),
+        *("train_full", "test_two_scale", "test_full", "generate", "export"),
+    ]
+    assert all(third[step]["exit_status"] == 0 for step in third if step != "benchmark")
     names = ["full", "two_scale", "memoryless", "materialised_full", "perceiver_ar", "x_transformers_xl"]
+    found = third["benchmark"]
     assert [row["name"] for row in found["rows"]] == [name for name in names if name not in found["absent"]]
+    assert any("run_training_batch" in line for line in third["profile_full"]["table"])
+    assert third["generate"]["lanes"]["8"]["tokens"] == [20]
+    assert third["export"]["bytes"]["model.safetensors"] > 1000
+    # the first row was trained before any probe: the others are trained like it
+    assert third["train_full"]["probe"] is None
+    with tarfile.open(tmp_path / "third" / "report.tar.gz") as packed:
+        text = packed.extractfile("report/README.md").read().decode()
+    assert "better" in text
     assert "to do: nothing" in call(tmp_path, "fourth")
-    assert not list((tmp_path / "fourth").iterdir())
+    assert not (tmp_path / "fourth" / "results.json").exists()
 
 
 def test_a_step_that_fails_is_told_and_not_taken_for_done(tmp_path: Path) -> None:
@@ -50,5 +60,5 @@ def test_a_step_that_fails_is_told_and_not_taken_for_done(tmp_path: Path) -> Non
     run.mkdir(parents=True)
     (run / "last.ckpt").write_bytes(b"")
     assert "to do: train_full" in call(tmp_path, "out", "--only", "train_full")
-    assert "EOFError" in content(tmp_path / "out" / "train_full.json")["error"]
+    assert "EOFError" in results(tmp_path / "out")["train_full"]["error"]
     assert not (tmp_path / "state" / "train_full.json").exists()

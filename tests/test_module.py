@@ -19,7 +19,7 @@ from dsmr.data.windows import Windows
 from dsmr.metrics import TokenNLL
 from dsmr.model import RecurrentTransformer, parse_horizons
 from dsmr.module import NotFiniteError, RecurrentLM, token_nll
-from dsmr.optim import AdamW, WarmupCosine
+from dsmr.optim import AdamW, Muon, WarmupCosine
 from test_memory import boundary_mask, one_pass, stream
 
 
@@ -285,6 +285,31 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
     resumed = weights_after(tmp_path, lm, data, 40)
     for name, value in uninterrupted.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_a_run_with_muon_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    def muon() -> tuple[RecurrentLM, MusicData]:
+        lm, data = fresh()
+        lm.optimizer = lambda groups: Muon(groups, lr=1e-2)
+        return lm, data
+
+    whole = weights_after(tmp_path / "whole", *muon(), 12)
+    with pytest.raises(KilledError):
+        weights_after(tmp_path / "killed", *muon(), 12, KillAt(8))
+    resumed = weights_after(tmp_path / "killed", *muon(), 12)
+    adamw = weights_after(tmp_path / "adamw", *fresh(), 12)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+    assert not torch.equal(whole["blocks.0.gate_up.weight"], adamw["blocks.0.gate_up.weight"])
+
+
+def test_the_layers_matrices_are_muons(tmp_path: Path) -> None:
+    lm = module(recall_data(), optimizer=Muon)
+    lm.trainer = trainer(tmp_path, max_steps=3000)
+    configured: Any = lm.configure_optimizers()
+    (marked, *_), names = configured["optimizer"].parts, {p: name for name, p in lm.backbone.named_parameters()}
+    found = {names[p] for group in marked.param_groups for p in group["params"]}
+    assert found == {name for name, p in lm.backbone.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
 
 
 def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,7 +195,7 @@ def main() -> None:
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),
         "commit": commit(),
-        "command": "python " + " ".join(sys.argv),
+        "command": f"python experiments/generation/speed.py --tokens {options.tokens}",
         "horizons": HORIZONS,
         "tokens_per_second": {
             name: {"median": median(speeds), "least": min(speeds), "most": max(speeds)}

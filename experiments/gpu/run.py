@@ -2,16 +2,30 @@
 
     python experiments/gpu/run.py --out FOLDER [--pack FOLDER] [--minutes 9] [--tokens N] [--only STEP ...]
 
-Steps, in this order: `tests` (those marked gpu), `benchmark` and its companions (rows at base.yaml's size), then the
-rows of experiments/paper_table.yaml, two_scale and full first, each through `dsmr fit` and `dsmr validate`. A call
-ends in time: a training run that is not done yet saves itself and goes on in the next call, and what is done is not
-done again. Each step leaves its JSON in FOLDER at once. What a step printed is in `STATE/STEP.log`.
+Steps, in this order:
+
+tests        those marked gpu
+benchmark    speed and memory of rows at base.yaml's size
+profile      of a training step of two_scale and of full, by operation
+probe        learning rates, AdamW beside Muon, on two_scale; the best serves every row
+train        two_scale and full, then what is compared with them: `dsmr fit`, `dsmr validate`
+report       what was trained, as a table, compared piece by piece
+test         the test split, once, of the rows that have a published figure
+generate     music by two_scale: speed and memory over minutes of it
+export       two_scale as a folder, in STATE
+benchmark    its companions: other rows, precisions, decoding, peers
+train        the other rows of experiments/paper_table.yaml
+
+A call ends in time: a training run that is not done yet saves itself and goes on in the next call, and what is done
+is not done again. FOLDER/results.json holds every step's result, written at once; FOLDER/report.tar.gz the report.
+What a step printed is in `STATE/STEP.log`. README.md beside this says how long each may take.
 
 `--pack` names what `pack.sh` made: a token store, and wheels for a machine without a network.
 `--dry-run` takes the same way on a CPU in a minute, at configs/smoke.yaml's size: figures mean nothing then.
 """
 
 import argparse
+import csv
 import json
 import os
 import shutil
@@ -20,7 +34,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +47,9 @@ TABLE = HERE.parent / "paper_table.yaml"
 FIRST = ("two_scale", "full", "memoryless", "windowed", "two_scale_interleaved", "two_scale_whole")
 LEAST_SECONDS = 45.0  # a training run is not begun or continued with less
 SAVING_SECONDS = 25.0  # kept for the end of a training run
-TOKENS, TOKENS_PER_STEP = 200_000_000, 4096  # of every row of the table
+TOKENS, TOKENS_PER_STEP = 60_000_000, 4096  # of every row of the table
+PROBE_TOKENS, PROFILE_STEPS = 8_000_000, 40
+PUBLISHED = ("full", "perceiver_ar", "two_scale", "binary_sliding", "ascending")
 DRY_TOKENS, DRY_TOKENS_PER_STEP = 1536, 256  # of configs/smoke.yaml
 
 
@@ -50,6 +68,14 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "benchmark_peers": (["full", "perceiver_ar_pytorch", "materialised_two_scale", "x_transformers_decode"], []),
 }
 """Rows and further options of each step, what matters most first."""
+PROBES = {
+    **{
+        f"adamw_{lr}": ["--model.optimizer=dsmr.optim.AdamW", f"--model.optimizer.lr={lr}"]
+        for lr in ("3e-4", "1e-3", "3e-3")
+    },
+    **{f"muon_{lr}": ["--model.optimizer=dsmr.optim.Muon", f"--model.optimizer.lr={lr}"] for lr in ("1e-3", "3e-3")},
+}
+"""Options of each probe."""
 DRY_BENCHMARK = [
     f"--benchmark.{key}={value}"
     for key, value in {"repeats": 1, "warmup": 0, "steps": 1, "piece_lengths": "[128]", "decode_tokens": 2}.items()
@@ -61,7 +87,7 @@ class Call:
     """One call: how long it may last, where it leaves what.
 
     Attributes:
-        out: results, a JSON file for each step.
+        out: results of this call, in one JSON file.
         state: runs and logs, which the next call goes on with.
         ends: on the monotonic clock.
         dry: on a CPU, tiny.
@@ -85,10 +111,13 @@ class Call:
 
     def leave(self, step: str, result: dict[str, object], *, done: bool = True) -> None:
         """Write a step's result where it is fetched from, and keep it if the step is done."""
-        text = json.dumps(result, indent=2) + "\n"
-        (self.out / f"{step}.json").write_text(text, encoding="utf-8")
         if done:
-            (self.state / f"{step}.json").write_text(text, encoding="utf-8")
+            (self.state / f"{step}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        results = self.out / "results.json"
+        found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+        text = json.dumps(found | {step: result}, indent=2) + "\n"
+        results.with_suffix(".part").write_text(text, encoding="utf-8")
+        results.with_suffix(".part").replace(results)
         print(f"{step}: {'done' if done else 'not done yet'}", flush=True)
 
     def run(self, step: str, command: list[str], seconds: float) -> int:
@@ -138,44 +167,147 @@ def benchmark(call: Call, step: str) -> None:
         call.leave(step, {"exit_status": status, "output": call.tail(step)}, done=False)
 
 
-def train(call: Call, row: str) -> None:
-    """Train a row of the table, from where the last call left it, and validate its best."""
-    step, folder = f"train_{row}", call.state / "runs" / row
-    if call.left < LEAST_SECONDS and not call.dry:
-        return
-    steps = call.tokens // (DRY_TOKENS_PER_STEP if call.dry else TOKENS_PER_STEP)
+def profile(call: Call, row: str) -> None:
+    """What a training step of a row spends its time on, operation by operation, by Lightning's profiler."""
+    step, folder = f"profile_{row}", call.state / "profiles" / row
+    shutil.rmtree(folder, ignore_errors=True)
+    steps = 12 if call.dry else PROFILE_STEPS
+    profiler = {
+        "dirpath": folder,
+        "filename": "profile",
+        "export_to_chrome": "false",
+        "row_limit": 30,
+        "sort_by_key": "cpu_time_total" if call.dry else "cuda_time_total",
+    }
+    options = [*of_row(call, row), f"--root={folder.parent}", f"--name={row}", f"--trainer.max_steps={steps}"]
+    options += ["--trainer.limit_val_batches=0", "--trainer.profiler=lightning.pytorch.profilers.PyTorchProfiler"]
+    options += [f"--trainer.profiler.init_args.{key}={value}" for key, value in profiler.items()]
+    status = call.run(step, dsmr("fit", *options, "--trainer.enable_progress_bar=false"), call.left)
+    tables = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("fit-profile*.txt"))]
+    result: dict[str, object] = {
+        "exit_status": status,
+        "table": tables[-1] if tables else [],
+        "output": call.tail(step),
+    }
+    call.leave(step, result, done=status == 0 and bool(tables))
+
+
+def of_row(call: Call, row: str) -> list[str]:
+    """Options of a row of the table, or of its stand-in in a dry run."""
+    if not call.dry:
+        return ["--config", row, "--trainer.precision", "bf16-mixed"]
+    return ["--config", "smoke", "--model.horizons", {"full": "2x640", "two_scale": "1x320+1x64"}[row]]
+
+
+def fit(call: Call, step: str, folder: Path, options: list[str], tokens: int) -> dict[str, object] | None:
+    """Train a run, from where the last call left it; its result if it is finished, else what there is is left."""
+    steps = tokens // (DRY_TOKENS_PER_STEP if call.dry else TOKENS_PER_STEP)
     if (folder / "last.ckpt").is_file():
         options = ["--resume", str(folder)]
-    elif call.dry:
-        shutil.rmtree(folder, ignore_errors=True)
-        options = ["--config", "smoke", "--root", str(folder.parent), "--name", row, *dry_row(row)]
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        options = ["--config", row, "--trainer.precision", "bf16-mixed", "--root", str(folder.parent), "--name", row]
-        options += ["--trainer.val_check_interval", str(max(steps // 10, 1)), "--trainer.limit_val_batches", "0.25"]
+        every = 3 if call.dry else max(steps // 10, 1)
+        options = [*options, "--root", str(folder.parent), "--name", folder.name]
+        options += ["--trainer.val_check_interval", str(every), "--trainer.limit_val_batches", "0.25"]
     limit = int(trained_seconds(folder) + max(call.left - SAVING_SECONDS, 5.0))
     time_limit = f"{limit // 86400:02d}:{limit // 3600 % 24:02d}:{limit // 60 % 60:02d}:{limit % 60:02d}"
     options += ["--trainer.max_steps", str(steps), "--trainer.max_time", time_limit]
     began = time.monotonic()
     status = call.run(step, dsmr("fit", *options, "--json", "--trainer.enable_progress_bar", "false"), call.left)
-    result: dict[str, object] = {"row": row, "exit_status": status, "seconds": time.monotonic() - began}
-    rows = (
-        (folder / "metrics.csv").read_text(encoding="utf-8").splitlines() if (folder / "metrics.csv").is_file() else []
-    )
-    result["metrics_csv"] = rows
-    if status != 0 or not is_finished(folder, steps):
-        call.leave(step, result | {"output": call.tail(step)}, done=False)
+    result: dict[str, object] = {"exit_status": status, "seconds": time.monotonic() - began, "options": options}
+    metrics = folder / "metrics.csv"
+    result["metrics_csv"] = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    if status == 0 and is_finished(folder, steps):
+        return result
+    call.leave(step, result | {"output": call.tail(step)}, done=False)
+    return None
+
+
+def probe(call: Call, name: str) -> None:
+    """A short run of two_scale with one optimizer and learning rate."""
+    folder = call.state / "probes" / name
+    if call.left < LEAST_SECONDS and not call.dry:
+        return
+    warmup = [
+        "--model.lr_scheduler=dsmr.optim.WarmupCosine",
+        f"--model.lr_scheduler.warmup_steps={1 if call.dry else 200}",
+    ]
+    options = [*of_row(call, "two_scale"), *PROBES[name], *warmup]
+    result = fit(call, f"probe_{name}", folder, options, DRY_TOKENS if call.dry else PROBE_TOKENS)
+    if result is not None:
+        found = [row["val/nats_per_note"] for row in csv.DictReader(result["metrics_csv"]) if row["val/nats_per_note"]]
+        call.leave(f"probe_{name}", result | {"nats_per_note": float(found[-1])})
+
+
+def chosen(call: Call) -> str | None:
+    """The probe with the least loss of those that are done when the first row begins; every row has its optimizer."""
+    kept = call.state / "chosen.json"
+    if not kept.is_file():
+        done = {name: call.state / f"probe_{name}.json" for name in PROBES if call.is_done(f"probe_{name}")}
+        losses = {name: json.loads(path.read_text(encoding="utf-8"))["nats_per_note"] for name, path in done.items()}
+        kept.write_text(json.dumps(min(losses, key=losses.__getitem__) if losses else None), encoding="utf-8")
+    found: str | None = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+def train(call: Call, row: str) -> None:
+    """Train a row of the table, from where the last call left it, and validate its best."""
+    step, folder = f"train_{row}", call.state / "runs" / row
+    if call.left < LEAST_SECONDS and not call.dry:
+        return
+    best = chosen(call)
+    result = fit(call, step, folder, [*of_row(call, row), *(PROBES[best] if best else [])], call.tokens)
+    if result is None:
         return
     target = folder / "validation.json"
-    status = call.run(step, dsmr("validate", "--checkpoint", str(folder), "--output", str(target)), call.left)
+    whole = ["--trainer.limit_val_batches", "1.0", "--output", str(target)]  # training looked at a part of the split
+    status = call.run(step, dsmr("validate", "--checkpoint", str(folder), *whole), call.left)
     if status == 0:
         result["validation"] = json.loads(target.read_text(encoding="utf-8"))
-    call.leave(step, result | {"output": call.tail(step)}, done=status == 0)
+    call.leave(step, result | {"row": row, "probe": best, "output": call.tail(step)}, done=status == 0)
 
 
-def dry_row(row: str) -> list[str]:
-    horizons = {"full": "2x640", "two_scale": "1x320+1x64"}
-    return ["--model.horizons", horizons[row], "--trainer.val_check_interval", "3"]
+def score_test(call: Call, row: str) -> None:
+    """The test split, once, with the best weights of a row that is trained."""
+    step, folder = f"test_{row}", call.state / "runs" / row
+    if not call.is_done(f"train_{row}"):
+        return
+    target = folder / "test.json"
+    status = call.run(step, dsmr("test", "--checkpoint", str(folder), "--output", str(target)), call.left)
+    found = json.loads(target.read_text(encoding="utf-8")) if status == 0 else {"output": call.tail(step)}
+    call.leave(step, found | {"exit_status": status}, done=status == 0)
+
+
+def generate(call: Call) -> None:
+    """Music by two_scale: its speed, and that memory stays as it is."""
+    if not call.is_done("train_two_scale"):
+        return
+    more = ["--tokens", "20", "--seconds", "5"] if call.dry else []
+    command = [sys.executable, str(HERE / "music.py"), str(call.state / "runs" / "two_scale"), *more]
+    status = call.run("generate", command, call.left)
+    result = json.loads(call.tail("generate", 1)[0]) if status == 0 else {"output": call.tail("generate")}
+    call.leave("generate", result | {"exit_status": status}, done=status == 0)
+
+
+def export(call: Call) -> None:
+    """Two_scale's best weights as a folder, which stays in STATE."""
+    if not call.is_done("train_two_scale"):
+        return
+    target = call.state / "export"
+    shutil.rmtree(target, ignore_errors=True)
+    status = call.run("export", dsmr("export", str(call.state / "runs" / "two_scale"), str(target)), call.left)
+    files = {path.name: path.stat().st_size for path in target.glob("*")} if target.is_dir() else {}
+    call.leave("export", {"exit_status": status, "bytes": files, "output": call.tail("export")}, done=status == 0)
+
+
+def report(call: Call) -> None:
+    """What is trained, as a table with pictures, compared piece by piece; made anew by every call that has time."""
+    runs = call.state / "runs"
+    against = ["--against", "full"] if (runs / "full").is_dir() else []
+    target = call.state / "report"
+    if call.run("report", dsmr("report", str(runs), "--output", str(target), *against), call.left) == 0:
+        with tarfile.open(call.out / "report.tar.gz", "w:gz") as packed:
+            packed.add(target, "report")
 
 
 def is_finished(folder: Path, steps: int) -> bool:
@@ -224,6 +356,23 @@ def prepare_environment(pack: Path | None, state: Path) -> None:
     os.environ["PYTHONUNBUFFERED"] = "1"
 
 
+def every_step(call: Call) -> dict[str, Callable[[], None]]:
+    """In their order."""
+    first, rows = (FIRST[:2], FIRST[:2]) if call.dry else (FIRST, table())
+    steps: dict[str, Callable[[], None]] = {"tests": lambda: tests(call)}
+    speed, *companions = BENCHMARKS
+    steps[speed] = partial(benchmark, call, speed)
+    steps |= {f"profile_{row}": partial(profile, call, row) for row in FIRST[:2]}
+    steps |= {f"probe_{name}": partial(probe, call, name) for name in [*PROBES][:: 3 if call.dry else 1]}
+    steps |= {f"train_{row}": partial(train, call, row) for row in first}
+    steps |= {f"test_{row}": partial(score_test, call, row) for row in first if row in PUBLISHED}
+    steps |= {"generate": partial(generate, call), "export": partial(export, call)}
+    steps |= {name: partial(benchmark, call, name) for name in companions if not call.dry}
+    steps |= {f"train_{row}": partial(train, call, row) for row in rows if row not in first}
+    steps |= {f"test_{row}": partial(score_test, call, row) for row in rows if row in PUBLISHED and row not in first}
+    return steps
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -231,7 +380,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--tokens", type=int, help="that each row is trained on")
     parser.add_argument("--pack", type=Path)
-    parser.add_argument("--only", nargs="*", default=[], help="of these steps only: tests, benchmark, train_ROW")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="of these steps only: tests, benchmark, probe_NAME, train_ROW, ..."
+    )
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     for folder in (options.out, options.state):
@@ -240,11 +391,7 @@ def main() -> int:
     tokens = options.tokens or (DRY_TOKENS if options.dry_run else TOKENS)
     call = Call(options.out, options.state, ends, options.dry_run, tokens)
     prepare_environment(options.pack, options.state)
-    steps = {"tests": lambda: tests(call)}
-    for name in [*BENCHMARKS][:1] if call.dry else BENCHMARKS:
-        steps[name] = lambda name=name: benchmark(call, name)
-    for row in FIRST[:2] if call.dry else table():
-        steps[f"train_{row}"] = lambda row=row: train(call, row)
+    steps = every_step(call)
     for name in options.only:
         if name not in steps:
             parser.error(f"--only {name} is unknown; known: {', '.join(steps)}")
@@ -255,6 +402,8 @@ def main() -> int:
             step()
         except Exception as error:
             call.leave(name, {"error": repr(error)}, done=False)
+    if any(call.is_done(f"train_{row}") for row in table()) and not options.only and call.left > 5:
+        report(call)
     todo = [name for name in steps if not call.is_done(name) and (not options.only or name in options.only)]
     print(f"to do: {', '.join(todo) if todo else 'nothing'}")
     return 0

@@ -14,7 +14,7 @@ from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsmr import checkpoint as checkpoints
 from dsmr.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
@@ -249,8 +249,10 @@ class RecurrentLM(LightningModule):
             ValueError: a cosine without an end.
         """
         parameters = [p for p in self.backbone.parameters() if p.requires_grad]
+        embedded = {m.weight for m in self.backbone.modules() if isinstance(m, nn.Embedding)}
+        decayed = [p for p in parameters if p.dim() >= 2]
         groups = [
-            {"params": [p for p in parameters if p.dim() >= 2]},
+            {"params": decayed, "is_embedding": [p in embedded for p in decayed]},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
         optimizer = self.optimizer(groups)

@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule that are used unless a config names others."""
+"""The optimizer and the learning-rate schedule that are used unless a config names others, and Muon."""
 
 import math
 from typing import Any
@@ -26,6 +26,80 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0.1,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
+
+
+class Muon(Optimizer):
+    """torch's Muon for the layers' matrices, AdamW for embeddings and vectors, behind one list of groups.
+
+    A matrix is orthogonalised as it stands, also where several projections share one. Its steps are scaled so that
+    learning rate and weight decay mean what they mean to AdamW (Muon is Scalable for LLM Training, arXiv
+    2502.16982). Each group is split in two by what its parameters are; a group tells which of them are embeddings by
+    a list of flags, `is_embedding`, as `RecurrentLM` does.
+
+    Args:
+        params: parameter groups; a group's own `weight_decay` wins.
+        lr: peak learning rate, of all groups.
+        momentum: of Muon.
+        betas: of AdamW's running averages.
+        weight_decay: of the groups that name none.
+
+    Raises:
+        ValueError: there is no matrix.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 3e-4,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.param_groups = [part for group in self.param_groups for part in _split(group)]
+        marked = [group for group in self.param_groups if group["use_muon"]]
+        others = [group for group in self.param_groups if not group["use_muon"]]
+        if not marked:
+            raise ValueError("no parameter is a matrix, so that there is nothing for Muon to do")
+        self.parts: tuple[Optimizer, ...] = (
+            torch.optim.Muon(marked, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"),
+            *([torch.optim.AdamW(others, lr, betas, weight_decay=weight_decay)] if others else []),
+        )
+        self._share()
+
+    def _share(self) -> None:
+        """The two optimizers work on this one's groups and state, which schedules and checkpoints see."""
+        for part, is_marked in zip(self.parts, (True, False), strict=False):
+            part.param_groups = [group for group in self.param_groups if group["use_muon"] == is_marked]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load groups and state, as `torch.optim.Optimizer` does."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all groups; gives the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+
+def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A parameter group as the group of its matrices and the group of all else, where there are any."""
+    parameters = group["params"]
+    flags = group.get("is_embedding", [False] * len(parameters))
+    is_matrix = [p.dim() == 2 and not flag for p, flag in zip(parameters, flags, strict=True)]
+    shared = {key: value for key, value in group.items() if key != "is_embedding"}
+    parts = [
+        (use, [p for p, matrix in zip(parameters, is_matrix, strict=True) if matrix == use]) for use in (True, False)
+    ]
+    return [{**shared, "params": chosen, "use_muon": use} for use, chosen in parts if chosen]
 
 
 class WarmupCosine(LambdaLR):

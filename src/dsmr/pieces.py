@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,7 @@ class Comparison:
         )
 
 
+@lru_cache(maxsize=16)  # figures of one table share them
 def draws(num_pieces: int, seed: int = 0) -> NDArray[np.int64]:
     """How often each piece is drawn, (draws, P): as many pieces as there are, with replacement."""
     even = np.full(num_pieces, 1 / num_pieces)

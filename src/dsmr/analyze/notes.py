@@ -68,21 +68,21 @@ def heard(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> 
         raise ValueError("this model keeps no memory, so that it saved nothing; use one with horizons above 0")
     ids_N = torch.tensor(list(ids), dtype=torch.int64)
     saved_N = (window_nll(backbone, ids_N) - piece_nll(backbone, ids_N)).cpu().double().numpy()
-    places = np.flatnonzero(note_on_mask(tokenizer)[ids_N[1:].numpy()])
+    begins = np.flatnonzero(note_on_mask(tokenizer)[ids_N[1:].numpy()])
     totals = np.concatenate([[0.0], saved_N.cumsum()])
-    before = np.concatenate([[0], places[:-1] + 1])
+    before = np.concatenate([[0], begins[:-1] + 1])
     notes = in_order(decode(tokenizer, list(ids)))
-    if len(notes["pitch"]) != len(places):
+    if len(notes["pitch"]) != len(begins):
         raise ValueError(
-            f"the tokens begin {len(places)} notes, but {len(notes['pitch'])} come back from them; "
+            f"the tokens begin {len(begins)} notes, but {len(notes['pitch'])} come back from them; "
             "which note is which cannot be told with this tokenizer"
         )
     return HeardNotes(
         notes["pitch"].astype(np.int64),
         notes["time"].astype(np.float64),
         notes["duration"].astype(np.float64),
-        totals[places + 1] - totals[before],
-        saved_N[places],
+        totals[begins + 1] - totals[before],
+        saved_N[begins],
     )
 
 

@@ -15,6 +15,7 @@ from dsmr.analyze.distances import AttentionDistances
 from dsmr.analyze.notes import heard, places
 from dsmr.analyze.streams import evaluate
 from dsmr.analyze.suggest import Horizons, Suggestion, per_note, suggest
+from dsmr.benchmark.machine import commit
 from dsmr.cli.by_piece import plain
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.results import check_output, write_result
@@ -69,7 +70,7 @@ def run(command: str, arguments: list[str]) -> int:
         result = one_piece(backbone, cli.datamodule.tokenizer, Path(settings.piece), folder, settings.picture)
     else:
         result = whole_split(cli, backbone, folder)
-    write_result({"checkpoint": str(cli.checkpoint), **result}, as_json=cli.as_json, output=output)
+    write_result({"checkpoint": str(cli.checkpoint), "commit": commit(), **result}, as_json=cli.as_json, output=output)
     return 0
 
 

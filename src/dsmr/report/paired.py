@@ -123,7 +123,12 @@ def by_seed(first: Group, second: Group) -> tuple[float, ...]:
 
 
 def paired_lines(found: Sequence[Group], against: str | None = None) -> list[str]:
-    """A table of all groups with intervals, nats per note by family of tokens, and who is better."""
+    """A table of all groups with intervals, nats per note by family of tokens, and who is better.
+
+    Raises:
+        ValueError: there is no group of the name to compare with.
+    """
+    told, refused = differences(found, against)
     header = ["run", "pieces", "perplexity", "nats per note"]
     families = [
         family
@@ -141,7 +146,6 @@ def paired_lines(found: Sequence[Group], against: str | None = None) -> list[str
         cells += [f"{shares[family]:.3f}" if family in shares else "" for family in families]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "95 % intervals of a bootstrap over pieces; they do not know what another seed would change."]
-    told, refused = differences(found, against)
     if told or refused:
         lines += ["Differences are paired over the pieces that both were scored on:", ""]
         lines += [f"- {line}" for line in [*told, *refused]]

@@ -236,16 +236,18 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
     figure, (axes,) = grid(1, height=3.6, columns=1)
     for number, run in enumerate(runs):
         points = sorted((int(k.removeprefix(prefix)), v) for k, v in run.figures.items() if k.startswith(prefix))
-        if points:
-            drawn = True
-            colour = COLOURS[number % len(COLOURS)]
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1, label=run.name)
-        if points and run.pieces is not None:
+        colour = COLOURS[number % len(COLOURS)]
+        if run.pieces is not None:  # line and band of the same pieces
             table = run.pieces
             parts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
-            bands = [(start, ratio(nll_P, tokens_P, is_exp=True)) for start, nll_P, tokens_P in parts]
-            starts, lows, highs = zip(*((at, band.low, band.high) for at, band in bands if band), strict=True)
-            axes.fill_between(starts, lows, highs, color=colour, alpha=0.12, linewidth=0)
+            figures = {start: ratio(nll_P, tokens_P, is_exp=True) for start, nll_P, tokens_P in parts}
+            known = {start: interval for start, interval in figures.items() if interval is not None}
+            points = [(start, interval.value) for start, interval in known.items()]
+            lows, highs = ([getattr(interval, end) for interval in known.values()] for end in ("low", "high"))
+            axes.fill_between(list(known), lows, highs, color=colour, alpha=0.12, linewidth=0)
+        if points:
+            drawn = True
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1, label=run.name)
     if not drawn:
         return False
     axes.set_xscale("symlog", base=2, linthresh=128)  # the first stretch begins at 0

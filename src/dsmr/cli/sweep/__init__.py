@@ -1,9 +1,11 @@
 """`dsmr sweep`: the trials of a sweep file, through wandb, or here and offline; or only what they would cost."""
 
-import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dsmr.benchmark.machine import commit, hardware
 from dsmr.cli.options import OneLine
 from dsmr.cli.report import write
 from dsmr.cli.results import check_output, write_result
@@ -41,6 +43,8 @@ def run(command: str, arguments: list[str]) -> int:
         return run_agent(sweep, options.project, options.trials)
     found = spec.trials(sweep, options.trials, options.seed)
     check_trials(found)
+    if "early_terminate" in sweep.content:
+        print("early_terminate is for wandb; here every trial runs to its end")
     folder = Path(options.root) / sweep.name
     try:
         outcomes = run_all(sweep, found, Path(options.root), lambda line: print(line, flush=True))
@@ -143,5 +147,6 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
             for outcome in outcomes
         ],
         "best": scored[0].trial.name if scored else None,
-        "cores": os.cpu_count(),
+        "commit": commit(),
+        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }

@@ -229,7 +229,10 @@ def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]
         if count is None:
             raise ValueError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
         chosen = [
-            {key: drawn(key, given, np.random.default_rng([seed, n, k])) for k, (key, given) in parameters(sweep)}
+            {
+                key: drawn(key, given, np.random.default_rng([seed, n, k]))
+                for k, (key, given) in enumerate(sweep.parameters.items())
+            }
             for n in range(count)
         ]
     else:
@@ -246,11 +249,6 @@ def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]
         arguments = [f"--{key}={spelt(value)}" for key, value in values.items()]
         made.append(Trial(own, values, (*locally(sweep.options), *arguments)))
     return made
-
-
-def parameters(sweep: Sweep) -> list[tuple[int, tuple[str, dict[str, Any]]]]:
-    """Numbered, so that each has a stream of its own."""
-    return list(enumerate(sweep.parameters.items()))
 
 
 def drawn(key: str, given: Mapping[str, Any], rng: np.random.Generator) -> Value:

@@ -1,0 +1,93 @@
+"""Muon beside AdamW: two optimizers behind one list of groups."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dsmr.optim import AdamW, Muon, WarmupCosine
+
+
+def network() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"embedding": nn.Embedding(7, 6), "linear": nn.Linear(6, 6), "out": nn.Linear(6, 3)})
+
+
+def groups(net: nn.ModuleDict) -> list[dict[str, Any]]:
+    matrices = [net["embedding"].weight, net["linear"].weight, net["out"].weight]
+    return [
+        {"params": matrices, "is_embedding": [True, False, False]},
+        {"params": [net["linear"].bias, net["out"].bias], "weight_decay": 0.0},
+    ]
+
+
+def train(net: nn.ModuleDict, optimizers: list[torch.optim.Optimizer], steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        loss = net["out"](net["linear"](net["embedding"](torch.randint(7, (5,)))).tanh()).square().sum()
+        net.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_matrices_take_muons_steps_and_the_rest_adamws() -> None:
+    one, two = network(), network()
+    decayed, vectors = groups(two)
+    embedding, *matrices = decayed["params"]
+    others = [{"params": [embedding]}, vectors]
+    apart = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        AdamW(others, lr=0.02),
+    ]
+    train(one, [Muon(groups(one), lr=0.02)], range(4))
+    train(two, apart, range(4))
+    assert same(one, two)
+    three = network()
+    train(three, [AdamW(groups(three), lr=0.02)], range(4))
+    assert not torch.equal(one["linear"].weight, three["linear"].weight)
+
+
+def test_a_schedule_reaches_both() -> None:
+    net = network()
+    optimizer = Muon(groups(net), lr=1.0)
+    WarmupCosine(optimizer, warmup_steps=4, total_steps=8)
+    assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [0.25] * 3
+
+
+def test_saved_and_loaded_it_goes_on_alike() -> None:
+    whole = network()
+    train(whole, [Muon(groups(whole), lr=0.02)], range(6))
+    net = network()
+    first = Muon(groups(net), lr=0.02)
+    train(net, [first], range(3))
+    second = Muon(groups(net), lr=0.5)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    train(net, [second], range(3, 6))
+    assert same(whole, net)
+
+
+def test_a_closure_gives_its_loss() -> None:
+    net = network()
+    optimizer = Muon(groups(net), lr=0.02)
+
+    def closure() -> torch.Tensor:
+        loss = net["out"](net["linear"](net["embedding"](torch.arange(7)))).square().sum()
+        loss.backward()
+        return loss
+
+    before = net["linear"].weight.detach().clone()
+    assert optimizer.step(closure).item() > 0
+    assert not torch.equal(before, net["linear"].weight)
+
+
+def test_nothing_to_do_is_refused() -> None:
+    net = network()
+    with pytest.raises(ValueError, match=r"no parameter is a matrix"):
+        Muon([{"params": [net["embedding"].weight], "is_embedding": [True]}, {"params": [net["linear"].bias]}])

@@ -101,10 +101,12 @@ def write(piece: Piece, path: Path) -> None:
     score.dump_midi(path)
 
 
-def area(saved_N: NDArray[np.float64], label_N: NDArray[np.int64]) -> float:
-    """Probability that a return has more saved nats than another note (Mann and Whitney's U over all pairs)."""
+def area(saved_N: NDArray[np.float64], label_N: NDArray[np.int64]) -> float | None:
+    """Probability that a return has more saved nats than another note (Mann and Whitney's U); None without returns."""
     saved_N, is_far_N = saved_N[label_N != UNSCORED], label_N[label_N != UNSCORED] == FAR
     num = int(is_far_N.sum())
+    if num == 0:
+        return None
     ranks = rankdata(saved_N)[is_far_N].sum()
     return float((ranks - num * (num + 1) / 2) / (num * (len(saved_N) - num)))
 

@@ -1,0 +1,200 @@
+"""When does memory begin to pay? Rows of the paper's table in miniature, trained on a CPU and validated on the way.
+
+    python experiments/paper_table/cpu.py --root runs/paper_table_cpu        # DSMR_MAESTRO set; goes on after a kill
+
+Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every fourth piece and goes
+on as if it had not stopped (the learning rate falls over all steps); at the end all pieces of the split are scored.
+Differences are paired over pieces, with `memoryless`, at equal tokens. Writes `cpu.json` and two pictures.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsmr.pieces import PieceTable, average, compare, ratio
+from dsmr.report.plots import COLOURS, grid
+
+HERE = Path(__file__).resolve().parent
+STAGES = (750, 1500, 3000, 6000, 12000)
+TOKENS_PER_STEP = 1024
+ROWS = {
+    "two_scale": ["--model.horizons=2x896+2x128"],
+    "full": ["--model.horizons=4x2048"],
+    "memoryless": ["--model.horizons=4x0"],
+    "uniform": ["--model.horizons=4x512"],
+    "two_scale_interleaved": ["--model.horizons=1x896+1x128+1x896+1x128"],
+    "two_scale_gate": ["--model.horizons=2x896+2x128", "--model.backbone.memory_gate=-4"],
+}
+"""Horizons of base.yaml's rows over eight or twelve: budgets of 2,048 tokens, a quarter of full's, or none."""
+BASELINE = "memoryless"
+
+
+def options(row: str, seed: int) -> list[str]:
+    """Of `dsmr fit`, but for when it stops."""
+    schedule = [f"--model.lr_scheduler.total_steps={STAGES[-1]}", "--data.validation_stride=4"]
+    return ["--config", "laptop", f"--seed_everything={seed}", *ROWS[row], *schedule]
+
+
+def train(row: str, seed: int, root: Path) -> None:
+    """Train and validate a row, from where it was left, and keep its pieces of each stage."""
+    name = f"{row}_seed{seed}"
+    run, kept = root / name, root / "pieces"
+    kept.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        pieces = kept / f"{name}_{stage}.csv"
+        if pieces.is_file():
+            continue
+        begun = (run / "last.ckpt").is_file()
+        until = [f"--{key}={stage}" for key in ("trainer.max_steps", "trainer.val_check_interval")]
+        which = ["--resume", str(run)] if begun else [*options(row, seed), f"--root={root}", f"--name={name}"]
+        dsmr(["fit", *which, *until, "--trainer.enable_progress_bar=false"], root / f"{name}.log")
+        pieces.write_bytes((run / "pieces.csv").read_bytes())
+        print(f"{name}: {stage * TOKENS_PER_STEP / 1e6:.1f} M tokens", flush=True)
+    whole = kept / f"{name}.csv"
+    if not whole.is_file():
+        scored = ["--data.validation_stride=1", f"--pieces={whole}", "--trainer.enable_progress_bar=false"]
+        dsmr(["validate", "--checkpoint", str(run), *scored], root / f"{name}.log")
+        print(f"{name}: done", flush=True)
+
+
+def dsmr(arguments: Sequence[str], log: Path) -> None:
+    """Run the program on one thread.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", "dsmr", *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        raise RuntimeError(f"dsmr {' '.join(arguments)} has failed, see {log}")
+
+
+def results(rows: Sequence[str], seeds: Sequence[int], root: Path) -> dict[str, Any]:
+    """Figures of what is done, each seed and their mean, with intervals over pieces."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        tables = {stage: read(row, seeds, stage, root) for stage in (*STAGES, None)}
+        found[row] = {
+            "command": " ".join(["dsmr fit", *options(row, 0)]),
+            "stages": [
+                {"tokens": stage * TOKENS_PER_STEP, **figures(tables[stage], read(BASELINE, seeds, stage, root))}
+                for stage in STAGES
+            ],
+            "whole": figures(tables[None], read(BASELINE, seeds, None, root)),
+            "position": positions(average(tables[None])),
+        }
+        if row != "full" and "full" in rows:
+            found[row]["whole"]["less_full"] = difference(tables[None], read("full", seeds, None, root))
+    return found
+
+
+def read(row: str, seeds: Sequence[int], stage: int | None, root: Path) -> list[PieceTable]:
+    """Results by piece, seed by seed; of all pieces if no stage is given."""
+    suffix = "" if stage is None else f"_{stage}"
+    return [PieceTable.read(root / "pieces" / f"{row}_seed{seed}{suffix}.csv") for seed in seeds]
+
+
+def figures(tables: Sequence[PieceTable], baseline: Sequence[PieceTable]) -> dict[str, Any]:
+    """Of the mean of the seeds, and seed by seed."""
+    mean = average(tables)
+    return {
+        "pieces": len(mean.names),
+        "perplexity": interval(ratio(mean.nll_P, mean.tokens_P, is_exp=True)),
+        "nats_per_note": interval(ratio(mean.nll_P, mean.notes_P)),
+        "nats_per_note_by_seed": [float(table.nll_P.sum() / table.notes_P.sum()) for table in tables],
+        f"less_{BASELINE}": difference(tables, baseline),
+    }
+
+
+def difference(tables: Sequence[PieceTable], others: Sequence[PieceTable]) -> dict[str, Any]:
+    """Nats per note more than the others have, paired over pieces: of the seeds' means, and seed by seed."""
+    mean = compare("row", "other", average(tables), average(others))
+    by_seed = [compare("row", "other", a, b).difference.value for a, b in zip(tables, others, strict=True)]
+    return {**interval(mean.difference), "wins": mean.wins, "by_seed": by_seed}
+
+
+def positions(table: PieceTable) -> dict[str, Any]:
+    """Perplexity by position in the piece."""
+    parts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
+    return {str(start): interval(ratio(nll_P, tokens_P, is_exp=True)) for start, nll_P, tokens_P in parts}
+
+
+def interval(found: Any) -> dict[str, Any]:
+    return {"value": found.value, "low": found.low, "high": found.high, "pieces": found.num_pieces}
+
+
+def plot_curve(found: dict[str, Any], path: Path) -> None:
+    """Nats per note less the baseline's, against training tokens."""
+    figure, (axes,) = grid(1, height=3.6, columns=1)
+    axes.axhline(0, color="#222222", linewidth=0.8)
+    for number, (row, colour) in enumerate(zip([r for r in found if r != BASELINE], COLOURS, strict=False)):
+        points = [
+            (stage["tokens"] * 1.02 ** (number - 2), stage[f"less_{BASELINE}"]) for stage in found[row]["stages"]
+        ]
+        x, y = [tokens for tokens, _ in points], [d["value"] for _, d in points]
+        axes.plot(x, y, "o-", color=colour, markersize=3, linewidth=1.2, label=row)
+        axes.vlines(x, [d["low"] for _, d in points], [d["high"] for _, d in points], color=colour, linewidth=1)
+    axes.set_xscale("log", base=2)
+    ticks = [stage * TOKENS_PER_STEP for stage in STAGES]
+    axes.set_xticks(ticks, [f"{tick / 1e6:.1f} M" for tick in ticks])
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel(f"nats per note more than {BASELINE}")
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_positions(found: dict[str, Any], path: Path) -> None:
+    """Perplexity by position in the piece, at the end of training."""
+    figure, (axes,) = grid(1, height=3.6, columns=1)
+    for row, colour in zip(found, COLOURS, strict=False):
+        x = [max(int(start), 64) for start in found[row]["position"]]
+        bars = list(found[row]["position"].values())
+        axes.plot(x, [bar["value"] for bar in bars], "o-", color=colour, markersize=3, linewidth=1.2, label=row)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(x, [f"{tick:,}" for tick in [0, *x[1:]]], rotation=30)
+    axes.set_xlabel("tokens of the piece before")
+    axes.set_ylabel("perplexity")
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def commit() -> str:
+    """Of this checkout."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/paper_table_cpu"))
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each on one thread")
+    arguments = parser.parse_args()
+    rows, seeds, root = arguments.rows, arguments.seeds, arguments.root
+    if BASELINE not in rows:
+        parser.error(f"rows are compared with {BASELINE}; name it too")
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        for done in [pool.submit(train, row, seed, root) for seed in seeds for row in rows]:
+            done.result()
+    found = results(rows, seeds, root)
+    machine = {"hardware": f"{os.cpu_count()} CPU cores, one thread a run", "torch": torch.__version__}
+    content = {"commit": commit(), "machine": machine, "seeds": seeds, "rows": found}
+    (arguments.output / "cpu.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    plot_curve(found, arguments.output / "cpu-tokens.png")
+    plot_positions(found, arguments.output / "cpu-positions.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The study of when memory begins to pay, tiny: stopping to be validated changes nothing, differences are paired."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dsmr.pieces import PieceTable
+
+SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "paper_table" / "cpu.py"
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("paper_table_cpu", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = {"two_scale": ["--model.horizons=2x64"], "memoryless": ["--model.horizons=2x0"]}
+    monkeypatch.setattr(module, "STAGES", (6, 12))
+    monkeypatch.setattr(module, "TOKENS_PER_STEP", 256)
+    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "options", lambda row, seed: tiny(rows[row], seed))
+    return module
+
+
+def tiny(row: list[str], seed: int) -> list[str]:
+    return ["--config", "smoke", f"--seed_everything={seed}", *row, "--model.lr_scheduler.total_steps=12"]
+
+
+def test_stages_are_those_of_one_run(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "runs"
+    monkeypatch.setattr(sys, "argv", ["cpu.py", "--root", str(root), "--output", str(tmp_path)])
+    study.main()
+    left_alone = [*tiny(study.ROWS["two_scale"], 0), "--trainer.max_steps=12", "--trainer.val_check_interval=12"]
+    command = [sys.executable, "-m", "dsmr", "fit", *left_alone, f"--root={tmp_path}", "--name=alone"]
+    subprocess.run([*command, "--trainer.enable_progress_bar=false"], check=True, capture_output=True)
+    alone = PieceTable.read(tmp_path / "alone" / "pieces.csv")
+
+    found = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    stages = found["two_scale"]["stages"]
+    assert [stage["tokens"] for stage in stages] == [6 * 256, 12 * 256]
+    last = stages[-1]["nats_per_note"]["value"]
+    assert last == pytest.approx(alone.nll_P.sum() / alone.notes_P.sum(), rel=1e-6)
+    assert last < stages[0]["nats_per_note"]["value"]
+
+    assert found["memoryless"]["whole"]["less_memoryless"]["value"] == 0
+    whole = {row: found[row]["whole"]["nats_per_note"]["value"] for row in found}
+    paired = found["two_scale"]["whole"]["less_memoryless"]
+    assert paired["value"] == pytest.approx(whole["two_scale"] - whole["memoryless"], abs=1e-9)
+    assert paired["low"] <= paired["value"] <= paired["high"]
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("cpu-tokens.png", "cpu-positions.png"))
+
+    # what is done stays done
+    metrics = (root / "two_scale_seed0" / "metrics.csv").read_bytes()
+    (tmp_path / "cpu.json").unlink()
+    study.main()
+    assert (root / "two_scale_seed0" / "metrics.csv").read_bytes() == metrics
+    assert json.loads((tmp_path / "cpu.json").read_text())["rows"] == found

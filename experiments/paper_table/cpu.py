@@ -25,6 +25,8 @@ from dsmr.report.plots import COLOURS, grid
 HERE = Path(__file__).resolve().parent
 STAGES = (750, 1500, 3000, 6000, 12000)
 TOKENS_PER_STEP = 1024
+ROUGH = 4
+"""One piece in so many is scored at a stage."""
 ROWS = {
     "two_scale": ["--model.horizons=2x896+2x128"],
     "full": ["--model.horizons=4x2048"],
@@ -39,7 +41,7 @@ BASELINE = "memoryless"
 
 def options(row: str, seed: int) -> list[str]:
     """Of `dsmr fit`, but for when it stops."""
-    schedule = [f"--model.lr_scheduler.total_steps={STAGES[-1]}", "--data.validation_stride=4"]
+    schedule = [f"--model.lr_scheduler.total_steps={STAGES[-1]}", f"--data.validation_stride={ROUGH}"]
     return ["--config", "laptop", f"--seed_everything={seed}", *ROWS[row], *schedule]
 
 
@@ -47,22 +49,32 @@ def train(row: str, seed: int, root: Path) -> None:
     """Train and validate a row, from where it was left, and keep its pieces of each stage."""
     name = f"{row}_seed{seed}"
     run, kept = root / name, root / "pieces"
+    last, latest = run / "last.ckpt", run / "pieces.csv"
     kept.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         pieces = kept / f"{name}_{stage}.csv"
         if pieces.is_file():
             continue
-        begun = (run / "last.ckpt").is_file()
+        begun = last.is_file()
+        latest.unlink(missing_ok=True)  # kept of the best weights, which may not be this stage's
         until = [f"--{key}={stage}" for key in ("trainer.max_steps", "trainer.val_check_interval")]
         which = ["--resume", str(run)] if begun else [*options(row, seed), f"--root={root}", f"--name={name}"]
         dsmr(["fit", *which, *until, "--trainer.enable_progress_bar=false"], root / f"{name}.log")
-        pieces.write_bytes((run / "pieces.csv").read_bytes())
+        if latest.is_file():
+            pieces.write_bytes(latest.read_bytes())
+        else:
+            validate(last, pieces, ROUGH, root / f"{name}.log")
         print(f"{name}: {stage * TOKENS_PER_STEP / 1e6:.1f} M tokens", flush=True)
     whole = kept / f"{name}.csv"
     if not whole.is_file():
-        scored = ["--data.validation_stride=1", f"--pieces={whole}", "--trainer.enable_progress_bar=false"]
-        dsmr(["validate", "--checkpoint", str(run), *scored], root / f"{name}.log")
+        validate(last, whole, 1, root / f"{name}.log")
         print(f"{name}: done", flush=True)
+
+
+def validate(checkpoint: Path, pieces: Path, stride: int, log: Path) -> None:
+    """Score one piece in so many."""
+    options = [f"--data.validation_stride={stride}", f"--pieces={pieces}", "--trainer.enable_progress_bar=false"]
+    dsmr(["validate", "--checkpoint", str(checkpoint), *options], log)
 
 
 def dsmr(arguments: Sequence[str], log: Path) -> None:

@@ -248,6 +248,12 @@ class KillAt(Callback):
             raise KilledError
 
 
+class KillInValidation(Callback):
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            raise KilledError
+
+
 def fixed_rate(groups: Any) -> AdamW:
     return AdamW(groups, lr=1e-2)
 
@@ -285,6 +291,35 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
     resumed = weights_after(tmp_path, lm, data, 40)
     for name, value in uninterrupted.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_a_run_killed_in_its_last_validation_does_it_when_it_goes_on(tmp_path: Path) -> None:
+    best = BestCheckpoint(tmp_path / "whole")
+    whole = weights_after(tmp_path / "whole", *fresh(), 20, best)
+    with pytest.raises(KilledError):
+        weights_after(tmp_path / "killed", *fresh(), 20, KillInValidation(), BestCheckpoint(tmp_path / "killed"))
+    assert checkpoints.read(tmp_path / "killed" / "last.ckpt")["global_step"] == 20
+
+    lm, data = fresh()
+    settings: dict[str, Any] = {"max_steps": 20, "enable_checkpointing": True, "val_check_interval": 7}
+    run = trainer(tmp_path, callbacks=[BestCheckpoint(tmp_path), LastCheckpoint(tmp_path)], **settings)
+    with pytest.raises(ValueError, match=r"another trainer.val_check_interval leaves out"):
+        run.fit(lm, data, ckpt_path=tmp_path / "killed" / "last.ckpt", weights_only=True)
+
+    again = BestCheckpoint(tmp_path / "killed")
+    resumed = weights_after(tmp_path / "killed", *fresh(), 20, again)
+    assert again.best_model_score == best.best_model_score
+    assert again.current_score == best.current_score
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+    once_more = BestCheckpoint(tmp_path / "killed")  # which has nothing left to do
+    weights_after(tmp_path / "killed", *fresh(), 20, once_more)
+    assert checkpoints.read(tmp_path / "killed" / "last.ckpt")["global_step"] == 20
+    assert once_more.best_model_score == best.best_model_score
+    longer = weights_after(tmp_path / "killed", *fresh(), 30, BestCheckpoint(tmp_path / "killed"))
+    for name, value in weights_after(tmp_path / "longer", *fresh(), 30).items():
+        assert torch.equal(value, longer[name]), name
 
 
 def test_a_run_with_muon_resumes_to_the_same_weights(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ class LastCheckpoint(Checkpoint):
         self._is_out_of_time = False
         self._metrics: MetricsLogger | None = None
         self._validation = "none"  # since the last batch: none, running, ending or over
+        self._max_steps: int | None = None  # while a validation that was cut off is still to come
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with a validation that was cut off even after the last step, where Lightning would end at once."""
+        if self._validation == "running":
+            self._max_steps = trainer.max_steps
+            if trainer.max_steps > 0:
+                trainer.fit_loop.epoch_loop.max_steps += 1  # put back before anything trains
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to listen to signals; training stands at an optimizer step, fresh or resumed."""
@@ -62,6 +70,12 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save what is due; stop if that was asked for."""
+        self._put_back(trainer)
+        if 0 < trainer.max_steps <= trainer.global_step:
+            raise ValueError(
+                f"training was cut off in the validation after its last step, {trainer.max_steps:,}, which another "
+                "trainer.val_check_interval leaves out; resume without it, or with a greater trainer.max_steps"
+            )
         if self._is_boundary:
             if self._is_due:
                 self._save(trainer)
@@ -83,6 +97,7 @@ class LastCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before a validation that may take long."""
         if is_training(trainer):
+            self._put_back(trainer)
             self._validation = "running"
             if self._is_boundary:
                 self._save(trainer)
@@ -119,17 +134,23 @@ class LastCheckpoint(Checkpoint):
         self.signals.leave()
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows of `metrics.csv` that are known, and whether the last batch's validation is over."""
+        """Rows of `metrics.csv` that are known, and how far the last batch's validation is."""
         rows = {} if self._metrics is None else {METRICS_ROWS: self._metrics.num_rows}
-        return {**rows, "is_validated": self._validation in ("ending", "over")}
+        is_over = self._validation in ("ending", "over")
+        return {**rows, "is_validated": is_over, "is_validating": self._validation == "running"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after a validation that is over."""
-        self._validation = "over" if state_dict.get("is_validated") else "none"
+        """Go on after a validation that is over, or with one that was cut off."""
+        is_running = state_dict.get("is_validating", False)
+        self._validation = "over" if state_dict.get("is_validated") else "running" if is_running else "none"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let Lightning's counters stand exactly at the optimizer step."""
         settle(checkpoint["loops"]["fit_loop"], self._validation)
+
+    def _put_back(self, trainer: Trainer) -> None:
+        if self._max_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._max_steps = self._max_steps, None
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         number = greatest(trainer, self.signals.received or OUT_OF_TIME * self._is_out_of_time)

@@ -33,7 +33,6 @@ ROWS = {
     "memoryless": ["--model.horizons=4x0"],
     "uniform": ["--model.horizons=4x512"],
     "two_scale_interleaved": ["--model.horizons=1x896+1x128+1x896+1x128"],
-    "two_scale_gate": ["--model.horizons=2x896+2x128", "--model.backbone.memory_gate=-4"],
 }
 """Horizons of base.yaml's rows over eight or twelve: budgets of 2,048 tokens, a quarter of full's, or none."""
 BASELINE = "memoryless"

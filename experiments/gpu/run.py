@@ -311,8 +311,10 @@ def report(call: Call) -> None:
 
 
 def is_finished(folder: Path, steps: int) -> bool:
-    """Whether the run's last checkpoint is that of its last step."""
-    return int(last_checkpoint(folder).get("global_step", 0)) >= steps
+    """Whether the run's last checkpoint is that of its last step, and of no validation that was cut off."""
+    content = last_checkpoint(folder)
+    is_cut_off = any(state.get("is_validating") for state in content.get("callbacks", {}).values())
+    return int(content.get("global_step", 0)) >= steps and not is_cut_off
 
 
 def trained_seconds(folder: Path) -> float:

@@ -148,7 +148,8 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
     """Nats per note less the baseline's, against training tokens."""
     figure, (axes,) = grid(1, height=3.6, columns=1)
     axes.axhline(0, color="#222222", linewidth=0.8)
-    for number, (row, colour) in enumerate(zip([r for r in found if r != BASELINE], COLOURS, strict=False)):
+    compared = [(row, colour) for row, colour in zip(found, COLOURS, strict=False) if row != BASELINE]
+    for number, (row, colour) in enumerate(compared):
         points = [
             (stage["tokens"] * 1.02 ** (number - 2), stage[f"less_{BASELINE}"]) for stage in found[row]["stages"]
         ]

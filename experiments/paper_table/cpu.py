@@ -2,9 +2,10 @@
 
     python experiments/paper_table/cpu.py --root runs/paper_table_cpu        # DSMR_MAESTRO set; goes on after a kill
 
-Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every fourth piece and goes
+Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every eighth piece and goes
 on as if it had not stopped (the learning rate falls over all steps); at the end all pieces of the split are scored.
-Differences are paired over pieces, with `memoryless`, at equal tokens. Writes `cpu.json` and two pictures.
+Differences are paired over pieces, with `memoryless`, at equal tokens and seeds. Writes `cpu.json` and two pictures of
+all runs below the root that are finished, whatever this call was asked for.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from typing import Any
 
 import torch
 
+from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.pieces import PieceTable, average, compare, ratio
 from dsmr.report.plots import COLOURS, grid
 
 HERE = Path(__file__).resolve().parent
-STAGES = (750, 1500, 3000, 6000, 12000)
+STAGES = (500, 1000, 2000, 4000, 8000)
 TOKENS_PER_STEP = 1024
-ROUGH = 4
+ROUGH = 8
 """One piece in so many is scored at a stage."""
 ROWS = {
     "two_scale": ["--model.horizons=2x896+2x128"],
@@ -34,7 +36,7 @@ ROWS = {
     "uniform": ["--model.horizons=4x512"],
     "two_scale_interleaved": ["--model.horizons=1x896+1x128+1x896+1x128"],
 }
-"""Horizons of base.yaml's rows over eight or twelve: budgets of 2,048 tokens, a quarter of full's, or none."""
+"""In the shapes of base.yaml's rows: budgets of 2,048 tokens, a quarter of full's, or none."""
 BASELINE = "memoryless"
 
 
@@ -55,6 +57,8 @@ def train(row: str, seed: int, root: Path) -> None:
         if pieces.is_file():
             continue
         begun = last.is_file()
+        if not begun:
+            (kept / f"{name}.commit").write_text(f"{commit()}\n", encoding="utf-8")
         latest.unlink(missing_ok=True)  # kept of the best weights, which may not be this stage's
         until = [f"--{key}={stage}" for key in ("trainer.max_steps", "trainer.val_check_interval")]
         which = ["--resume", str(run)] if begun else [*options(row, seed), f"--root={root}", f"--name={name}"]
@@ -90,47 +94,62 @@ def dsmr(arguments: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"dsmr {' '.join(arguments)} has failed, see {log}")
 
 
-def results(rows: Sequence[str], seeds: Sequence[int], root: Path) -> dict[str, Any]:
+def finished(row: str, root: Path) -> list[int]:
+    """Seeds of a row whose runs are scored to the end."""
+    names = [path.stem.removeprefix(f"{row}_seed") for path in (root / "pieces").glob(f"{row}_seed*.csv")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def results(root: Path) -> dict[str, Any]:
     """Figures of what is done, each seed and their mean, with intervals over pieces."""
     found: dict[str, Any] = {}
-    for row in rows:
-        tables = {stage: read(row, seeds, stage, root) for stage in (*STAGES, None)}
+    for row in ROWS:
+        seeds = finished(row, root)
+        if not seeds:
+            continue
+        whole = average([read(row, seed, None, root) for seed in seeds])
         found[row] = {
-            "command": " ".join(["dsmr fit", *options(row, 0)]),
-            "stages": [
-                {"tokens": stage * TOKENS_PER_STEP, **figures(tables[stage], read(BASELINE, seeds, stage, root))}
-                for stage in STAGES
-            ],
-            "whole": figures(tables[None], read(BASELINE, seeds, None, root)),
-            "position": positions(average(tables[None])),
+            "seeds": seeds,
+            "commits": [(root / "pieces" / f"{row}_seed{seed}.commit").read_text().strip() for seed in seeds],
+            "command": " ".join(["dsmr fit", *options(row, 0), f"--trainer.max_steps={STAGES[-1]}"]),
+            "stages": [{"tokens": stage * TOKENS_PER_STEP, **figures(row, stage, root)} for stage in STAGES],
+            "whole": figures(row, None, root),
+            "position": positions(whole),
         }
-        if row != "full" and "full" in rows:
-            found[row]["whole"]["less_full"] = difference(tables[None], read("full", seeds, None, root))
+        if row != "full" and "full" in ROWS:
+            found[row]["whole"]["less_full"] = difference(row, "full", None, root)
     return found
 
 
-def read(row: str, seeds: Sequence[int], stage: int | None, root: Path) -> list[PieceTable]:
-    """Results by piece, seed by seed; of all pieces if no stage is given."""
+def read(row: str, seed: int, stage: int | None, root: Path) -> PieceTable:
+    """Results by piece; of all pieces if no stage is given."""
     suffix = "" if stage is None else f"_{stage}"
-    return [PieceTable.read(root / "pieces" / f"{row}_seed{seed}{suffix}.csv") for seed in seeds]
+    return PieceTable.read(root / "pieces" / f"{row}_seed{seed}{suffix}.csv")
 
 
-def figures(tables: Sequence[PieceTable], baseline: Sequence[PieceTable]) -> dict[str, Any]:
+def figures(row: str, stage: int | None, root: Path) -> dict[str, Any]:
     """Of the mean of the seeds, and seed by seed."""
+    tables = [read(row, seed, stage, root) for seed in finished(row, root)]
     mean = average(tables)
     return {
         "pieces": len(mean.names),
         "perplexity": interval(ratio(mean.nll_P, mean.tokens_P, is_exp=True)),
         "nats_per_note": interval(ratio(mean.nll_P, mean.notes_P)),
         "nats_per_note_by_seed": [float(table.nll_P.sum() / table.notes_P.sum()) for table in tables],
-        f"less_{BASELINE}": difference(tables, baseline),
+        f"less_{BASELINE}": difference(row, BASELINE, stage, root),
     }
 
 
-def difference(tables: Sequence[PieceTable], others: Sequence[PieceTable]) -> dict[str, Any]:
-    """Nats per note more than the others have, paired over pieces: of the seeds' means, and seed by seed."""
-    mean = compare("row", "other", average(tables), average(others))
-    by_seed = [compare("row", "other", a, b).difference.value for a, b in zip(tables, others, strict=True)]
+def difference(row: str, other: str, stage: int | None, root: Path) -> dict[str, Any] | None:
+    """Nats per note more than another row has, paired over pieces: of the means of the seeds of both, and by seed."""
+    seeds = [seed for seed in finished(row, root) if seed in finished(other, root)]
+    if not seeds:
+        return None
+    pairs = [(read(row, seed, stage, root), read(other, seed, stage, root)) for seed in seeds]
+    mean = compare(row, other, *(average(tables) for tables in zip(*pairs, strict=True)))
+    by_seed = {
+        str(seed): compare(row, other, a, b).difference.value for seed, (a, b) in zip(seeds, pairs, strict=True)
+    }
     return {**interval(mean.difference), "wins": mean.wins, "by_seed": by_seed}
 
 
@@ -148,7 +167,8 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
     """Nats per note less the baseline's, against training tokens."""
     figure, (axes,) = grid(1, height=3.6, columns=1)
     axes.axhline(0, color="#222222", linewidth=0.8)
-    compared = [(row, colour) for row, colour in zip(found, COLOURS, strict=False) if row != BASELINE]
+    rows = list(zip(found, COLOURS, strict=False))
+    compared = [(row, colour) for row, colour in rows if row != BASELINE and found[row]["whole"][f"less_{BASELINE}"]]
     for number, (row, colour) in enumerate(compared):
         points = [
             (stage["tokens"] * 1.02 ** (number - 2), stage[f"less_{BASELINE}"]) for stage in found[row]["stages"]
@@ -180,12 +200,6 @@ def plot_positions(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def commit() -> str:
-    """Of this checkout."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/paper_table_cpu"))
@@ -194,15 +208,13 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each on one thread")
     arguments = parser.parse_args()
-    rows, seeds, root = arguments.rows, arguments.seeds, arguments.root
-    if BASELINE not in rows:
-        parser.error(f"rows are compared with {BASELINE}; name it too")
+    seeds, root = arguments.seeds, arguments.root
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for done in [pool.submit(train, row, seed, root) for seed in seeds for row in rows]:
+        for done in [pool.submit(train, row, seed, root) for seed in seeds for row in arguments.rows]:
             done.result()
-    found = results(rows, seeds, root)
-    machine = {"hardware": f"{os.cpu_count()} CPU cores, one thread a run", "torch": torch.__version__}
-    content = {"commit": commit(), "machine": machine, "seeds": seeds, "rows": found}
+    found = results(root)
+    machine = {"hardware": hardware(torch.device("cpu")) | {"threads": 1}, "versions": versions()}
+    content = {"script": "experiments/paper_table/cpu.py", **machine, "rows": found}
     (arguments.output / "cpu.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     plot_curve(found, arguments.output / "cpu-tokens.png")
     plot_positions(found, arguments.output / "cpu-positions.png")

@@ -26,4 +26,5 @@ platforms=()
 for glibc in 1 2010 2014 _2_17 _2_24 _2_27 _2_28 _2_31 _2_34; do platforms+=(--platform "manylinux${glibc}_x86_64"); done
 $bin/pip download --quiet --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
   "${platforms[@]}" --dest "$pack/wheels" "${pinned[@]}"
+git describe --always --dirty > "$pack/commit"
 du -sh "$pack"

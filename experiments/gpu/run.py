@@ -9,7 +9,6 @@ benchmark    speed and memory of rows at base.yaml's size
 profile      of a training step of two_scale and of full, by operation
 probe        learning rates, AdamW beside Muon, on two_scale; the best serves every row
 train        two_scale and full, then what is compared with them: `dsmr fit`, `dsmr validate`
-report       what was trained, as a table, compared piece by piece
 test         the test split, once, of the rows that have a published figure
 generate     music by two_scale: speed and memory over minutes of it
 export       two_scale as a folder, in STATE
@@ -17,7 +16,8 @@ benchmark    its companions: other rows, precisions, decoding, peers
 train        the other rows of experiments/paper_table.yaml
 
 A call ends in time: a training run that is not done yet saves itself and goes on in the next call, and what is done
-is not done again. FOLDER/results.json holds every step's result, written at once; FOLDER/report.tar.gz the report.
+is not done again. FOLDER/results.json holds the machine and every step's result, written at once. The end of every
+call is kept for FOLDER/report.tar.gz: the rows so far as a table, those that are finished compared piece by piece.
 What a step printed is in `STATE/STEP.log`. README.md beside this says how long each may take.
 
 `--pack` names what `pack.sh` made: a token store, and wheels for a machine without a network.
@@ -45,7 +45,8 @@ import yaml
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parent / "paper_table.yaml"
 FIRST = ("two_scale", "full", "memoryless", "windowed", "two_scale_interleaved", "two_scale_whole")
-LEAST_SECONDS = 45.0  # a training run is not begun or continued with less
+LEAST_SECONDS = 45.0  # no step is begun or continued with less
+REPORT_SECONDS = 20.0  # kept for the report
 SAVING_SECONDS = 25.0  # kept for the end of a training run
 TOKENS, TOKENS_PER_STEP = 60_000_000, 4096  # of every row of the table
 PROBE_TOKENS, PROFILE_STEPS = 8_000_000, 40
@@ -92,6 +93,7 @@ class Call:
         ends: on the monotonic clock.
         dry: on a CPU, tiny.
         tokens: that each row of the table is trained on.
+        pack: what was packed for a machine without a network.
     """
 
     out: Path
@@ -99,6 +101,7 @@ class Call:
     ends: float
     dry: bool
     tokens: int
+    pack: Path | None
 
     @property
     def left(self) -> float:
@@ -114,7 +117,9 @@ class Call:
         if done:
             (self.state / f"{step}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         results = self.out / "results.json"
-        found = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+        found = (
+            json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {"machine": machine(self.pack)}
+        )
         text = json.dumps(found | {step: result}, indent=2) + "\n"
         results.with_suffix(".part").write_text(text, encoding="utf-8")
         results.with_suffix(".part").replace(results)
@@ -202,19 +207,19 @@ def of_row(call: Call, row: str) -> list[str]:
 def fit(call: Call, step: str, folder: Path, options: list[str], tokens: int) -> dict[str, object] | None:
     """Train a run, from where the last call left it; its result if it is finished, else what there is is left."""
     steps = tokens // (DRY_TOKENS_PER_STEP if call.dry else TOKENS_PER_STEP)
-    if (folder / "last.ckpt").is_file():
-        options = ["--resume", str(folder)]
-    else:
+    every = 3 if call.dry else max(steps // 10, 1)
+    options = [*options, "--seed_everything=0", "--root", str(folder.parent), "--name", folder.name]
+    options += ["--trainer.val_check_interval", str(every), "--trainer.limit_val_batches", "0.25"]
+    until = ["--trainer.max_steps", str(steps)]
+    if not (folder / "last.ckpt").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        every = 3 if call.dry else max(steps // 10, 1)
-        options = [*options, "--root", str(folder.parent), "--name", folder.name]
-        options += ["--trainer.val_check_interval", str(every), "--trainer.limit_val_batches", "0.25"]
+    which = ["--resume", str(folder)] if folder.is_dir() else options
     limit = int(trained_seconds(folder) + max(call.left - SAVING_SECONDS, 5.0))
     time_limit = f"{limit // 86400:02d}:{limit // 3600 % 24:02d}:{limit // 60 % 60:02d}:{limit % 60:02d}"
-    options += ["--trainer.max_steps", str(steps), "--trainer.max_time", time_limit]
-    began = time.monotonic()
-    status = call.run(step, dsmr("fit", *options, "--json", "--trainer.enable_progress_bar", "false"), call.left)
-    result: dict[str, object] = {"exit_status": status, "seconds": time.monotonic() - began, "options": options}
+    quiet = ["--trainer.max_time", time_limit, "--json", "--trainer.enable_progress_bar", "false"]
+    status = call.run(step, dsmr("fit", *which, *until, *quiet), call.left)
+    result: dict[str, object] = {"exit_status": status, "options": [*options, *until]}
+    result["seconds"] = trained_seconds(folder)  # of all calls
     metrics = folder / "metrics.csv"
     result["metrics_csv"] = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     if status == 0 and is_finished(folder, steps):
@@ -226,8 +231,6 @@ def fit(call: Call, step: str, folder: Path, options: list[str], tokens: int) ->
 def probe(call: Call, name: str) -> None:
     """A short run of two_scale with one optimizer and learning rate."""
     folder = call.state / "probes" / name
-    if call.left < LEAST_SECONDS and not call.dry:
-        return
     warmup = [
         "--model.lr_scheduler=dsmr.optim.WarmupCosine",
         f"--model.lr_scheduler.warmup_steps={1 if call.dry else 200}",
@@ -253,8 +256,6 @@ def chosen(call: Call) -> str | None:
 def train(call: Call, row: str) -> None:
     """Train a row of the table, from where the last call left it, and validate its best."""
     step, folder = f"train_{row}", call.state / "runs" / row
-    if call.left < LEAST_SECONDS and not call.dry:
-        return
     best = chosen(call)
     result = fit(call, step, folder, [*of_row(call, row), *(PROBES[best] if best else [])], call.tokens)
     if result is None:
@@ -301,13 +302,14 @@ def export(call: Call) -> None:
 
 
 def report(call: Call) -> None:
-    """What is trained, as a table with pictures, compared piece by piece; made anew by every call that has time."""
-    runs = call.state / "runs"
-    against = ["--against", "full"] if (runs / "full").is_dir() else []
-    target = call.state / "report"
-    if call.run("report", dsmr("report", str(runs), "--output", str(target), *against), call.left) == 0:
+    """What is trained, as a table with pictures; what is finished, compared piece by piece, with `full` if it is."""
+    runs, target = call.state / "runs", call.state / "report"
+    against = ["--against", "full"] if call.is_done("train_full") else []
+    if call.run("report", dsmr("report", str(runs), "--output", str(target), *against), REPORT_SECONDS) == 0:
         with tarfile.open(call.out / "report.tar.gz", "w:gz") as packed:
             packed.add(target, "report")
+    else:
+        print("no report:", *call.tail("report", 1), flush=True)
 
 
 def is_finished(folder: Path, steps: int) -> bool:
@@ -354,8 +356,23 @@ def prepare_environment(pack: Path | None, state: Path) -> None:
                 packed.extractall(state, filter="data")
         paths.append(str(site))
         os.environ["DSMR_MAESTRO"] = str(store.resolve())
+    sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     os.environ["PYTHONUNBUFFERED"] = "1"
+
+
+def machine(pack: Path | None) -> dict[str, Any]:
+    """What the figures were made on, and with."""
+    import torch
+
+    from dsmr.benchmark.machine import commit, hardware, versions
+
+    noted = None if pack is None else pack / "commit"
+    return {
+        "commit": noted.read_text(encoding="utf-8").strip() if noted and noted.is_file() else commit(),
+        **hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "versions": versions(),
+    }
 
 
 def every_step(call: Call) -> dict[str, Callable[[], None]]:
@@ -389,22 +406,23 @@ def main() -> int:
     options = parser.parse_args()
     for folder in (options.out, options.state):
         folder.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + 60 * options.minutes
+    ends = time.monotonic() + 60 * options.minutes - REPORT_SECONDS
     tokens = options.tokens or (DRY_TOKENS if options.dry_run else TOKENS)
-    call = Call(options.out, options.state, ends, options.dry_run, tokens)
+    call = Call(options.out, options.state, ends, options.dry_run, tokens, options.pack)
     prepare_environment(options.pack, options.state)
     steps = every_step(call)
     for name in options.only:
         if name not in steps:
             parser.error(f"--only {name} is unknown; known: {', '.join(steps)}")
     for name, step in steps.items():
-        if (options.only and name not in options.only) or call.is_done(name) or call.left < 1:
+        is_late = call.left < (1 if call.dry else LEAST_SECONDS)
+        if (options.only and name not in options.only) or call.is_done(name) or is_late:
             continue
         try:
             step()
         except Exception as error:
             call.leave(name, {"error": repr(error)}, done=False)
-    if any(call.is_done(f"train_{row}") for row in table()) and not options.only and call.left > 5:
+    if any(call.is_done(f"train_{row}") for row in table()):
         report(call)
     todo = [name for name in steps if not call.is_done(name) and (not options.only or name in options.only)]
     print(f"to do: {', '.join(todo) if todo else 'nothing'}")

@@ -12,20 +12,24 @@ motifs that stand within half a segment: the area under the ROC curve, 0.5 for c
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from symusic import Note, Score, Track
 
-from dsmr.benchmark.machine import commit
+from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.cli import main as dsmr
 from dsmr.report.memory import clock
 
 HERE = Path(__file__).resolve().parent
+CONFIG = HERE / "motifs.yaml"
+SEED = 0
 TICKS_PER_QUARTER, TICKS_PER_NOTE = 50, 10  # of 10 ms
 NUM_NOTES = 400
 LOWEST, HIGHEST = 30, 78
@@ -129,9 +133,12 @@ def main() -> None:
     midi.mkdir(parents=True, exist_ok=True)
     for number in range(options.pieces):
         write(compose(np.random.default_rng([0, number])), midi / f"{number:05d}.mid")
-    if not (model / "last.ckpt").is_file():
-        config = ["--config", str(HERE / "motifs.yaml"), "--data.path", str(midi)]
-        run(["fit", *config, "--root", str(options.root), "--name", "model"])
+    if (model / "last.ckpt").is_file():
+        run(["fit", "--resume", str(model)])
+    else:
+        shutil.rmtree(model, ignore_errors=True)
+        config = ["--config", str(CONFIG), "--data.path", str(midi)]
+        run(["fit", *config, f"--seed_everything={SEED}", "--root", str(options.root), "--name", "model"])
     saved, label, areas = [], [], []
     for number in range(options.held_out):
         piece, path = compose(np.random.default_rng([1, number])), options.root / f"held-out-{number}.mid"
@@ -152,6 +159,10 @@ def main() -> None:
     result = {
         "command": "python experiments/motifs/motifs.py",
         "commit": commit(),
+        "config": CONFIG.name,
+        "seed": SEED,
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
         "pieces": options.held_out,
         "auc": area(saved_N, label_N),
         "auc_by_piece": areas,

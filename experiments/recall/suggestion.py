@@ -12,17 +12,21 @@ import argparse
 import json
 import math
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from dsmr.benchmark.machine import commit
+import torch
+
+from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.cli import main as dsmr
 
 HERE = Path(__file__).resolve().parent
 FULL = "2x512"
 HAND_MADE = ["1x512+1x64", "1x64+1x512", "1x320+1x256", "1x256+1x320", "1x576+1x0"]
 BUDGET = 576
+SEED = 0
 REACH = 448
 PREFIX = "val/recall/perplexity_"
 
@@ -44,8 +48,16 @@ def run(arguments: list[str], output: Path) -> dict[str, Any]:
 
 def train(horizons: str, root: Path) -> dict[str, float]:
     """Perplexity of answers by distance, of the last weights, and nats per note of the validation pieces."""
-    options = ["fit", "--config", "recall", f"--model.horizons={horizons}", "--trainer.enable_progress_bar=false"]
-    return dict(run([*options, f"--root={root}", f"--name={horizons}"], root / f"{horizons}.json")["metrics"])
+    last = root / horizons / "last.ckpt"
+    which = ["--config", "recall", f"--model.horizons={horizons}", f"--root={root}", f"--name={horizons}"]
+    which += [f"--seed_everything={SEED}"]
+    if last.is_file():
+        which = ["--resume", str(last.parent)]
+    else:
+        shutil.rmtree(last.parent, ignore_errors=True)
+    quiet = "--trainer.enable_progress_bar=false"
+    run(["fit", *which, quiet], root / f"{horizons}.fit.json")
+    return dict(run(["validate", "--checkpoint", str(last), quiet], root / f"{horizons}.json")["metrics"])
 
 
 def perplexity(metrics: dict[str, float]) -> float:
@@ -71,6 +83,10 @@ def main() -> None:
     result = {
         "command": "python experiments/recall/suggestion.py",
         "commit": commit(),
+        "config": "recall",
+        "seed": SEED,
+        "hardware": hardware(torch.device("cpu")),
+        "versions": versions(),
         "budget": BUDGET,
         "suggested": suggested,
         "steps": analysis["steps"],

@@ -63,7 +63,8 @@ class Plan:
 def peak_parts(plan: Plan) -> dict[str, int]:
     """Bytes of all that lies in memory when training needs most, by their parts.
 
-    `workspace` is what backward holds besides: gradients of the logits and of the widest layer.
+    `workspace` is what backward holds besides: gradients of the logits and of the widest layer. `optimizer` is AdamW's
+    two moments; Muon keeps one of them for matrices.
     """
     network, sizes = plan.network, Sizes.of(plan.network)
     parameters = sum(p.numel() for p in network.parameters())

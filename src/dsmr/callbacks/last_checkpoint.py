@@ -54,7 +54,10 @@ class LastCheckpoint(Checkpoint):
         self._max_steps: int | None = None  # while a validation that was cut off is still to come
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with a validation that was cut off even after the last step, where Lightning would end at once."""
+        """Go on with a validation that was cut off even after the last step, where Lightning would end at once.
+
+        Not with strategies that restore callbacks after this hook (FSDP, DeepSpeed): there the run ends at once.
+        """
         if self._validation == "running":
             self._max_steps = trainer.max_steps
             if trainer.max_steps > 0:
@@ -73,8 +76,9 @@ class LastCheckpoint(Checkpoint):
         self._put_back(trainer)
         if 0 < trainer.max_steps <= trainer.global_step:
             raise ValueError(
-                f"training was cut off in the validation after its last step, {trainer.max_steps:,}, which another "
-                "trainer.val_check_interval leaves out; resume without it, or with a greater trainer.max_steps"
+                f"training was cut off in the validation after its last step, {trainer.max_steps:,}, which these "
+                "options leave out; resume without trainer.val_check_interval and trainer.limit_val_batches, or with "
+                "a greater trainer.max_steps"
             )
         if self._is_boundary:
             if self._is_due:

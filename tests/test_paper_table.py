@@ -30,6 +30,7 @@ def study(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = script
     rows = {"two_scale": ["--model.horizons=2x64"], "memoryless": ["--model.horizons=2x0"]}
     monkeypatch.setattr(module, "STAGES", (6, 12))
+    monkeypatch.setattr(module, "ROUGH", 1)
     monkeypatch.setattr(module, "TOKENS_PER_STEP", 256)
     monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(module, "options", lambda row, seed: tiny(rows[row], seed))
@@ -69,6 +70,20 @@ def test_stages_are_those_of_one_run(study: ModuleType, tmp_path: Path, monkeypa
     last = stages[-1]["nats_per_note"]["value"]
     assert last == pytest.approx(alone.nll_P.sum() / alone.notes_P.sum(), rel=1e-6)
     assert last < stages[0]["nats_per_note"]["value"]
+
+    forgetful = tmp_path / "forgetful.csv"
+    command = [sys.executable, "-m", "dsmr", "validate", "--checkpoint", str(root / "two_scale_seed0" / "last.ckpt")]
+    subprocess.run([*command, "--model.horizons=2x0", f"--pieces={forgetful}"], check=True, capture_output=True)
+    without = PieceTable.read(forgetful)
+    saved = found["two_scale"]["nats_per_note_without_memory_less_with"]["value"]
+    assert saved == pytest.approx(without.nll_P.sum() / without.notes_P.sum() - last, rel=1e-4)
+    assert abs(saved) > 1e-4
+
+    own, other = (PieceTable.read(root / "pieces" / f"{row}_seed0.csv") for row in study.ROWS)
+    by_position = found["two_scale"][study.BY_POSITION]
+    assert [int(start) for start in by_position] == list(own.starts)
+    expected = (own.nll_PK.sum(axis=0) - other.nll_PK.sum(axis=0)) / own.tokens_PK.sum(axis=0)
+    assert [bar["value"] for bar in by_position.values()] == pytest.approx(list(expected))
 
     whole = {row: found[row]["whole"]["nats_per_note"]["value"] for row in found}
     paired = found["two_scale"]["whole"]["less_memoryless"]

@@ -2,10 +2,11 @@
 
     python experiments/paper_table/cpu.py --root runs/paper_table_cpu        # DSMR_MAESTRO set; goes on after a kill
 
-Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every eighth piece and goes
-on as if it had not stopped (the learning rate falls over all steps); at the end all pieces of the split are scored.
-Differences are paired over pieces, with `memoryless`, at equal tokens and seeds. Writes `cpu.json` and two pictures of
-all runs below the root that are finished, whatever this call was asked for.
+Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every eighth piece and
+goes on as if it had not stopped (the learning rate falls over all steps). At the end all pieces of the split are
+scored, and every eighth once more with all memory taken away. Differences are paired over pieces, with `memoryless`,
+at equal tokens and seeds. Writes `cpu.json` and two pictures of all runs below the root that are finished, whatever
+this call was asked for.
 """
 
 import argparse
@@ -37,7 +38,9 @@ ROWS = {
     "two_scale_interleaved": ["--model.horizons=1x896+1x128+1x896+1x128"],
 }
 """In the shapes of base.yaml's rows: budgets of 2,048 tokens, a quarter of full's, or none."""
-BASELINE = "memoryless"
+BASELINE, WITHOUT = "memoryless", "without"
+THIN = {"markersize": 3, "linewidth": 1.2}
+BY_POSITION = f"nats_per_token_less_{BASELINE}_by_position"
 
 
 def options(row: str, seed: int) -> list[str]:
@@ -71,13 +74,16 @@ def train(row: str, seed: int, root: Path) -> None:
     whole = kept / f"{name}.csv"
     if not whole.is_file():
         validate(last, whole, 1, root / f"{name}.log")
-        print(f"{name}: done", flush=True)
+    without = kept / f"{name}_{WITHOUT}.csv"
+    if row != BASELINE and not without.is_file():
+        validate(last, without, ROUGH, root / f"{name}.log", ROWS[BASELINE])
+    print(f"{name}: done", flush=True)
 
 
-def validate(checkpoint: Path, pieces: Path, stride: int, log: Path) -> None:
+def validate(checkpoint: Path, pieces: Path, stride: int, log: Path, changes: Sequence[str] = ()) -> None:
     """Score one piece in so many."""
     options = [f"--data.validation_stride={stride}", f"--pieces={pieces}", "--trainer.enable_progress_bar=false"]
-    dsmr(["validate", "--checkpoint", str(checkpoint), *options], log)
+    dsmr(["validate", "--checkpoint", str(checkpoint), *options, *changes], log)
 
 
 def dsmr(arguments: Sequence[str], log: Path) -> None:
@@ -107,50 +113,61 @@ def results(root: Path) -> dict[str, Any]:
         seeds = finished(row, root)
         if not seeds:
             continue
-        whole = average([read(row, seed, None, root) for seed in seeds])
         found[row] = {
             "seeds": seeds,
             "commits": [(root / "pieces" / f"{row}_seed{seed}.commit").read_text().strip() for seed in seeds],
             "command": " ".join(["dsmr fit", *options(row, 0), f"--trainer.max_steps={STAGES[-1]}"]),
-            "stages": [{"tokens": stage * TOKENS_PER_STEP, **figures(row, stage, root)} for stage in STAGES],
-            "whole": figures(row, None, root),
-            "position": positions(whole),
+            "stages": [{"tokens": stage * TOKENS_PER_STEP, **figures(row, f"_{stage}", root)} for stage in STAGES],
+            "whole": figures(row, "", root),
+            "position": positions(average(read(row, seeds, "", root))),
         }
-        if row != "full" and "full" in ROWS:
-            found[row]["whole"]["less_full"] = difference(row, "full", None, root)
+        if row != BASELINE:
+            found[row] |= of_memory(row, root)
+        if row != "full":
+            found[row]["whole"]["less_full"] = difference(row, "full", "", root)
     return found
 
 
-def read(row: str, seed: int, stage: int | None, root: Path) -> PieceTable:
-    """Results by piece; of all pieces if no stage is given."""
-    suffix = "" if stage is None else f"_{stage}"
-    return PieceTable.read(root / "pieces" / f"{row}_seed{seed}{suffix}.csv")
+def of_memory(row: str, root: Path) -> dict[str, Any]:
+    """Nats that memory is worth: by position against the baseline, and to the row's own weights."""
+    seeds = finished(row, root)
+    own, other = (average(read(row, seeds, suffix, root)) for suffix in (f"_{STAGES[-1]}", f"_{WITHOUT}"))
+    found = {"nats_per_note_without_memory_less_with": interval(compare("without", row, other, own).difference)}
+    shared = [seed for seed in seeds if seed in finished(BASELINE, root)]
+    if shared:
+        own, other = average(read(row, shared, "", root)), average(read(BASELINE, shared, "", root))
+        parts = zip(own.starts, (own.nll_PK - other.nll_PK).T, own.tokens_PK.T, strict=True)
+        found[BY_POSITION] = {str(start): interval(ratio(nll_P, tokens_P)) for start, nll_P, tokens_P in parts}
+    return found
 
 
-def figures(row: str, stage: int | None, root: Path) -> dict[str, Any]:
+def read(row: str, seeds: Sequence[int], suffix: str, root: Path) -> list[PieceTable]:
+    """Results by piece, seed by seed: of all pieces, or of a stage."""
+    return [PieceTable.read(root / "pieces" / f"{row}_seed{seed}{suffix}.csv") for seed in seeds]
+
+
+def figures(row: str, suffix: str, root: Path) -> dict[str, Any]:
     """Of the mean of the seeds, and seed by seed."""
-    tables = [read(row, seed, stage, root) for seed in finished(row, root)]
+    tables = read(row, finished(row, root), suffix, root)
     mean = average(tables)
     return {
         "pieces": len(mean.names),
         "perplexity": interval(ratio(mean.nll_P, mean.tokens_P, is_exp=True)),
         "nats_per_note": interval(ratio(mean.nll_P, mean.notes_P)),
         "nats_per_note_by_seed": [float(table.nll_P.sum() / table.notes_P.sum()) for table in tables],
-        f"less_{BASELINE}": difference(row, BASELINE, stage, root),
+        f"less_{BASELINE}": difference(row, BASELINE, suffix, root),
     }
 
 
-def difference(row: str, other: str, stage: int | None, root: Path) -> dict[str, Any] | None:
+def difference(row: str, other: str, suffix: str, root: Path) -> dict[str, Any] | None:
     """Nats per note more than another row has, paired over pieces: of the means of the seeds of both, and by seed."""
     seeds = [seed for seed in finished(row, root) if seed in finished(other, root)]
     if not seeds:
         return None
-    pairs = [(read(row, seed, stage, root), read(other, seed, stage, root)) for seed in seeds]
-    mean = compare(row, other, *(average(tables) for tables in zip(*pairs, strict=True)))
-    by_seed = {
-        str(seed): compare(row, other, a, b).difference.value for seed, (a, b) in zip(seeds, pairs, strict=True)
-    }
-    return {**interval(mean.difference), "wins": mean.wins, "by_seed": by_seed}
+    own, others = read(row, seeds, suffix, root), read(other, seeds, suffix, root)
+    mean = compare(row, other, average(own), average(others))
+    by_seed = [compare(row, other, a, b).difference.value for a, b in zip(own, others, strict=True)]
+    return {**interval(mean.difference), "wins": mean.wins, "seeds": seeds, "by_seed": by_seed}
 
 
 def positions(table: PieceTable) -> dict[str, Any]:
@@ -186,18 +203,34 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
 
 
 def plot_positions(found: dict[str, Any], path: Path) -> None:
-    """Perplexity by position in the piece, at the end of training."""
-    figure, (axes,) = grid(1, height=3.6, columns=1)
-    for row, colour in zip(found, COLOURS, strict=False):
-        x = [max(int(start), 64) for start in found[row]["position"]]
-        bars = list(found[row]["position"].values())
-        axes.plot(x, [bar["value"] for bar in bars], "o-", color=colour, markersize=3, linewidth=1.2, label=row)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(x, [f"{tick:,}" for tick in [0, *x[1:]]], rotation=30)
-    axes.set_xlabel("tokens of the piece before")
-    axes.set_ylabel("perplexity")
-    axes.legend(fontsize=8, frameon=False)
+    """Perplexity by position in the piece at the end of training, and what it is beside the baseline's."""
+    figure, (left, right) = grid(2, height=3.6, columns=2)
+    right.axhline(0, color="#222222", linewidth=0.8)
+    for number, (row, colour) in enumerate(zip(found, COLOURS, strict=False)):
+        bars = found[row]["position"]
+        left.plot(places(bars), [bar["value"] for bar in bars.values()], "o-", color=colour, label=row, **THIN)
+        bars = found[row].get(BY_POSITION)
+        if bars:
+            x = [place * 1.03 ** (number - 2) for place in places(bars)]
+            right.plot(x, [bar["value"] for bar in bars.values()], "o-", color=colour, **THIN)
+            right.vlines(
+                x, [b["low"] for b in bars.values()], [b["high"] for b in bars.values()], color=colour, linewidth=1
+            )
+    starts = next(iter(found.values()))["position"]
+    for axes, label in ((left, "perplexity"), (right, f"nats per token more than {BASELINE}")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places(starts), [f"{int(start):,}" for start in starts], rotation=60, fontsize=7)
+        axes.minorticks_off()
+        axes.set_xlabel("tokens of the piece before")
+        axes.set_ylabel(label)
+    left.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def places(bars: dict[str, Any]) -> list[int]:
+    """Where the figures of each stretch stand on a logarithmic axis; the first begins at nothing."""
+    starts = [int(start) for start in bars]
+    return [max(start, starts[1] // 2) for start in starts]
 
 
 def main() -> None:

@@ -204,7 +204,7 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
 
 def plot_positions(found: dict[str, Any], path: Path) -> None:
     """Perplexity by position in the piece at the end of training, and what it is beside the baseline's."""
-    figure, (left, right) = grid(2, height=3.6, columns=2)
+    figure, (left, right) = grid(2, height=3.6, columns=2, shared=False)
     right.axhline(0, color="#222222", linewidth=0.8)
     for number, (row, colour) in enumerate(zip(found, COLOURS, strict=False)):
         bars = found[row]["position"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention.flex_attention import create_block_mask
 
 from conftest import tiny_transformer
 from dsmr.data.pool import usable_cores
@@ -19,7 +20,7 @@ from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
 from dsmr.model import attention as attention_module
 from dsmr.model import step as step_module
 from dsmr.model.attention import Form, attend, chosen, materialised, reference, single
-from dsmr.model.flex import flex
+from dsmr.model.flex import flex, memory_blocks, own_blocks
 from dsmr.model.fused import RMSNorm, few_rows, gated, normalised
 from dsmr.model.horizons import Rule
 from dsmr.model.merged import merged
@@ -152,6 +153,31 @@ def test_flex_sees_what_the_reference_sees(kv_heads: int, num_slots: int, rule: 
     own, past, view = given(num_slots, 8, 0, lengths, rule, kv_heads, torch.float64)
     own = [part.detach() for part in own]
     torch.testing.assert_close(flex(*own, past, view), reference(*own, past, view), **EXACT)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("num_slots", "num_queries"), [(16, 8), (128, 128), (200, 130), (1024, 512)])
+@pytest.mark.parametrize("clock", [0, 40, 1000])
+def test_blocks_of_the_memory_are_those_that_torch_finds(
+    clock: int, num_slots: int, num_queries: int, rule: Rule
+) -> None:
+    for lengths, num_open in product([[0, 8, num_slots], [num_slots - 1, num_slots + 7, 127]], [0, 3]):
+        view = View.of(ages(num_slots, clock), torch.tensor(lengths), num_open, num_queries, rule)
+        mine = memory_blocks(view)
+        plain = create_block_mask(mine.mask_mod, 3, None, num_queries, num_slots, device="cpu")
+        for part, wanted in zip(mine.as_tuple(), plain.as_tuple(), strict=True):
+            if isinstance(wanted, Tensor):
+                torch.testing.assert_close(part, wanted, rtol=0, atol=0)
+                assert part.is_contiguous()
+            elif not callable(wanted):
+                assert part == wanted
+
+
+def test_blocks_of_the_segment_are_made_once_and_serve_training_after_a_validation() -> None:
+    with torch.inference_mode():
+        made = own_blocks(0, 128, 0, torch.device("cpu"))
+    assert own_blocks(0, 128, 0, torch.device("cpu")) is made
+    assert not any(part.is_inference() for part in made.as_tuple() if isinstance(part, Tensor))
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
@@ -386,14 +412,17 @@ def test_decoding_allocates_nothing_that_grows() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_compiled_layers_are_compiled_once_for_a_whole_epoch(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_compiled_layers_are_compiled_once_for_a_whole_epoch(
+    together: bool, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # the layers that run on CUDA, traced here without generating code
     model = tiny_transformer("1x256+1x128+1x0", 128, rule=rule, attention="flex").float()
     plain = tiny_transformer("1x256+1x128+1x0", 128, rule=rule, attention="reference").float()
     monkeypatch.setattr(attention_module, "chosen", lambda form, device: flex if form == "flex" else reference)
     torch._dynamo.reset()
-    for block in model.blocks:
-        block.compile(dynamic=False, backend="eager")
+    for compiled in [model.blocks] if together else model.blocks:
+        compiled.compile(dynamic=False, backend="eager", fullgraph=True)
     memories = [model.init_memory(3), plain.init_memory(3)]
     try:
         for number in range(8):

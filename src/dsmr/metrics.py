@@ -5,6 +5,7 @@ means. NLL is in nats. B lanes, T segment, V vocabulary, K distances or stretche
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -195,4 +196,10 @@ def stretches(is_real_BT: Tensor, position_B: Tensor, starts: Sequence[int]) -> 
     place_T = torch.arange(is_real_BT.shape[1], device=is_real_BT.device)
     first_B1 = is_real_BT.int().argmax(dim=1, keepdim=True)
     position_BT = position_B[:, None] + place_T - first_B1
-    return torch.bucketize(position_BT, torch.tensor(starts[1:], device=is_real_BT.device), right=True)
+    return torch.bucketize(position_BT, _tensor(tuple(starts[1:]), is_real_BT.device), right=True)
+
+
+@lru_cache(maxsize=16)  # sending it to a GPU anew would wait for all that the GPU has to do
+def _tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, device=device)

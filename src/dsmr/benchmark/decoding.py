@@ -13,7 +13,7 @@ def our_decoding(name: str, work: Workload, row: Row, num_lanes: int, bandwidth:
 
     Its floor: weights, rings and open segment, read once per token at the measured bandwidth.
     """
-    network = work.network(row, work.form).eval()
+    network = work.network(row, work.form, is_compiled=False).eval()  # a past that grows would be compiled anew
     memory = work.filled(network, num_lanes, decoding=True)
     token_B1 = work.tokens().draw(num_lanes, 1)
     count = work.settings.decode_tokens

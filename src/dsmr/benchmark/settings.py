@@ -146,10 +146,18 @@ class Workload:
         """B, of windows a quarter: as many tokens in a step."""
         return self.num_lanes // WINDOW_SEGMENTS if row.windows else self.num_lanes
 
-    def network(self, row: Row, form: Form) -> Decoder:
-        """A row's network, with the same weights in every form, without dropout."""
+    def network(self, row: Row, form: Form, *, is_compiled: bool = True) -> Decoder:
+        """A row's network, with the same weights in every form, without dropout.
+
+        Args:
+            row: of the table.
+            form: of its attention.
+            is_compiled: compile its layers if the configuration says so; never where a plain form is the point.
+        """
         torch.manual_seed(self.seed)
-        return build(row, self.like, prefix_length=self.prefix_length, attention=form, dropout=0.0).to(self.place)
+        is_compiled = is_compiled and self.like.compile_blocks and form not in ("reference", "materialised")
+        changes = {"attention": form, "dropout": 0.0, "compile_blocks": is_compiled}
+        return build(row, self.like, prefix_length=self.prefix_length, **changes).to(self.place)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of every forward pass."""

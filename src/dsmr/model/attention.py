@@ -57,7 +57,7 @@ def attend(
 
 def prepare(view: View, form: Form) -> None:
     """Derive from a view what its form needs, before layers see it that may be compiled."""
-    if chosen(form, view.length_B.device.type) is flex:
+    if view.num_queries > 1 and chosen(form, view.length_B.device.type) is flex:
         view.make("flex", blocks)
         view.own_mask  # noqa: B018  kept by the view, for layers without memory
 

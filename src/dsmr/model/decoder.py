@@ -5,7 +5,7 @@ Shapes: B lanes, T segment, H heads, D head width, E model width, V vocabulary, 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,6 +21,7 @@ from dsmr.model.step import Stepper
 from dsmr.model.view import Past, View
 
 KeysValues = tuple[Tensor, Tensor]
+Compilation = bool | Literal["together"]
 STRETCH = 512  # positions whose rotary tables are kept while decoding
 
 
@@ -39,7 +40,8 @@ class Decoder(Backbone):
         init_std: of the embedding and the linear layers; output projections get it over sqrt(2 L).
         attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
-        compile_blocks: compile every layer (torch.compile).
+        compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph, which takes as many
+            times as long and launches sooner.
         memory_gate: where the learned bias of each head on what is remembered begins; None for none.
 
     Raises:
@@ -60,7 +62,7 @@ class Decoder(Backbone):
         init_std: float,
         attention: Form,
         activation_checkpointing: bool,
-        compile_blocks: bool,
+        compile_blocks: Compilation,
         memory_gate: float | None = None,
     ) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class Decoder(Backbone):
             "init_std": init_std,
         }
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.blocks = nn.ModuleList(
+        self.blocks = Stack(
             Block(d_model, num_heads, num_kv_heads, hidden_width, dropout, attention, memory_gate)
             for _ in range(num_layers)
         )
@@ -105,8 +107,8 @@ class Decoder(Backbone):
         self._init_weights(init_std)
         if compile_blocks:
             allow_kernels()
-            for block in self.blocks:
-                block.compile(dynamic=False)
+            for compiled in [self.blocks] if compile_blocks == "together" else self.blocks:
+                compiled.compile(dynamic=False)
 
     def _init_weights(self, std: float) -> None:
         nn.init.normal_(self.embedding.weight, std=std)
@@ -182,16 +184,36 @@ class Decoder(Backbone):
         for view in views:
             prepare(view, self.attention)
         again = self.activation_checkpointing and torch.is_grad_enabled()
-        for block, past, view in zip(cast(Sequence[Block], self.blocks), pasts, views, strict=True):
-            given = (x_BTE, rotation, past, view)
-            x_BTE, key, value = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
-            new.append((key, value))
+        x_BTE, new = self.blocks(x_BTE, rotation, pasts, views, again)
         return F.linear(self.norm(x_BTE), self.embedding.weight), new
 
     def is_step(self, x_BTE: Tensor) -> bool:
         """Whether this is a single token per lane, on the CPU in one precision: decoding, where every call counts."""
         on_cpu = x_BTE.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         return x_BTE.shape[1] == 1 and on_cpu and not self.training and not torch.is_grad_enabled()
+
+
+class Stack(nn.ModuleList):
+    """All layers, one after another."""
+
+    def forward(
+        self, x_BTE: Tensor, rotation: "Rotation", pasts: Sequence[Past], views: Sequence[View], again: bool
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """The last layer's output (B, T, E), and every layer's rotated keys and values; see `Block.forward`.
+
+        Args:
+            x_BTE: embedded tokens.
+            rotation: of their positions.
+            pasts: of each layer.
+            views: of each layer's past.
+            again: keep only the layers' inputs for backward.
+        """
+        new: list[KeysValues] = []
+        for block, past, view in zip(cast(Sequence[Block], self), pasts, views, strict=True):
+            given = (x_BTE, rotation, past, view)
+            x_BTE, key, value = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+            new.append((key, value))
+        return x_BTE, new
 
 
 class Block(nn.Module):
@@ -277,7 +299,7 @@ class Block(nn.Module):
 class Rotation:
     """Rotary position embedding (arXiv 2104.09864) at given clock positions, the two halves of D being paired.
 
-    Angles are computed in float64 on the host: in float32 they err by 2e-2 at a clock of one million tokens.
+    Angles are computed in float64: in float32 they err by 2e-2 at a clock of one million tokens.
     The rotation itself is at least float32 and gives back the dtype that it was given.
     """
 
@@ -289,8 +311,9 @@ class Rotation:
     @classmethod
     def at(cls, start: int, num_tokens: int, head_width: int, like: Tensor) -> "Rotation":
         """Tables for positions start .. start + num_tokens - 1, on `like`'s device, at least float32."""
-        frequencies = cls.BASE ** -(torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-        angles = torch.outer(torch.arange(start, start + num_tokens, dtype=torch.float64), frequencies)
+        on: dict[str, Any] = {"dtype": torch.float64, "device": like.device if like.device.type == "cuda" else "cpu"}
+        frequencies = cls.BASE ** -(torch.arange(0, head_width, 2, **on) / head_width)
+        angles = torch.outer(torch.arange(start, start + num_tokens, **on), frequencies)
         cos, sin = angles.cos(), angles.sin()
         tables = torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
         cos_TD, sin_TD = tables.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)

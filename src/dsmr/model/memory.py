@@ -153,7 +153,8 @@ class Memory:
             slot = (end - kept) % horizon
             head = min(kept, horizon - slot)
             ring[:, :, slot : slot + head] = new[:, :, :head]
-            ring[:, :, : kept - head] = new[:, :, head:]
+            if head < kept:
+                ring[:, :, : kept - head] = new[:, :, head:]
         self.clock = end
         self._ages.clear()
         self.length_B = self.length_B + self.segment_length

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsmr.model.attention import Form
-from dsmr.model.decoder import Decoder, KeysValues, Rotation
+from dsmr.model.decoder import Compilation, Decoder, KeysValues, Rotation
 from dsmr.model.horizons import FULL_HORIZON, TOKENS_PER_SECOND
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule
@@ -43,7 +43,7 @@ class PerceiverAR(Decoder):
         init_std: of the weights.
         attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
-        compile_blocks: compile every layer (torch.compile).
+        compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph.
 
     Raises:
         ValueError: horizons are given, or heads and widths do not fit together.
@@ -65,7 +65,7 @@ class PerceiverAR(Decoder):
         init_std: float = 0.02,
         attention: Form = "auto",
         activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: Compilation = False,
     ) -> None:
         super().__init__(
             vocab_size,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from dsmr.model.attention import Form
-from dsmr.model.decoder import Decoder
+from dsmr.model.decoder import Compilation, Decoder
 from dsmr.model.horizons import Rule, check_horizons, describe, picture
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule, expand
@@ -37,7 +37,7 @@ class RecurrentTransformer(Decoder):
         init_std: of the weights.
         attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
-        compile_blocks: compile every layer (torch.compile).
+        compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph.
         memory_block: tokens; divides T and every horizon.
         memory_gate: a learned bias of each head on all that it remembers begins here: 0 leaves attention as it is, -4
             begins nearly without memory. Ours, not the paper's; None, for no such bias, is.
@@ -62,7 +62,7 @@ class RecurrentTransformer(Decoder):
         init_std: float = 0.02,
         attention: Form = "auto",
         activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
+        compile_blocks: Compilation = False,
         memory_block: int = 128,
         memory_gate: float | None = None,
     ) -> None:

@@ -1,9 +1,11 @@
 """The unattended GPU script, on a CPU at a tiny size: it continues, repeats nothing, and leaves JSON at once."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "gpu" / "run.py"
@@ -63,5 +65,29 @@ def test_a_step_that_fails_is_told_and_not_taken_for_done(tmp_path: Path) -> Non
     run.mkdir(parents=True)
     (run / "last.ckpt").write_bytes(b"")
     assert "to do: train_full" in call(tmp_path, "out", "--only", "train_full")
-    assert "EOFError" in results(tmp_path / "out")["train_full"]["error"]
+    assert "torch.save" in results(tmp_path / "out")["train_full"]["error"]
+    assert (tmp_path / "state" / "train_full.failed").read_text().count("\n") == 1
     assert not (tmp_path / "state" / "train_full.json").exists()
+
+
+def test_what_has_failed_comes_last_and_then_not_at_all(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("gpu_run", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_run"] = script
+    spec.loader.exec_module(script)
+    made = script.Call(tmp_path, tmp_path, time.monotonic() + 60, True, 1, None)
+    names = ["tests", "benchmark", "export"]
+    assert script.in_order(made, names, []) == names
+    made.leave("tests", {"exit_status": 1}, done=False)
+    made.leave("export", {"exit_status": 0}, done=False, failed=False)
+    assert script.in_order(made, names, []) == ["benchmark", "export", "tests"]
+    made.leave("tests", {"exit_status": 1}, done=False)
+    assert script.in_order(made, names, []) == ["benchmark", "export"]
+    assert script.in_order(made, names, ["tests"]) == ["tests"]
+    late = script.Call(tmp_path, tmp_path, time.monotonic() - 1, True, 1, None)
+    late.leave("benchmark", {"exit_status": 124}, done=False)  # which had no more time
+    assert script.in_order(made, names, []) == ["benchmark", "export"]
+    made.leave("benchmark", {"rows": []})
+    assert script.in_order(made, names, []) == ["export"]

@@ -225,12 +225,15 @@ def test_a_cosine_without_an_end_is_refused(tmp_path: Path) -> None:
         lm.configure_optimizers()
 
 
-def weights_after(folder: Path, lm: RecurrentLM, data: MusicData, steps: int, *others: Callback) -> dict:
+def weights_after(
+    folder: Path, lm: RecurrentLM, data: MusicData, steps: int, *others: Callback, accelerator: str = "cpu"
+) -> dict:
     """Train to `steps`, from the folder's last checkpoint if it has one."""
     folder.mkdir(exist_ok=True)
     last = folder / "last.ckpt"
     callbacks = [*others, LastCheckpoint(folder, 5)]
-    run = trainer(folder, max_steps=steps, callbacks=callbacks, enable_checkpointing=True, val_check_interval=10)
+    settings: dict[str, Any] = {"enable_checkpointing": True, "val_check_interval": 10, "accelerator": accelerator}
+    run = trainer(folder, max_steps=steps, callbacks=callbacks, **settings)
     run.fit(lm, data, ckpt_path=last if last.exists() else None, weights_only=True)
     return copy.deepcopy(lm.backbone.state_dict())
 

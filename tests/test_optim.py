@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsmr.optim import AdamW, Muon, WarmupCosine
+from dsmr.optim import AdamW, Muon, StackedMuon, WarmupCosine
 
 
 def network() -> nn.ModuleDict:
@@ -91,3 +91,27 @@ def test_nothing_to_do_is_refused() -> None:
     net = network()
     with pytest.raises(ValueError, match=r"no parameter is a matrix"):
         Muon([{"params": [net["embedding"].weight], "is_embedding": [True]}, {"params": [net["linear"].bias]}])
+
+
+def test_matrices_of_one_shape_take_torchs_steps_together() -> None:
+    torch.manual_seed(0)
+    shapes = [(24, 16), (24, 16), (16, 40), (16, 16), (16, 40)]
+    one = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    two = [nn.Parameter(p.detach().clone()) for p in one]
+    begun = [p.detach().clone() for p in one]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    together, plain = StackedMuon(one, **settings), torch.optim.Muon(two, **settings)
+    for step in range(6):
+        for mine, other in zip(one, two, strict=True):
+            mine.grad = torch.randn(mine.shape)
+            other.grad = mine.grad.clone()
+        if step == 3:  # one that got no gradient
+            one[1].grad = two[1].grad = None
+        together.step()
+        plain.step()
+    for mine, other, first in zip(one, two, begun, strict=True):
+        moved = (other - first).norm()
+        assert (mine - other).norm() < 0.02 * moved  # bfloat16 sums in another order
+        assert moved > 0.01 * first.norm()
+    for mine, other in zip(one, two, strict=True):
+        torch.testing.assert_close(together.state[mine]["momentum_buffer"], plain.state[other]["momentum_buffer"])

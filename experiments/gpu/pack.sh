@@ -6,7 +6,7 @@
 # The tokenised MAESTRO (never to be published: CC BY-NC-SA), and wheels of what a machine with torch, lightning and
 # torchmetrics may lack, for PYTHON_VERSION (3.12) on x86-64 Linux. Then, on the machine, in the checkout:
 #
-#     python experiments/gpu/run.py --pack runs/gpu_pack --out RESULTS        # again and again, until nothing is to do
+#     python3 experiments/gpu/run.py --pack runs/gpu_pack --out RESULTS        # again and again, until nothing is to do
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 pack=${1:?name a folder for the pack}
@@ -28,3 +28,4 @@ $bin/pip download --quiet --no-deps --only-binary=:all: --python-version "$versi
   "${platforms[@]}" --dest "$pack/wheels" "${pinned[@]}"
 git describe --always --dirty > "$pack/commit"
 du -sh "$pack"
+[ "$(du -sk "$pack" | cut -f 1)" -lt 61440 ] || { echo "$pack has more than 60 MiB" >&2; exit 1; }

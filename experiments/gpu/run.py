@@ -1,11 +1,11 @@
 """What only a GPU can show, unattended and in calls that continue each other.
 
-    python experiments/gpu/run.py --out FOLDER [--pack FOLDER] [--minutes 9] [--tokens N] [--only STEP ...]
+    python3 experiments/gpu/run.py --out FOLDER [--pack FOLDER] [--minutes 9] [--tokens N] [--only STEP ...]
 
 Steps, in this order:
 
 tests        those marked gpu
-benchmark    speed and memory of rows at base.yaml's size
+benchmark    speed and memory of rows at base.yaml's size; full and two_scale once more with all layers compiled as one
 profile      of a training step of two_scale and of full, by operation
 probe        learning rates, AdamW beside Muon, on two_scale; the best serves every row
 train        two_scale and full, then what is compared with them: `dsmr fit`, `dsmr validate`
@@ -16,9 +16,10 @@ benchmark    its companions: other rows, precisions, decoding, peers
 train        the other rows of experiments/paper_table.yaml
 
 A call ends in time: a training run that is not done yet saves itself and goes on in the next call, and what is done
-is not done again. FOLDER/results.json holds the machine and every step's result, written at once. The end of every
-call is kept for FOLDER/report.tar.gz: the rows so far as a table, those that are finished compared piece by piece.
-What a step printed is in `STATE/STEP.log`. README.md beside this says how long each may take.
+is not done again. A step that has failed comes after all others, and is left out once it has failed twice.
+FOLDER/results.json holds the machine and every step's result, written at once. The end of every call is kept for
+FOLDER/report.tar.gz: the rows so far as a table, those that are finished compared piece by piece. What a step
+printed is in `STATE/STEP.log`. README.md beside this says how long each may take.
 
 `--pack` names what `pack.sh` made: a token store, and wheels for a machine without a network.
 `--dry-run` takes the same way on a CPU in a minute, at configs/smoke.yaml's size: figures mean nothing then.
@@ -45,9 +46,13 @@ import yaml
 HERE = Path(__file__).resolve().parent
 TABLE = HERE.parent / "paper_table.yaml"
 FIRST = ("two_scale", "full", "memoryless", "windowed", "two_scale_interleaved", "two_scale_whole")
-LEAST_SECONDS = 45.0  # no step is begun or continued with less
-REPORT_SECONDS = 20.0  # kept for the report
-SAVING_SECONDS = 25.0  # kept for the end of a training run
+LEAST_SECONDS = 90.0  # no step is begun or continued with less: to start and to compile may take a minute
+REPORT_SECONDS = 25.0  # kept for the report
+SAVING_SECONDS = 35.0  # kept for the end of a training run
+ENDING_SECONDS = 25.0  # for a step that was asked to end
+LIMITS = {"tests": 180.0, "benchmark": 300.0, "profile": 120.0}  # seconds, of the steps whose names begin so
+TRIES = 2
+VALIDATIONS = 4  # of each row while it trains
 TOKENS, TOKENS_PER_STEP = 60_000_000, 4096  # of every row of the table
 PROBE_TOKENS, PROFILE_STEPS = 8_000_000, 40
 PUBLISHED = ("full", "perceiver_ar", "two_scale", "binary_sliding", "ascending")
@@ -56,6 +61,11 @@ DRY_TOKENS, DRY_TOKENS_PER_STEP = 1536, 256  # of configs/smoke.yaml
 
 BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "benchmark": (["full", "two_scale", "memoryless", "materialised_full", "perceiver_ar", "x_transformers_xl"], []),
+    "benchmark_together": (
+        ["full", "two_scale"],
+        ["--model.backbone.compile_blocks", "together", "--benchmark.piece_lengths", "[]"],
+    ),
+    "benchmark_lanes": (["full", "two_scale"], ["--data.num_lanes", "32", "--benchmark.piece_lengths", "[]"]),
     "benchmark_eager": (["full", "two_scale"], ["--model.backbone.compile_blocks", "false"]),
     "benchmark_half": (["full", "two_scale"], ["--trainer.precision", "16-mixed"]),
     "benchmark_rows": (
@@ -68,7 +78,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "benchmark_peers": (["full", "perceiver_ar_pytorch", "materialised_two_scale", "x_transformers_decode"], []),
 }
-"""Rows and further options of each step, what matters most first."""
+"""Rows and further options of each step, what matters most first; the first two decide how rows are compiled."""
 PROBES = {
     **{
         f"adamw_{lr}": ["--model.optimizer=dsmr.optim.AdamW", f"--model.optimizer.lr={lr}"]
@@ -112,8 +122,24 @@ class Call:
         """Whether an earlier call has done it."""
         return (self.state / f"{step}.json").is_file()
 
-    def leave(self, step: str, result: dict[str, object], *, done: bool = True) -> None:
-        """Write a step's result where it is fetched from, and keep it if the step is done."""
+    def failures(self, step: str) -> int:
+        """How often it has failed, in all calls."""
+        failed = self.state / f"{step}.failed"
+        return len(failed.read_text(encoding="utf-8").splitlines()) if failed.is_file() else 0
+
+    def seconds_for(self, step: str) -> float:
+        """What is left of this call, or less if the step may not take so long."""
+        limits = [seconds for name, seconds in LIMITS.items() if step.startswith(name)]
+        return min([self.left, *limits])
+
+    def leave(self, step: str, result: dict[str, object], *, done: bool = True, failed: bool = True) -> None:
+        """Write a step's result where it is fetched from, and keep it if the step is done.
+
+        Else it has failed, unless the call's time is over or it is said not to have.
+        """
+        if not done and failed and self.left > 0:
+            with (self.state / f"{step}.failed").open("a", encoding="utf-8") as file:
+                file.write(f"{result.get('error') or result.get('exit_status')}\n")
         if done:
             (self.state / f"{step}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         results = self.out / "results.json"
@@ -136,7 +162,7 @@ class Call:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(timeout=10)
+                    process.wait(timeout=ENDING_SECONDS)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
@@ -152,10 +178,10 @@ def dsmr(*arguments: str) -> list[str]:
 
 
 def tests(call: Call) -> None:
-    """The tests that need a GPU; in a dry run, those of one file that do not."""
-    chosen = ["tests/test_horizons.py"] if call.dry else ["-m", "gpu"]
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-q", *chosen]
-    status = call.run("tests", pytest, call.left)
+    """The tests that need a GPU; in a dry run, those of their file that do not."""
+    chosen = ["-m", "not gpu"] if call.dry else ["-m", "gpu", "-W", "default"]  # Inductor warns of what is slow
+    pytest = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-p", "no:cacheprovider", "-n", "0", "-q", *chosen]
+    status = call.run("tests", pytest, call.seconds_for("tests"))
     call.leave("tests", {"exit_status": status, "output": call.tail("tests", 60)}, done=status == 0)
 
 
@@ -165,8 +191,9 @@ def benchmark(call: Call, step: str) -> None:
     rows, options = BENCHMARKS[step]
     config = ["--config", "smoke", *DRY_BENCHMARK] if call.dry else ["--config", "benchmark_gpu", *options]
     command = dsmr("benchmark", *config, "--benchmark.rows", f"[{', '.join(rows)}]", "--output", str(target))
-    status = call.run(step, command, call.left)
-    if status == 0:
+    target.unlink(missing_ok=True)
+    status = call.run(step, command, call.seconds_for(step))
+    if target.is_file():
         call.leave(step, json.loads(target.read_text(encoding="utf-8")))
     else:
         call.leave(step, {"exit_status": status, "output": call.tail(step)}, done=False)
@@ -185,9 +212,10 @@ def profile(call: Call, row: str) -> None:
         "sort_by_key": "cpu_time_total" if call.dry else "cuda_time_total",
     }
     options = [*of_row(call, row), f"--root={folder.parent}", f"--name={row}", f"--trainer.max_steps={steps}"]
+    options += ["--sample_every_n_steps=0"]
     options += ["--trainer.limit_val_batches=0", "--trainer.profiler=lightning.pytorch.profilers.PyTorchProfiler"]
     options += [f"--trainer.profiler.init_args.{key}={value}" for key, value in profiler.items()]
-    status = call.run(step, dsmr("fit", *options, "--trainer.enable_progress_bar=false"), call.left)
+    status = call.run(step, dsmr("fit", *options, "--trainer.enable_progress_bar=false"), call.seconds_for(step))
     tables = [path.read_text(encoding="utf-8").splitlines() for path in sorted(folder.glob("fit-profile*.txt"))]
     result: dict[str, object] = {
         "exit_status": status,
@@ -200,16 +228,41 @@ def profile(call: Call, row: str) -> None:
 def of_row(call: Call, row: str) -> list[str]:
     """Options of a row of the table, or of its stand-in in a dry run."""
     if not call.dry:
-        return ["--config", row, "--trainer.precision", "bf16-mixed"]
+        return [
+            "--config",
+            row,
+            "--trainer.precision",
+            "bf16-mixed",
+            "--model.backbone.compile_blocks",
+            compiled(call),
+        ]
     return ["--config", "smoke", "--model.horizons", {"full": "2x640", "two_scale": "1x320+1x64"}[row]]
 
 
-def fit(call: Call, step: str, folder: Path, options: list[str], tokens: int) -> dict[str, object] | None:
+def compiled(call: Call) -> str:
+    """How layers are compiled: together, if two_scale was faster so; the same for all rows and calls."""
+    kept = call.state / "compiled.json"
+    if not kept.is_file():
+        speeds = {}
+        for step, way in (("benchmark", "true"), ("benchmark_together", "together")):
+            if call.is_done(step):
+                rows = json.loads((call.state / f"{step}.json").read_text(encoding="utf-8"))["rows"]
+                by_name = {row["name"]: row.get("tokens_per_second", 0.0) for row in rows}
+                speeds[way] = by_name.get("two_scale", 0.0)
+        kept.write_text(json.dumps(max(speeds, key=speeds.__getitem__, default="true")), encoding="utf-8")
+    found: str = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+def fit(
+    call: Call, step: str, folder: Path, options: list[str], tokens: int, validations: int
+) -> dict[str, object] | None:
     """Train a run, from where the last call left it; its result if it is finished, else what there is is left."""
     steps = tokens // (DRY_TOKENS_PER_STEP if call.dry else TOKENS_PER_STEP)
-    every = 3 if call.dry else max(steps // 10, 1)
+    every = 3 if call.dry else max(steps // validations, 1)
     options = [*options, "--seed_everything=0", "--root", str(folder.parent), "--name", folder.name]
     options += ["--trainer.val_check_interval", str(every), "--trainer.limit_val_batches", "0.25"]
+    options += ["--save_every_n_steps", str(steps), "--sample_every_n_steps", "0"]  # its end and its stops are saved
     until = ["--trainer.max_steps", str(steps)]
     if not (folder / "last.ckpt").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -224,7 +277,7 @@ def fit(call: Call, step: str, folder: Path, options: list[str], tokens: int) ->
     result["metrics_csv"] = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     if status == 0 and is_finished(folder, steps):
         return result
-    call.leave(step, result | {"output": call.tail(step)}, done=False)
+    call.leave(step, result | {"output": call.tail(step)}, done=False, failed=status != 0)
     return None
 
 
@@ -236,7 +289,7 @@ def probe(call: Call, name: str) -> None:
         f"--model.lr_scheduler.warmup_steps={1 if call.dry else 200}",
     ]
     options = [*of_row(call, "two_scale"), *PROBES[name], *warmup]
-    result = fit(call, f"probe_{name}", folder, options, DRY_TOKENS if call.dry else PROBE_TOKENS)
+    result = fit(call, f"probe_{name}", folder, options, DRY_TOKENS if call.dry else PROBE_TOKENS, 1)
     if result is not None:
         found = [row["val/nats_per_note"] for row in csv.DictReader(result["metrics_csv"]) if row["val/nats_per_note"]]
         call.leave(f"probe_{name}", result | {"nats_per_note": float(found[-1])})
@@ -257,7 +310,7 @@ def train(call: Call, row: str) -> None:
     """Train a row of the table, from where the last call left it, and validate its best."""
     step, folder = f"train_{row}", call.state / "runs" / row
     best = chosen(call)
-    result = fit(call, step, folder, [*of_row(call, row), *(PROBES[best] if best else [])], call.tokens)
+    result = fit(call, step, folder, [*of_row(call, row), *(PROBES[best] if best else [])], call.tokens, VALIDATIONS)
     if result is None:
         return
     target = folder / "validation.json"
@@ -283,7 +336,7 @@ def generate(call: Call) -> None:
     """Music by two_scale: its speed, and that memory stays as it is."""
     if not call.is_done("train_two_scale"):
         return
-    more = ["--tokens", "20", "--seconds", "5"] if call.dry else []
+    more = ["--tokens", "20", "--seconds", "5"] if call.dry else ["--seconds", str(min(30, int(call.left / 4)))]
     command = [sys.executable, str(HERE / "music.py"), str(call.state / "runs" / "two_scale"), *more]
     status = call.run("generate", command, call.left)
     result = json.loads(call.tail("generate", 1)[0]) if status == 0 else {"output": call.tail("generate")}
@@ -332,7 +385,7 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
 
     if not (folder / "last.ckpt").is_file():
         return {}
-    content: dict[str, Any] = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)
+    content: dict[str, Any] = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
     return content
 
 
@@ -379,8 +432,10 @@ def every_step(call: Call) -> dict[str, Callable[[], None]]:
     """In their order."""
     first, rows = (FIRST[:2], FIRST[:2]) if call.dry else (FIRST, table())
     steps: dict[str, Callable[[], None]] = {"tests": lambda: tests(call)}
-    speed, *companions = BENCHMARKS
+    speed, together, *companions = BENCHMARKS
     steps[speed] = partial(benchmark, call, speed)
+    if not call.dry:
+        steps[together] = partial(benchmark, call, together)
     steps |= {f"profile_{row}": partial(profile, call, row) for row in FIRST[:2]}
     steps |= {f"probe_{name}": partial(probe, call, name) for name in [*PROBES][:: 3 if call.dry else 1]}
     steps |= {f"train_{row}": partial(train, call, row) for row in first}
@@ -390,6 +445,17 @@ def every_step(call: Call) -> dict[str, Callable[[], None]]:
     steps |= {f"train_{row}": partial(train, call, row) for row in rows if row not in first}
     steps |= {f"test_{row}": partial(score_test, call, row) for row in rows if row in PUBLISHED and row not in first}
     return steps
+
+
+def in_order(call: Call, names: list[str], only: list[str]) -> list[str]:
+    """What is to be done: what has failed comes last, and what has failed too often not at all, unless it is named."""
+    if only:
+        return [name for name in names if name in only and not call.is_done(name)]
+    for name in names:
+        if call.failures(name) >= TRIES:
+            print(f"{name}: has failed {call.failures(name)} times; --only {name} tries it again", flush=True)
+    left = [name for name in names if not call.is_done(name) and call.failures(name) < TRIES]
+    return sorted(left, key=lambda name: call.failures(name) > 0)
 
 
 def main() -> int:
@@ -414,12 +480,11 @@ def main() -> int:
     for name in options.only:
         if name not in steps:
             parser.error(f"--only {name} is unknown; known: {', '.join(steps)}")
-    for name, step in steps.items():
-        is_late = call.left < (1 if call.dry else LEAST_SECONDS)
-        if (options.only and name not in options.only) or call.is_done(name) or is_late:
-            continue
+    for name in in_order(call, [*steps], options.only):
+        if call.left < (1 if call.dry else LEAST_SECONDS):
+            break
         try:
-            step()
+            steps[name]()
         except Exception as error:
             call.leave(name, {"error": repr(error)}, done=False)
     if any(call.is_done(f"train_{row}") for row in table()):

@@ -1,9 +1,13 @@
-"""The optimizer and the learning-rate schedule that are used unless a config names others, and Muon."""
+"""The optimizer and the learning-rate schedule that are used unless a config names others, and Muon.
+
+Shapes: N matrices of one shape, R rows, C columns.
+"""
 
 import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -30,6 +34,8 @@ class AdamW(torch.optim.AdamW):
 
 class Muon(Optimizer):
     """torch's Muon for the layers' matrices, AdamW for embeddings and vectors, behind one list of groups.
+
+    On CUDA the matrices of one shape take their step together, see `StackedMuon`.
 
     A matrix is orthogonalised as it stands, also where several projections share one. Its steps are scaled so that
     learning rate and weight decay mean what they mean to AdamW (Muon is Scalable for LLM Training, arXiv
@@ -61,8 +67,11 @@ class Muon(Optimizer):
         others = [group for group in self.param_groups if not group["use_muon"]]
         if not marked:
             raise ValueError("no parameter is a matrix, so that there is nothing for Muon to do")
+        stacks = marked[0]["params"][0].is_cuda
         self.parts: tuple[Optimizer, ...] = (
-            torch.optim.Muon(marked, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"),
+            (StackedMuon if stacks else torch.optim.Muon)(
+                marked, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"
+            ),
             *([torch.optim.AdamW(others, lr, betas, weight_decay=weight_decay)] if others else []),
         )
         self._share()
@@ -88,6 +97,55 @@ class Muon(Optimizer):
         for part in self.parts:
             part.step()
         return loss
+
+
+class StackedMuon(torch.optim.Muon):
+    """torch's Muon, matrices of one shape as one batch: on a GPU a tenth of the launches, which is what it waits for.
+
+    Takes and keeps what torch's takes and keeps; learning rates are always scaled as `match_rms_adamw`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all groups; gives the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for shape, parameters in alike.items():
+                updates = orthogonalised(self._averaged(parameters, group), group)
+                lr = float(group["lr"])
+                torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(parameters, list(updates), alpha=-0.2 * math.sqrt(max(shape)) * lr)
+        return loss
+
+    def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """Gradients of matrices of one shape, averaged over the steps with Nesterov's look ahead, (N, R, C)."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        for parameter, grad in zip(parameters, grads, strict=True):
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
+        averages = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+        return torch.stack(torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages)
+
+
+def orthogonalised(update_NRC: Tensor, group: dict[str, Any]) -> Tensor:
+    """Each matrix with its singular values near 1, by the Newton-Schulz iteration of torch's Muon in bfloat16."""
+    a, b, c = group["ns_coefficients"]
+    is_tall = update_NRC.shape[1] > update_NRC.shape[2]
+    x_NRC = (update_NRC.mT if is_tall else update_NRC).bfloat16()
+    x_NRC = x_NRC / x_NRC.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        gram_NRR = x_NRC @ x_NRC.mT
+        gram_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        x_NRC = torch.baddbmm(x_NRC, gram_NRR, x_NRC, beta=a)
+    return (x_NRC.mT if is_tall else x_NRC).to(update_NRC.dtype)
 
 
 def _split(group: dict[str, Any]) -> list[dict[str, Any]]:

@@ -65,11 +65,11 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
         judge: trains and validates one of our rows, where `train_tokens` asks for it.
 
     Returns:
-        `{commit, hardware, config, versions, absent, rows, pieces}`; a row that ran out of memory says so.
+        `{commit, hardware, config, versions, absent, wrong, rows, pieces}`; a row that ran out of memory says so, one
+        whose form does not equal the reference is absent, and wrong.
 
     Raises:
         ValueError: a row that is not known.
-        ArithmeticError: a fast form does not equal the reference.
     """
     measured_commit, settings = commit(), work.settings
     bandwidth = copy_bandwidth(work.place)
@@ -82,7 +82,7 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
         if name not in known and name not in absent:
             raise ValueError(f"benchmark.rows: {name} is unknown; known: {', '.join(known)}")
     wanted = [name for name in settings.rows or known if name in known]
-    contestants, rows = prepare(wanted, known, absent, say)
+    contestants, rows, wrong = prepare(wanted, known, absent, say)
     take_turns(contestants, rows, work, say)
     for name, contestant in contestants.items():
         rows[name] = figures(contestant, contestants)
@@ -109,6 +109,7 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
         "config": config(work),
         "versions": versions(),
         "absent": absent,
+        "wrong": wrong,
         "rows": [rows[name] for name in wanted if name in rows],
         "pieces": pieces,
     }
@@ -116,10 +117,11 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
 
 def prepare(
     wanted: list[str], known: dict[str, Make], absent: dict[str, str], say: Say
-) -> tuple[dict[str, Contestant], dict[str, dict[str, Any]]]:
-    """Make all rows; those that do not fit the memory are results already."""
+) -> tuple[dict[str, Contestant], dict[str, dict[str, Any]], list[str]]:
+    """Make all rows; those that do not fit the memory are results already, and some compute something else."""
     contestants: dict[str, Contestant] = {}
     rows: dict[str, dict[str, Any]] = {}
+    wrong = []
     for number, name in enumerate(wanted, 1):
         say(f"prepare {name} ({number} of {len(wanted)})")
         try:
@@ -128,9 +130,12 @@ def prepare(
             absent[name] = f"{error}; pip install 'dsmr[bench]'"
         except UnfitError as error:
             absent[name] = str(error)
+        except ArithmeticError as error:
+            absent[name] = str(error)
+            wrong.append(name)
         except torch.OutOfMemoryError:
             rows[name] = {"name": name, "out_of_memory": True}
-    return contestants, rows
+    return contestants, rows, wrong
 
 
 def take_turns(contestants: dict[str, Contestant], rows: dict[str, dict[str, Any]], work: Workload, say: Say) -> None:

@@ -46,7 +46,7 @@ def run(command: str, arguments: list[str]) -> int:
     print("\n".join(benchmark_table(result)))
     print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE keeps the figures")
     write_result(result, as_json=cli.as_json, output=output)
-    return 0
+    return 1 if result["wrong"] else 0
 
 
 def place_of(accelerator: str) -> torch.device:

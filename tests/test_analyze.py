@@ -15,16 +15,19 @@ import yaml
 from conftest import tiny_transformer, write_midi
 from dsmr import checkpoint as checkpoints
 from dsmr.analyze.ablation import savings, variants
-from dsmr.analyze.distances import AttentionDistances
+from dsmr.analyze.distances import AttentionDistances, attention_weights
 from dsmr.analyze.notes import HeardNotes, heard, places
 from dsmr.analyze.streams import evaluate, piece_nll, window_nll
-from dsmr.analyze.suggest import suggest
+from dsmr.analyze.suggest import check_budget, half, suggest
 from dsmr.cli import main
+from dsmr.cli.by_piece import is_as_in_training
 from dsmr.cli.lightning import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.midi import read_midi
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, encode
+from dsmr.export import export
+from dsmr.model.attention import attend
 from dsmr.model.horizons import Rule
 from dsmr.pieces import PieceTable
 from test_pieces import table
@@ -71,6 +74,37 @@ def test_attention_without_a_preference_falls_where_the_rule_says(rule: Rule, tm
     for head in range(2):
         np.testing.assert_allclose(shares[:, head], wanted / sum(lengths), rtol=1e-9)
         np.testing.assert_allclose(watched.memory_shares()[:, head], memory / sum(lengths), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rule", ["boundary", "sliding"])
+@pytest.mark.parametrize("memory_gate", [None, -1.0])
+def test_the_weights_that_are_counted_are_those_that_attend(
+    memory_gate: float | None, rule: Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"d_model": 32, "num_heads": 4, "num_kv_heads": 2, "memory_gate": memory_gate, "rule": rule}
+    model = tiny_transformer("1x16+1x4+1x0", vocab_size=392, **sizes)
+    for block in model.blocks if memory_gate is not None else ():
+        torch.nn.init.normal_(block.memory_gate, std=2.0)
+    counted, attended = [], []
+
+    def weigh(*arguments: object) -> torch.Tensor:
+        counted.append(attention_weights(*arguments))
+        return counted[-1]
+
+    def look(query, key, value, past, *rest: object) -> torch.Tensor:
+        attended.append((torch.cat([past.value, value], dim=2), attend(query, key, value, past, *rest)))
+        return attended[-1][1]
+
+    monkeypatch.setattr("dsmr.analyze.distances.attention_weights", weigh)
+    monkeypatch.setattr("dsmr.analyze.distances.QUERIES_AT_ONCE", 4)  # two stretches of a segment of 8
+    monkeypatch.setattr("dsmr.model.decoder.attend", look)
+    watched = AttentionDistances(model, 16 + 8)
+    with watched.watching():
+        evaluate(model, recall_data(tmp_path), watched.watch)
+    assert len(counted) == 2 * len(attended) > 2 * 3
+    for number, (value_BKSD, wanted_BHTD) in enumerate(attended):
+        weights_BHTS = torch.cat(counted[2 * number : 2 * number + 2], dim=2)
+        torch.testing.assert_close(weights_BHTS @ value_BKSD.repeat_interleave(2, dim=1), wanted_BHTD)
 
 
 def test_watching_changes_no_result_and_ends(tmp_path: Path) -> None:
@@ -164,6 +198,12 @@ def test_memory_is_taken_from_where_it_is_missed_least() -> None:
     for budget in (-64, 100, 1088):
         with pytest.raises(ValueError, match="must be a multiple of 64 from 0 to 1024"):
             suggest((512, 512), budget, 64, spread)
+
+
+def test_a_budget_that_is_named_to_begin_with_is_taken() -> None:
+    assert half((320, 128), 64) == 192
+    for trained in ((64,), (320, 128), (128, 64, 0)):
+        check_budget(trained, half(trained, 64), 64)
 
 
 def test_what_a_layer_is_worth_is_measured_again_once_others_have_lost_theirs() -> None:
@@ -280,11 +320,51 @@ def test_other_weights_and_other_memories_leave_the_pieces_alone(
     assert "--pieces" in capsys.readouterr().err
 
 
+def test_other_evaluations_leave_the_pieces_alone(run: Path, midi_folder: Path, tmp_path: Path) -> None:
+    kept = (run / "pieces.csv").read_bytes()
+    others = [
+        ("--data.validation_stride", 2),
+        ("--data.recall.seed", 1),
+        ("--data.recall=null", "--data.path", midi_folder),
+        ("--trainer.precision", "bf16-mixed"),
+    ]
+    for number, options in enumerate(others):
+        assert validate(run, tmp_path / f"{number}.json", *options)["by_piece"] is None, options
+        assert (run / "pieces.csv").read_bytes() == kept, options
+    none = run.parent / "none"
+    assert validate(none, tmp_path / "w.json", "--data.windows.stride", 32)["by_piece"] is None
+    own = tmp_path / "own.csv"
+    assert validate(run, tmp_path / "o.json", *others[0], "--pieces", own)["by_piece"] == str(own)
+    assert len(PieceTable.read(own).names) == 2
+    assert validate(run, tmp_path / "s.json", "--trainer.precision", 32)["by_piece"] == str(run / "pieces.csv")
+
+
+def test_a_path_is_the_same_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def settings(path: str | None) -> dict:
+        return {"data": {"path": path, "validation_stride": 1}, "trainer": {"precision": None}}
+
+    assert is_as_in_training(settings("midi"), settings(str(tmp_path / "midi")))
+    assert not is_as_in_training(settings("midi"), settings("other"))
+    assert not is_as_in_training(settings(None), settings("midi"))
+
+
+def test_an_exported_model_keeps_the_pieces_of_its_own_horizons(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    export(run, folder)
+    assert validate(folder, tmp_path / "a.json", "--model.horizons", "2x64")["by_piece"] is None
+    assert not (folder / "pieces.csv").exists()
+    assert validate(folder, tmp_path / "b.json")["by_piece"] == str(folder / "pieces.csv")
+
+
 def test_ablation_tells_what_each_layer_is_worth(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = validate(run, tmp_path / "v.json", "--ablate")
     assert set(result["ablated"]) == {"0", "1", "all"}
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("(4 pieces only)" in line and " layer" in line for line in lines) == 3
     without = validate(run, tmp_path / "w.json", "--model.horizons", "2x0")
     difference = without["metrics"]["val/nats_per_note"] - result["metrics"]["val/nats_per_note"]
     assert result["ablated"]["all"]["value"] == pytest.approx(difference, abs=1e-5)
@@ -340,6 +420,21 @@ def test_analysis_writes_a_suggestion_that_trains(run: Path, tmp_path: Path) -> 
     assert measured == pytest.approx(best, rel=1e-5)
 
 
+def test_a_run_that_is_not_of_the_suggestion_costs_no_result(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--folder", tmp_path, "--budget", "192", "--trained", run, "--output", tmp_path / "a.json"]
+    assert dsmr("analyze", "--checkpoint", run, *options) == 0
+    out, result = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    assert "smoke was trained with 1x320+1x64, suggested is" in result["not_compared"]
+    assert result["not_compared"] in out
+    assert "measured" not in result
+    for begin in ("  layer 0", "  layer 1", "  all layers", "  predicted"):
+        assert "(4 pieces only)" in next(line for line in out.splitlines() if line.startswith(begin)), begin
+    assert "chosen on these same pieces" in next(line for line in out.splitlines() if "  predicted" in line)
+    assert "chosen on these same pieces" in Path(result["overlay"]).read_text()
+
+
 def test_a_piece_is_heard_note_by_note(run: Path, tmp_path: Path) -> None:
     piece = write_midi(tmp_path / "long.mid", seed=3, num_notes=90)
     options = ["--folder", tmp_path, "--picture", "--output", tmp_path / "a.json"]
@@ -361,14 +456,31 @@ def test_a_piece_is_heard_note_by_note(run: Path, tmp_path: Path) -> None:
         (["--checkpoint", "{root}/smoke", "--piece", "{root}/short.mid"], "fit into one segment"),
         (["--checkpoint", "{root}/smoke", "--piece", "x.mid", "--budget", "64"], "in a call of its own"),
         (["--checkpoint", "{root}/smoke", "--trained", "x"], "give the --budget"),
+        (["--checkpoint", "{root}/smoke", "--budget", "192", "--trained", "gone"], "gone: no such run"),
+        (["--checkpoint", "{root}/smoke", "--budget", "192", "--trained", "{root}/bare"], "has no pieces.csv"),
+        (["--checkpoint", "{root}/smoke", "--device", "foo"], "--device foo"),
+        (["--checkpoint", "{root}/smoke", "--model.horizons", "2x64"], "trained with horizons = 1x320+1x64"),
+        (["--checkpoint", "{root}/smoke", "--folder", "{root}/smoke/config.yaml"], "config.yaml cannot be made"),
     ],
 )
-def test_a_mistake_is_one_line(
-    run: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_mistake_is_one_line_before_anything_is_measured(
+    run: Path,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_midi(run.parent / "short.mid", seed=0, num_notes=5)
+    (run.parent / "bare").mkdir(exist_ok=True)
+    shutil.copy(run / "best.ckpt", run.parent / "bare")
+
+    def measure(*_: object) -> None:
+        raise AssertionError("measured before the mistake was found")
+
+    monkeypatch.setattr("dsmr.cli.analyze.evaluate", measure)
     given = [argument.format(root=run.parent) for argument in arguments]
-    assert dsmr("analyze", *given, "--folder", tmp_path) == 2
+    assert dsmr("analyze", "--folder", tmp_path, *given) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("dsmr: error: ")
     assert said in line

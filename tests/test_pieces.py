@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dsmr.metrics import PieceNLL, PositionPerplexity
-from dsmr.pieces import PieceTable, average, compare, ratio
-from dsmr.report.paired import shared_name
+from dsmr.pieces import Interval, PieceTable, average, compare, ratio
+from dsmr.report.collect import Run
+from dsmr.report.paired import by_seed, differences, groups, shared_name
 
 FAMILIES = ("pitch", "end", "time", "velocity", "other")
 
@@ -118,7 +119,49 @@ def test_only_pieces_of_both_are_compared() -> None:
         (["full_seed0", "full_seed1"], "full"),
         (["a", "b"], "a"),
         (["seed=0", "seed=1"], "seed=0"),
+        (["a/seed=0", "a/seed=1"], "a"),
+        (["seed=0/a", "seed=1/a"], "a"),
+        (["x/seed=0/a", "x/seed=1/a"], "x/a"),
     ],
 )
 def test_seeds_of_one_setting_share_a_name(names: list[str], shared: str) -> None:
     assert shared_name(names) == shared
+
+
+def scored(name: str, width: int, seed: int, loss: float, *, data_seed: int | None = None, piece: str = "p") -> Run:
+    """A run of one setting for each width."""
+    data = {"seed": seed if data_seed is None else data_seed}
+    config = {"seed_everything": seed, "model": {"width": width}, "data": data, "trainer": {}}
+    names = [f"{piece}{number}" for number in range(12)]
+    return Run(name, config, [], pieces=table(np.full(12, 10 * loss), np.full(12, 10.0), names))
+
+
+def test_seeds_are_paired_with_themselves() -> None:
+    a = [scored("a_seed0", 1, 0, 1.0), scored("a_seed1", 1, 1, 5.0)]
+    b = [scored("b_seed0", 2, 0, 2.0), scored("b_seed2", 2, 2, 9.0)]
+    first, second = groups([*b, *a])
+    assert (first.name, first.label, list(first.tables)) == ("a", "a (2 seeds)", ["0", "1"])
+    assert (second.name, second.label, list(second.tables)) == ("b", "b (2 seeds)", ["0", "2"])
+    assert by_seed(first, second) == {"0": pytest.approx(-1.0)}
+    ((difference,), _) = differences([first, second])
+    assert difference.comparison.difference.value == pytest.approx(-2.5)
+    assert "seed by seed" not in str(difference)
+    ((difference,), _) = differences(groups([*a, *b, scored("b_seed1", 2, 1, 8.0)]))
+    assert str(difference).endswith("seed by seed a has -1.000 (0), -3.000 (1)")
+
+
+def test_a_seed_counts_once_and_one_of_the_data_is_another() -> None:
+    twice = [scored("a_seed0", 1, 0, 1.0), scored("a_seed0_again", 1, 0, 4.0)]
+    (group,) = groups(twice)
+    assert (group.label, list(group.tables)) == ("a_seed0", ["0"])
+    assert group.table.nll_P.sum() == pytest.approx(120.0)
+    (group,) = groups([scored("a", 1, 0, 1.0), scored("b", 1, 0, 2.0, data_seed=3), scored("c", 1, 3, 2.0)])
+    assert list(group.tables) == ["0", "0, data 3", "3"]
+    assert len(groups([twice[0], scored("other", 1, 0, 1.0, piece="q")])) == 2
+
+
+def test_few_pieces_are_marked_whatever_the_spelling() -> None:
+    found = Interval(1.0, -0.5, 2.0, 4)
+    assert str(found) == f"{found}" == "1.000 [-0.500, 2.000] (4 pieces only)"
+    assert f"{found:+.4f}" == "+1.0000 [-0.5000, +2.0000] (4 pieces only)"
+    assert f"{Interval(1.0, -0.5, 2.0, 10):8.3f}" == "   1.000 [-0.500, 2.000]"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -198,6 +199,31 @@ def test_a_run_that_is_no_number_says_from_where_on(runs: Path, tmp_path: Path) 
     assert read_run(broken).figures["note"] == "not finite from step 9 on"
     assert main(["report", str(tmp_path)]) == 0
     assert "not finite from step 9 on" in (tmp_path / "report" / "README.md").read_text()
+
+
+def test_runs_whose_folders_are_called_alike_are_told_apart(runs: Path, tmp_path: Path) -> None:
+    for folder in ("a/seed=0", "b/seed=0", "b/seed=1"):
+        broken_copy(runs, tmp_path / folder, nan_from=99)
+    assert {run.name for run in collect(tmp_path).runs} == {"a/seed=0", "b/seed=0", "seed=1"}
+    assert main(["report", str(tmp_path), "--format", "svg"]) == 0
+    schedules = (tmp_path / "report" / "schedules.svg").read_text()
+    assert all(f"<!-- {name} -->" in schedules for name in ("a/seed=0", "b/seed=0", "seed=1"))
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_table_is_there_whatever_becomes_of_its_pictures(
+    is_there: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_there:  # but cannot draw
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    else:
+        monkeypatch.setattr("dsmr.report.plots.find_spec", lambda _: None)
+    assert main(["report", str(runs), "--output", str(tmp_path)]) == (2 if is_there else 0)
+    text = (tmp_path / "README.md").read_text()
+    assert "| `two` | 1x320+1x64 | 20 |" in text
+    assert "## Benchmark speed" in text
+    assert "](learning" not in text
+    assert ("No pictures: plots need matplotlib" in text) != is_there
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:

@@ -7,17 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from dsmr.cli import main
+from dsmr.cli.configs import FOLDER
 from dsmr.cli.lightning import QUIET
-from dsmr.cli.sweep import spec
-from dsmr.cli.sweep.remote import wandb_content
+from dsmr.cli.sweep import local, spec, split
+from dsmr.cli.sweep.check import checked
+from dsmr.cli.sweep.remote import logs_to_wandb, wandb_content
+from dsmr.cli.sweep.spec import Trial
+from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, read_state, write_state
 from dsmr.model.horizons import parse_horizons
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -97,6 +104,20 @@ def test_random_trials_repeat_and_more_of_them_change_none(tmp_path: Path) -> No
         ({"parameters": {"seed_everything": {"value": 1, "values": [1]}}}, "exactly one of"),
         ({"parameters": {"a": {"min": 2, "max": 1}}}, r"min \(2\) must be below max \(1\)"),
         ({"parameters": {"a": {"values": [1, 2], "probabilities": [0.5, 0.1]}}}, "add up to 1"),
+        ({"parameters": {"lr": {"parameters": None}}}, r"lr \(.*sweep.yaml, line \d+\): nested parameters must map"),
+        ({"parameters": {"lr": {"parameters": ["a"]}}}, r"lr \(.*: nested parameters must map"),
+        ({"parameters": {"lr": {"values": [1, 2], "probabilities": 0.5}}}, r"lr \(.*: probabilities must be a list"),
+        ({"parameters": {"lr": {"values": [1, 2], "probabilities": [1.5, -0.5]}}}, "one from 0 on for each"),
+        ({"parameters": {"lr": {"values": [1, 2], "probabilities": ["a", "b"]}}}, "one from 0 on for each"),
+        ({"parameters": {"lr": {"min": 1, "max": 9, "q": 0}}}, r"lr \(.*: q \(0\) must be a number above 0"),
+        ({"parameters": {"lr": {"mu": 1, "sigma": -1}}}, r"lr \(.*sigma \(-1\) a number above 0"),
+        ({"parameters": {"lr": {"mu": 1, "sigma": "one"}}}, r"lr \(.*sigma \(one\) a number above 0"),
+        ({"parameters": {"lr": {"distribution": "log_normal", "mu": "a"}}}, r"lr \(.*mu \(a\) of log_normal"),
+        ({"parameters": {"lr": {"min": 1}}}, r"lr \(.*: uniform needs min and max"),
+        ({"parameters": {"lr": {"min": "1e-4", "max": "1e-2"}}}, r"lr \(.*: uniform needs min and max, as numbers"),
+        ({"parameters": {"lr": {"distribution": "int_uniform", "min": 0.5, "max": 2}}}, "whole numbers"),
+        ({"parameters": {"lr": {"distribution": "categorical"}}}, r"lr \(.*'categorical' without values"),
+        ({"parameters": {"lr": {"distribution": "unifrm", "min": 0, "max": 2}}}, "did you mean uniform"),
         ({"command": None}, "give command"),
         ({"command": ["python", "train.py", "${args}"]}, "give command"),
         ({"command": ["dsmr", "fit", "${args_json}"]}, "give command"),
@@ -119,6 +140,69 @@ def test_what_needs_wandb_or_a_number_says_so(tmp_path: Path) -> None:
         spec.trials(spec.read(write(tmp_path, parameters={"a": {"min": 0.1, "max": 0.2}})))
 
 
+MU_SIGMA, BOUNDS = {"mu": 0.0, "sigma": 0.5}, {"min": 0.1, "max": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        *[(name, MU_SIGMA) for name in ("log_normal", "q_normal", "q_log_normal")],
+        *[(name, BOUNDS) for name in ("log_uniform", "q_log_uniform", "inv_log_uniform", "inv_log_uniform_values")],
+    ],
+)
+def test_a_distribution_of_wandb_is_left_to_wandb(tmp_path: Path, name: str, given: dict) -> None:
+    path = write(tmp_path, method="random", parameters={"lr": {"distribution": name, **given}})
+    sweep = spec.read(path)
+    assert wandb_content(sweep)["parameters"]["lr"] == {"distribution": name, **given}
+    with pytest.raises(ValueError, match=rf"lr \(.*sweep.yaml\): {name} needs wandb"):
+        spec.trials(sweep, 1)
+
+
+def test_probabilities_that_add_up_to_1_but_for_rounding_are_drawn_from(tmp_path: Path) -> None:
+    parameters = {"a": {"values": [1, 2, 3], "probabilities": [0.3333333] * 3}}
+    assert len(spec.trials(spec.read(write(tmp_path, method="random", parameters=parameters)), 20)) == 20
+
+
+def test_more_trials_rename_none(tmp_path: Path) -> None:
+    parameters = {"model.horizons": {"values": ["2x64", "2x0"]}}
+    sweep = spec.read(write(tmp_path, method="random", parameters=parameters))
+    names = [trial.name for trial in spec.trials(sweep, 6)]
+    assert [trial.name for trial in spec.trials(sweep, 3)] == names[:3]
+    assert len(set(names)) == 6
+    assert {"horizons=2x64", "horizons=2x0", "horizons=2x0-2"} <= set(names)
+
+
+def test_a_trials_name_is_never_that_of_another(tmp_path: Path) -> None:
+    parameters = {"a": {"values": ["x", "x", "x-2", "x"]}}
+    names = [trial.name for trial in spec.trials(spec.read(write(tmp_path, parameters=parameters)))]
+    assert names == ["a=x", "a=x-2", "a=x-2-2", "a=x-3"]
+
+
+@pytest.mark.parametrize("given", ["wandb", "trainer/wandb", FOLDER / "trainer" / "wandb.yaml"])
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_wandbs_logger_is_known_however_its_config_is_spelt(tmp_path: Path, given: object, is_joined: bool) -> None:
+    words = [f"--config={given}"] if is_joined else ["-c", str(given)]
+    sweep = spec.read(write(tmp_path, command=["dsmr", "fit", "--config", "smoke", *words, "${args}"]))
+    assert logs_to_wandb(sweep)
+    assert spec.trials(sweep)[0].arguments == ("--config", "smoke", "--seed_everything=0")
+    assert not logs_to_wandb(spec.read(write(tmp_path, command=["dsmr", "fit", "--config", "smoke", "${args}"])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mine", "extra"),
+    [
+        ("F --local --x 1", "F --local", "--x 1"),
+        ("--local F", "F --local", ""),
+        ("--root r --dry_run F", "F --root r --dry-run", ""),
+        ("--price_per_hour=2 --dry-run F", "F --price-per-hour=2 --dry-run", ""),
+        ("--config smoke --save_every_n_steps 3 F --local", "F --local", "--config smoke --save_every_n_steps 3"),
+        ("--x=1 F --y -1", "F", "--x=1 --y -1"),
+    ],
+)
+def test_the_file_is_the_first_word_that_is_no_options(arguments: str, mine: str, extra: str) -> None:
+    assert split(arguments.split()) == (mine.split(), extra.split())
+
+
 def dsmr(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
@@ -132,6 +216,14 @@ def dsmr(*arguments: object) -> int:
         ([EXPERIMENTS / "placement.yaml", "--dry-run", "--device", "rtx-9"], "rtx-9"),
         ([EXPERIMENTS / "placement.yaml", "--local", "--model.horizonz.long", "1"], "trial placement=lower,seed=0: "),
         ([EXPERIMENTS / "placement.yaml", "--local", "--trials", "0"], "--trials 0"),
+        ([EXPERIMENTS / "placement.yaml", "--local", "--seed", "-1"], "--seed -1 must be at least 0"),
+        *[
+            (
+                [EXPERIMENTS / "placement.yaml", *words],
+                f"{words[0]}: --root, --seed, --json, --output belong to --local",
+            )
+            for words in (["--root", "runs"], ["--seed", "0"], ["--json"], ["--output", "x.json"])
+        ],
         ([EXPERIMENTS / "placement.yaml"], "WANDB_MODE keeps this machine offline; use --local"),
     ],
 )
@@ -158,6 +250,16 @@ def test_a_dry_run_prices_every_trial(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(trial["budget"] == 12_288 and trial["fits"] for trial in result["trials"])
     assert result["total_hours"][1] == pytest.approx(sum(trial["hours"][1] for trial in result["trials"]))
     assert f"{2 * result['total_hours'][0]:.2f} to" in capsys.readouterr().out
+
+
+def test_what_follows_a_dry_run_is_the_same_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = EXPERIMENTS / "learning_rate.yaml"
+    words = ["--trials", "2", "--seed", "3", "--root", tmp_path / "two words", "--data.num_lanes", "4"]
+    assert dsmr("sweep", "--dry_run", path, *words) == 0
+    expected = (
+        f"next: dsmr sweep {path} --local --trials 2 --seed 3 --root '{tmp_path}/two words' --data.num_lanes 4\n"
+    )
+    assert capsys.readouterr().out.endswith(expected)
 
 
 def test_every_sweep_file_here_is_a_sweep_whose_trials_parse() -> None:
@@ -230,3 +332,156 @@ def test_a_trial_that_fails_is_told_and_the_others_run(
     assert result["best"] == "lr=0.001"
     assert dsmr("sweep", path, "--local", "--root", tmp_path, "--trainer.max_steps", "5") == 2
     assert "was begun with other options" in capsys.readouterr().err
+
+
+def finished(folder: Path, metric: str) -> Path:
+    """A sweep of one trial, which is done; gives the file."""
+    path = write(folder, parameters={"seed_everything": {"values": [0]}}, metric={"name": metric})
+    run = folder / "sweep" / "seed=0"
+    write_state(run, spec.trials(spec.read(path))[0], DONE)
+    backbone = {"class_path": "dsmr.model.RecurrentTransformer", "init_args": {"num_layers": 2}}
+    config = {"model": {"horizons": "2x64", "backbone": backbone}, "data": {}, "trainer": {}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "metrics.csv").write_text("step,train/nll,val/perplexity\n4,5.0,\n9,4.0,60.5\n")
+    return path
+
+
+def test_a_metric_that_no_trial_logged_is_told_beside_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished(tmp_path, "val/perplexty")
+    assert dsmr("sweep", path, "--local", "--root", tmp_path, "--json") == 1
+    out = capsys.readouterr().out
+    expected = "metric val/perplexty was not logged; did you mean val/perplexity?; there are val/perplexity\n"
+    assert expected in out
+    assert "| `seed=0` |" in (tmp_path / "sweep" / "README.md").read_text()
+    assert json.loads(out.splitlines()[-1])["best"] is None
+    assert dsmr("sweep", finished(tmp_path, "val/perplexity"), "--local", "--root", tmp_path) == 0
+
+
+def test_without_matplotlib_there_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsmr.report.plots.find_spec", lambda name: None)
+    assert dsmr("sweep", finished(tmp_path, "val/perplexity"), "--local", "--root", tmp_path) == 0
+    assert "| `seed=0` |" in (tmp_path / "sweep" / "README.md").read_text()
+    assert not list((tmp_path / "sweep").glob("*.png"))
+
+
+def test_a_config_file_that_changed_is_refused_where_a_result_would_be_the_old_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = tmp_path / "own.yaml", tmp_path / "sweep" / "seed=0"
+    config.write_text("trainer: {max_steps: 3}")
+    path = write(tmp_path, command=["dsmr", "fit", "--config", str(config), "${args}"])
+    trial = checked(spec.trials(spec.read(path)))[0]
+    write_state(run, trial, DONE)
+    config.write_text("trainer: {max_steps: 3, enable_progress_bar: false}\ndata: {num_workers: 1, cache_dir: x}")
+    assert checked([trial]) == [trial]
+    config.write_text("trainer: {max_steps: 4}")
+    assert dsmr("sweep", path, "--local", "--root", tmp_path) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert f"{run} was begun with other settings" in line
+    assert "choose another --root, or delete it" in line
+    changed = checked([trial])[0]
+    write_state(run, trial, FAILED)
+    check_same(changed, run)  # begins anew
+    (run / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="was begun with other settings"):
+        check_same(changed, run)
+    write_state(run, replace(trial, fingerprint=None), DONE)
+    check_same(changed, run)  # of a version that kept none
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_run_that_no_sweep_began_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="no sweep began"):
+        check_same(Trial("a", {}, ()), tmp_path)
+
+
+def test_a_trial_goes_on_from_what_a_process_of_a_killed_sweep_still_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial, run, given = Trial("a", {}, ()), tmp_path / "a", []
+    monkeypatch.setattr(local, "in_child", lambda arguments, *_: given.append(arguments) or 0)
+    (tmp_path / "logs").mkdir()
+    write_state(run, trial, BEGUN)
+    (run / "best.ckpt").touch()
+    lock = FileLock(tmp_path / "logs" / ".a.lock", thread_local=False)
+    lock.acquire()
+
+    def save() -> None:
+        (run / "last.ckpt").touch()
+        lock.release()
+
+    threading.Timer(0.5, save).start()
+    assert local.one(trial, tmp_path, lambda line: None, "a").status == DONE
+    assert given == [["fit", "--resume", str(run)]]
+    assert (run / "best.ckpt").is_file()
+
+
+def test_a_trial_that_another_process_trains_for_long_fails_and_keeps_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "SECONDS_TO_SAVE", 0.1)
+    trial = Trial("a", {}, ())
+    (tmp_path / "logs").mkdir()
+    write_state(tmp_path / "a", trial, BEGUN)
+    with FileLock(tmp_path / "logs" / ".a.lock"):
+        outcome = local.one(trial, tmp_path, lambda line: None, "a")
+    assert (outcome.status, outcome.message) == (FAILED, local.taken(tmp_path / "logs" / ".a.lock"))
+    assert read_state(tmp_path / "a")["status"] == BEGUN
+
+
+def test_only_the_first_process_of_a_trial_takes_its_lock(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dsmr.cli.sweep.child", str(tmp_path / "lock"), "--version"]
+    with FileLock(tmp_path / "lock"):
+        done = subprocess.run(
+            command, env={**os.environ, "LOCAL_RANK": "1"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+        )
+    assert (done.returncode, done.stdout[:5]) == (0, b"dsmr ")
+
+
+def two_trials_that(ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[local.Outcome]:
+    """Run two trials whose processes do no more than end."""
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\n{ending}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    sweep = spec.read(write(folder))
+    return local.run_all(sweep, spec.trials(sweep), folder, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("kill -KILL $$", "killed by signal 9 (SIGKILL), see "),
+        ("kill -SEGV $$", "killed by signal 11 (SIGSEGV), see "),
+        ("kill -ABRT $$", "killed by signal 6 (SIGABRT), see "),
+        ("exit 137", "killed by signal 9 (SIGKILL), see "),
+        ("echo dsmr: error: bad; exit 2", "bad"),
+        ("echo bad; exit 255", "bad"),
+    ],
+)
+def test_a_trial_that_is_killed_has_failed_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, said: str
+) -> None:
+    outcomes = two_trials_that(ending, tmp_path, monkeypatch)
+    assert [outcome.status for outcome in outcomes] == [FAILED, FAILED]
+    for outcome in outcomes:
+        log = tmp_path / "sweep" / "logs" / f"{outcome.trial.name}.log"
+        assert outcome.message == (f"{said}{log}" if said.endswith("see ") else said)
+        assert read_state(tmp_path / "sweep" / outcome.trial.name)["message"] == outcome.message
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [("kill -TERM $$", 143), ("kill -USR1 $$", 138), ("exit 143", 143), ("exit 130", 130)]
+)
+def test_a_trial_that_is_asked_to_stop_stops_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, status: int
+) -> None:
+    with pytest.raises(local.Stopped) as stopped:
+        two_trials_that(ending, tmp_path, monkeypatch)
+    assert stopped.value.status == status
+    assert read_state(tmp_path / "sweep" / "seed=0")["status"] == BEGUN
+    assert read_state(tmp_path / "sweep" / "seed=1") is None

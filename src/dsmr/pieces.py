@@ -180,8 +180,14 @@ class Interval:
     num_pieces: int
 
     def __str__(self) -> str:
+        return format(self)
+
+    def __format__(self, spec: str) -> str:
+        """Value, interval, and a mark where the pieces are too few; `spec` as of a number, its width the value's."""
+        spec = spec or ".3f"
+        ends = spec.lstrip("0123456789")
         few = f" ({self.num_pieces} pieces only)" if self.num_pieces < FEW else ""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{few}"
+        return f"{self.value:{spec}} [{self.low:{ends}}, {self.high:{ends}}]{few}"
 
 
 @dataclass(frozen=True)

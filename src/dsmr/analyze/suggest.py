@@ -37,6 +37,24 @@ class Suggestion:
     num_evaluations: int
 
 
+def check_budget(trained: Horizons, budget: int, block: int) -> None:
+    """Refuse what `suggest` would refuse, before anything is measured; its arguments are those of `suggest`.
+
+    Raises:
+        ValueError: a budget that the model's own horizons cannot be cut down to.
+    """
+    if budget % block or not 0 <= budget <= sum(trained):
+        raise ValueError(
+            f"--budget {budget} must be a multiple of {block} from 0 to {sum(trained)}, which the model was trained "
+            "with: what more memory would be worth, it cannot tell"
+        )
+
+
+def half(trained: Horizons, block: int) -> int:
+    """Half of what the model has, in whole blocks: a budget to begin with."""
+    return sum(trained) // 2 // block * block
+
+
 def suggest(trained: Horizons, budget: int, block: int, score: Score) -> Suggestion:
     """Horizons that spend a budget to the token, each in whole blocks.
 
@@ -49,11 +67,7 @@ def suggest(trained: Horizons, budget: int, block: int, score: Score) -> Suggest
     Raises:
         ValueError: a budget that the model's own horizons cannot be cut down to.
     """
-    if budget % block or not 0 <= budget <= sum(trained):
-        raise ValueError(
-            f"--budget {budget} must be a multiple of {block} from 0 to {sum(trained)}, which the model was trained "
-            "with: what more memory would be worth, it cannot tell"
-        )
+    check_budget(trained, budget, block)
     known: dict[Horizons, PieceTable] = {}
 
     def measured(horizons: Horizons) -> float:

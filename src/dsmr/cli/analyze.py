@@ -1,6 +1,7 @@
 """`dsmr analyze`: where each layer looks, what its memory is worth, the schedule that suggests, what memory hears."""
 
-from dataclasses import asdict
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from dsmr.analyze.ablation import ALL, savings, variants
 from dsmr.analyze.distances import AttentionDistances
 from dsmr.analyze.notes import heard, places
 from dsmr.analyze.streams import evaluate
-from dsmr.analyze.suggest import Horizons, Suggestion, per_note, suggest
+from dsmr.analyze.suggest import Horizons, Suggestion, check_budget, half, per_note, suggest
 from dsmr.benchmark.machine import commit
 from dsmr.cli.by_piece import plain
+from dsmr.cli.generate import check_device
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.results import check_output, write_result
 from dsmr.data.errors import Refused
@@ -28,6 +30,23 @@ from dsmr.model.horizons import format_horizons
 from dsmr.pieces import Comparison, PieceTable, compare, ratio
 from dsmr.report import Depth, check_pictures, plot_schedules
 from dsmr.report.memory import clock, plot_distances, plot_heard
+
+CHOSEN = "chosen on these same pieces"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of a suggestion.
+
+    Attributes:
+        name: of its folder.
+        horizons: it was trained with.
+        table: its results by piece.
+    """
+
+    name: str
+    horizons: Horizons
+    table: PieceTable
 
 
 class AnalyzeCLI(SizesCLI):
@@ -51,7 +70,7 @@ def run(command: str, arguments: list[str]) -> int:
     if cli.checkpoint is None:
         raise ValueError("dsmr analyze needs a trained model: give --checkpoint RUN")
     settings, output = cli.config, check_output(cli.config.output)
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.picture:
         check_pictures()
     if settings.piece is not None and (settings.budget is not None or settings.trained is not None):
@@ -59,22 +78,60 @@ def run(command: str, arguments: list[str]) -> int:
     if settings.trained is not None and settings.budget is None:
         raise ValueError("--trained compares a run with the suggestion; give the --budget of the suggestion")
     backbone = checkpoints.load(cli.exported or cli.checkpoint).backbone.to(device)
+    asked = checkpoints.describe(cli.model.backbone, None)
+    checkpoints.check_same(checkpoints.describe(backbone, None), asked, horizons_too=True)
     if not isinstance(backbone, Decoder) or not any(backbone.horizons):
         raise ValueError(
             f"{settings.checkpoint or cli.checkpoint} keeps no memory by layer: there is nothing to analyze"
         )
-    folder = Path(settings.folder) if settings.folder else cli.folder / "analysis"
-    folder.mkdir(parents=True, exist_ok=True)
+    if settings.budget is not None:
+        check_budget(backbone.horizons, settings.budget, memory_block(backbone))
+    trained = None if settings.trained is None else read_trained(settings.trained)
+    folder = made(Path(settings.folder) if settings.folder else cli.folder / "analysis")
     print(backbone.summary(), flush=True)
     if settings.piece is not None:
         result = one_piece(backbone, cli.datamodule.tokenizer, Path(settings.piece), folder, settings.picture)
     else:
-        result = whole_split(cli, backbone, folder)
+        result = whole_split(cli, backbone, folder, trained)
     write_result({"checkpoint": str(cli.checkpoint), "commit": commit(), **result}, as_json=cli.as_json, output=output)
     return 0
 
 
-def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path) -> dict[str, Any]:
+def made(folder: Path) -> Path:
+    """A folder for results, made where it is not there yet.
+
+    Raises:
+        ValueError: it is a file, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--folder {folder} cannot be made ({error.strerror or error}); name another") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--folder {folder} cannot be written: no right to write there; name another")
+    return folder
+
+
+def memory_block(backbone: Decoder) -> int:
+    """Tokens; every horizon is a multiple of it."""
+    return int(backbone.config().get("memory_block", 1))
+
+
+def read_trained(given: str) -> Trained:
+    """The run that is to be compared with the suggestion.
+
+    Raises:
+        ValueError: there is none, or it has no results by piece.
+    """
+    found = checkpoints.find(given)
+    folder = found if found.is_dir() else found.parent
+    if not (folder / pieces.NAME).is_file():
+        raise ValueError(f"--trained {given} has no {pieces.NAME}; write it with dsmr validate --checkpoint {folder}")
+    horizons = checkpoints.load(given).backbone.horizons
+    return Trained(folder.name, horizons, PieceTable.read(folder / pieces.NAME))
+
+
+def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Trained | None) -> dict[str, Any]:
     """Attention by distance, the worth of every layer's memory, and where asked a suggested schedule."""
     data, settings = cli.datamodule, cli.config
     if data.windows is not None:
@@ -98,8 +155,7 @@ def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path) -> dict[str, A
         found = None
         if settings.budget is not None:
             bar.total = None
-            block = backbone.config().get("memory_block", 1)
-            found = suggest(horizons, settings.budget, block, score)
+            found = suggest(horizons, settings.budget, memory_block(backbone), score)
     result = tell_layers(backbone, watched, saved, whole)
     if settings.picture:
         picture = folder / "attention.png"
@@ -107,9 +163,10 @@ def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path) -> dict[str, A
         print(f"  {picture}")
         result["picture"] = str(picture)
     if found is None:
-        print(f"next: dsmr analyze --checkpoint {cli.folder} --budget {sum(horizons) // 2} suggests a schedule")
+        budget = half(horizons, memory_block(backbone))
+        print(f"next: dsmr analyze --checkpoint {cli.exported or cli.folder} --budget {budget} suggests a schedule")
         return result
-    return result | tell_suggestion(found, backbone, folder, settings.trained, picture=settings.picture)
+    return result | tell_suggestion(found, backbone, folder, trained, picture=settings.picture)
 
 
 def tell_layers(
@@ -122,11 +179,7 @@ def tell_layers(
     layers = []
     for layer in reversed(range(len(backbone.horizons))):
         difference = saved[str(layer)].difference if str(layer) in saved else None
-        worth = (
-            "no memory"
-            if difference is None
-            else f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-        )
+        worth = "no memory" if difference is None else f"{difference:+.4f}"
         share = float(memory_LH[layer].mean())
         print(
             f"  layer {layer:<3} horizon {backbone.horizons[layer]:>7,}  {share:6.1%} of attention to memory  {worth}"
@@ -141,7 +194,7 @@ def tell_layers(
             }
         )
     everything = saved[ALL].difference
-    print(f"  all layers {everything.value:+.4f} [{everything.low:+.4f}, {everything.high:+.4f}]")
+    print(f"  all layers {everything:+.4f}")
     return {
         "pieces": len(whole.names),
         "tokens": int(whole.tokens_P.sum()),
@@ -153,7 +206,7 @@ def tell_layers(
 
 
 def tell_suggestion(
-    found: Suggestion, backbone: Decoder, folder: Path, trained: str | None, *, picture: bool
+    found: Suggestion, backbone: Decoder, folder: Path, trained: Trained | None, *, picture: bool
 ) -> dict[str, Any]:
     """Write the suggestion as a config to train with, and say what it is expected to cost."""
     spelling = format_horizons(found.horizons)
@@ -163,15 +216,15 @@ def tell_suggestion(
     text = (
         f"# Suggested by dsmr analyze for a budget of {sum(found.horizons):,} tokens, from a model trained with\n"
         f"# {format_horizons(found.trained)}: {predicted:.4f} nats per note with these horizons and its own weights,\n"
-        f"# {own:.4f} with its own horizons.\n"
+        f"# {own:.4f} with its own horizons; {CHOSEN}.\n"
         f"model: {{horizons: {spelling}}}\n"
     )
     with replacing(overlay) as file:
         file.write(text.encode())
     print(f"suggested for {sum(found.horizons):,} tokens, after {found.num_evaluations} measurements: {spelling}")
     print(
-        f"  predicted {predicted:.4f} nats per note (these weights with those horizons), {lost.value:+.4f} "
-        f"[{lost.low:+.4f}, {lost.high:+.4f}] against {own:.4f} with its own"
+        f"  predicted {predicted:.4f} nats per note (these weights with those horizons, {CHOSEN}), {lost:+.4f} "
+        f"against {own:.4f} with its own"
     )
     result: dict[str, Any] = {
         "suggested": spelling,
@@ -193,21 +246,19 @@ def tell_suggestion(
     return result
 
 
-def tell_trained(found: Suggestion, trained: str) -> dict[str, Any]:
-    """Compare what was predicted with a run of the suggestion."""
-    path = checkpoints.find(trained).parent
-    table = PieceTable.read(path / pieces.NAME) if (path / pieces.NAME).is_file() else None
-    if table is None:
-        raise ValueError(f"{path} has no {pieces.NAME}; write it with dsmr validate --checkpoint {path}")
-    horizons = checkpoints.load(trained).backbone.horizons
-    if tuple(horizons) != found.horizons:
-        raise ValueError(
-            f"{path} was trained with {format_horizons(horizons)}, suggested is {format_horizons(found.horizons)}"
-        )
-    difference = compare(path.name, "predicted", table, found.predicted)
-    shared = table.of([name for name in table.names if name in set(found.predicted.names)])
+def tell_trained(found: Suggestion, trained: Trained) -> dict[str, Any]:
+    """Compare what was predicted with a run of the suggestion; why they do not compare is a result too."""
+    try:
+        if trained.horizons != found.horizons:
+            own, suggested = format_horizons(trained.horizons) or "no horizons", format_horizons(found.horizons)
+            raise ValueError(f"{trained.name} was trained with {own}, suggested is {suggested}")
+        difference = compare(trained.name, "predicted", trained.table, found.predicted)
+    except ValueError as error:
+        print(f"  not compared: {error}")
+        return {"not_compared": str(error)}
+    shared = trained.table.of([name for name in trained.table.names if name in set(found.predicted.names)])
     measured = ratio(shared.nll_P, shared.notes_P)
-    print(f"  measured, trained as {path.name}: {measured} nats per note; {difference}")
+    print(f"  measured, trained as {trained.name}: {measured} nats per note; {difference}")
     return {"measured": plain(measured), "measured_less_predicted": plain(difference.difference)}
 
 

@@ -1,9 +1,35 @@
 """What `dsmr validate` and `test` say of pieces: intervals, positions, families of tokens, the worth of memory."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsmr.pieces import FEW, Comparison, Interval, PieceTable, ratio
+from dsmr.pieces import Comparison, Interval, PieceTable, ratio
+
+READ = ("recall", "windows", "tokenizer", "validation_stride")
+"""Settings of `data` that say which tokens an evaluation scores, and after what; `path` is compared as a place."""
+
+
+def is_as_in_training(run: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
+    """Whether an evaluation scores what the run's own validations scored, in the same precision.
+
+    Args:
+        run: settings of the run, as of its `config.yaml`.
+        present: settings of the evaluation.
+    """
+    return evaluated(run) == evaluated(present)
+
+
+def evaluated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides which results an evaluation has, but for the network."""
+    data, path = config["data"], config["data"].get("path")
+    found = {name: data.get(name) for name in READ}
+    found["path"] = path and str(Path(path).expanduser().resolve())
+    precision = str(config["trainer"].get("precision") or "32-true")
+    found["precision"] = {"32": "32-true", "64": "64-true"}.get(precision, precision)
+    as_kept: dict[str, Any] = json.loads(json.dumps(found))  # YAML knows no tuples
+    return as_kept
 
 
 def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
@@ -28,8 +54,7 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
     lines |= {f"nats per token of {name}": figure for name, figure in found["family"].items()}
     for name, figure in lines.items():
         if figure is not None:
-            few = f"  {figure.num_pieces} pieces only" if figure.num_pieces < FEW else ""
-            print(f"    {name:<32}{figure.value:8.3f}  [{figure.low:.3f}, {figure.high:.3f}]{few}")
+            print(f"    {name:<32}{figure:8.3f}")
     if path is None:
         print(
             "  pieces.csv of the run is left as it is, since this is not how it was trained; --pieces FILE writes one"
@@ -45,8 +70,7 @@ def tell_savings(savings: dict[str, Comparison]) -> dict[str, Any]:
     print("  nats per note that the memory saves, the same weights without it:")
     for name, saving in savings.items():
         what = "all layers" if name == "all" else f"layer {name}"
-        difference = saving.difference
-        print(f"    {what:<32}{difference.value:8.3f}  [{difference.low:.3f}, {difference.high:.3f}]")
+        print(f"    {what:<32}{saving.difference:8.3f}")
     return {"ablated": {name: plain(saving.difference) for name, saving in savings.items()}}
 
 

@@ -25,7 +25,7 @@ from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory
 from dsmr.callbacks.last_checkpoint import METRICS_ROWS
 from dsmr.callbacks.midi_writer import MidiWriter
 from dsmr.checkpoint_io import AtomicCheckpointIO
-from dsmr.cli.by_piece import tell_pieces, tell_savings
+from dsmr.cli.by_piece import is_as_in_training, tell_pieces, tell_savings
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
@@ -362,13 +362,20 @@ def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
 def file_of_pieces(cli: DsmrCLI) -> Path | None:
     """Where results by piece go: beside the weights, in a file of their own for other weights than the best.
 
-    None where what is evaluated is not the run itself, but the same weights with another memory.
+    None where it is not the run as it was trained: another memory, other pieces, windows or another precision.
     """
     if cli.config.pieces is not None:
         return check_output(cli.config.pieces, option="--pieces")
     assert cli.checkpoint is not None
-    own = {} if cli.exported else checkpoints.read(cli.checkpoint)[checkpoints.SECTION]["config"]
-    if own.get("horizons", list(cli.model.backbone.horizons)) != list(cli.model.backbone.horizons):
+    if cli.exported:
+        section = exported.read_description(cli.exported)["model"]
+    else:
+        section = checkpoints.read(cli.checkpoint)[checkpoints.SECTION]
+    own, present = section["config"], cli.model.backbone.config()
+    if any(own.get(name) != present.get(name) for name in ("horizons", "prefix_length")):
+        return None
+    run = yaml.safe_load((cli.checkpoint.parent / CONFIG).read_text(encoding="utf-8"))
+    if not is_as_in_training(run, cli.config.as_dict()):
         return None
     parts = ["pieces"]
     if cli.command == "test":

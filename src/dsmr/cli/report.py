@@ -1,13 +1,17 @@
 """`dsmr report`: runs and benchmark files to tables and pictures."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dsmr.cli.options import OneLine
 from dsmr.cli.results import write_result
-from dsmr.report.collect import Collection, collect
+from dsmr.report.collect import Collection, Run, collect
 from dsmr.report.paired import as_result, groups, paired_lines
 from dsmr.report.plots import (
     Depth,
+    check_pictures,
     plot_benchmark,
     plot_learning,
     plot_pieces,
@@ -16,6 +20,9 @@ from dsmr.report.plots import (
     plot_tradeoff,
 )
 from dsmr.report.tables import benchmark_table, runs_table
+
+Draw = Callable[[Path, str], list[str]]
+"""Draws pictures into a folder, with a suffix; gives the lines of README.md that show them."""
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -54,37 +61,70 @@ def run(command: str, arguments: list[str]) -> int:
 def write(found: Collection, target: Path, suffix: str, against: str | None = None) -> list[str]:
     """Write README.md and its pictures; gives the lines of README.md.
 
+    The tables are written before anything is drawn, and stay where nothing can be.
+
     Args:
         found: runs and benchmarks.
         target: folder.
         suffix: of the pictures.
         against: run that all others are compared with; None means the best.
     """
-    lines = ["# Report", ""]
+    sections: list[tuple[list[str], Draw]] = []
     if found.runs:
-        lines += ["## Runs", "", *runs_table(found.runs), ""]
-        scored = groups(found.runs)
-        if against is not None or len(scored) > 1:
-            lines += ["## Which is better", "", *paired_lines(scored, against), ""]
-        plot_learning(found.runs, target / f"learning.{suffix}")
-        lines += [f"![learning curves](learning.{suffix})", ""]
-        if plot_positions(found.runs, target / f"positions.{suffix}"):
-            lines += [f"![perplexity by position in the piece](positions.{suffix})", ""]
-        if plot_tradeoff(found.runs, target / f"tradeoff.{suffix}"):
-            lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
-        depths = {run.name: Depth(run.horizons, run.segment_length, run.rule) for run in found.runs if run.horizons}
-        if depths:
-            plot_schedules(depths, target / f"schedules.{suffix}")
-            lines += [f"![what each layer keeps, and how far back it sees](schedules.{suffix})", ""]
+        sections.append((runs_section(found.runs, against), partial(run_pictures, found.runs)))
     for name, result in found.benchmarks.items():
-        stem = name.replace("/", "-")
-        lines += [f"## Benchmark {name}", "", *benchmark_table(result), ""]
-        if any(row.get("kind") == "training" for row in result["rows"]):
-            plot_benchmark(result, target / f"{stem}-speed.{suffix}")
-            lines += [f"![speed against memory]({stem}-speed.{suffix})", ""]
-        if result.get("pieces"):
-            plot_pieces(result["pieces"], target / f"{stem}-pieces.{suffix}")
-            lines += [f"![time and memory against the length of a piece]({stem}-pieces.{suffix})", ""]
-    lines += [f"{name} could not be read: {reason}" for name, reason in found.unread.items()]
+        tables = [f"## Benchmark {name}", "", *benchmark_table(result), ""]
+        sections.append((tables, partial(benchmark_pictures, name.replace("/", "-"), result)))
+    unread = [f"{name} could not be read: {reason}" for name, reason in found.unread.items()]
+    plain = ["# Report", "", *(line for tables, _ in sections for line in tables), *unread]
+    save(plain, target)
+    try:
+        check_pictures()
+    except ValueError as missing:
+        lines = [*plain, "", f"No pictures: {missing}"]
+    else:
+        parts = [[*tables, *draw(target, suffix)] for tables, draw in sections]
+        lines = ["# Report", "", *(line for part in parts for line in part), *unread]
+    save(lines, target)
+    return lines
+
+
+def save(lines: list[str], target: Path) -> None:
+    """Write README.md."""
     (target / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def runs_section(runs: list[Run], against: str | None) -> list[str]:
+    """Tables of runs, and which is better."""
+    lines = ["## Runs", "", *runs_table(runs), ""]
+    scored = groups(runs)
+    if against is not None or len(scored) > 1:
+        lines += ["## Which is better", "", *paired_lines(scored, against), ""]
+    return lines
+
+
+def run_pictures(runs: list[Run], target: Path, suffix: str) -> list[str]:
+    """Draw what the runs have; gives the lines that show it."""
+    plot_learning(runs, target / f"learning.{suffix}")
+    lines = [f"![learning curves](learning.{suffix})", ""]
+    if plot_positions(runs, target / f"positions.{suffix}"):
+        lines += [f"![perplexity by position in the piece](positions.{suffix})", ""]
+    if plot_tradeoff(runs, target / f"tradeoff.{suffix}"):
+        lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
+    depths = {run.name: Depth(run.horizons, run.segment_length, run.rule) for run in runs if run.horizons}
+    if depths:
+        plot_schedules(depths, target / f"schedules.{suffix}")
+        lines += [f"![what each layer keeps, and how far back it sees](schedules.{suffix})", ""]
+    return lines
+
+
+def benchmark_pictures(stem: str, result: dict[str, Any], target: Path, suffix: str) -> list[str]:
+    """Draw what a benchmark has; gives the lines that show it."""
+    lines = []
+    if any(row.get("kind") == "training" for row in result["rows"]):
+        plot_benchmark(result, target / f"{stem}-speed.{suffix}")
+        lines += [f"![speed against memory]({stem}-speed.{suffix})", ""]
+    if result.get("pieces"):
+        plot_pieces(result["pieces"], target / f"{stem}-pieces.{suffix}")
+        lines += [f"![time and memory against the length of a piece]({stem}-pieces.{suffix})", ""]
     return lines

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ class Run:
     """A training run as its folder has it.
 
     Attributes:
-        name: of its folder.
+        name: of its folder; its path below what was collected, where others end alike.
         config: all settings.
         rows: of `metrics.csv`, by column, what was not logged left out.
         figures: of the best validation, and performance as last logged.
@@ -97,12 +99,13 @@ def collect(folder: Path) -> Collection:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name one with runs or benchmark files")
-    runs, benchmarks, unread = [], {}, {}
+    found: dict[str, Run] = {}
+    benchmarks, unread = {}, {}
     for path in sorted(folder.rglob(METRICS)):
         if not (path.parent / CONFIG).is_file():
             continue
         try:
-            runs.append(read_run(path.parent))
+            found[path.parent.relative_to(folder).as_posix()] = read_run(path.parent)
         except (ValueError, KeyError, OSError, yaml.YAMLError) as error:
             unread[str(path.parent.relative_to(folder))] = " ".join(str(error).split())
     for path in sorted(folder.rglob("*.json")):
@@ -113,11 +116,21 @@ def collect(folder: Path) -> Collection:
             continue
         if isinstance(content, dict) and {"hardware", "rows", "config", "absent"} <= content.keys():
             benchmarks[str(path.relative_to(folder).with_suffix(""))] = content
+    runs = apart(found)
     if not runs and not benchmarks:
         reasons = "".join(f"; {name}: {reason}" for name, reason in unread.items())
         raise ValueError(f"{folder} holds no run (config.yaml and metrics.csv) and no benchmark file{reasons}")
     runs.sort(key=lambda run: run.figures.get("val/perplexity", math.inf))
     return Collection(runs, benchmarks, unread)
+
+
+def apart(found: Mapping[str, Run]) -> list[Run]:
+    """Runs by their paths, no two of which have the same name."""
+    ends = Counter(run.name for run in found.values())
+    for path, run in found.items():
+        if ends[run.name] > 1:
+            run.name = path
+    return list(found.values())
 
 
 def read_run(folder: Path) -> Run:

@@ -22,12 +22,12 @@ class Group:
 
     Attributes:
         name: what their names share.
-        tables: results by piece of each.
+        tables: results by piece of each, by its seed.
         table: their mean, on the pieces that all were scored on.
     """
 
     name: str
-    tables: tuple[PieceTable, ...]
+    tables: Mapping[str, PieceTable]
     table: PieceTable
 
     @property
@@ -42,22 +42,21 @@ class Difference:
 
     Attributes:
         comparison: of their means.
-        by_seed: nats per note that the first has more than the second, seed by seed in the order of their runs;
-            empty where they have other numbers of seeds.
+        by_seed: nats per note that the first has more than the second, of every seed that both have.
     """
 
     comparison: Comparison
-    by_seed: tuple[float, ...]
+    by_seed: Mapping[str, float]
 
     def __str__(self) -> str:
         if len(self.by_seed) < 2:
             return str(self.comparison)
-        seeds = ", ".join(f"{value:+.3f}" for value in self.by_seed)
+        seeds = ", ".join(f"{value:+.3f} ({seed})" for seed, value in self.by_seed.items())
         return f"{self.comparison}; seed by seed {self.comparison.first} has {seeds}"
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Groups of the runs that have results by piece, fewest nats per note first."""
+    """Groups of the runs that have results by piece, fewest nats per note first; a seed of a group counts once."""
     found: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.name):
         if run.pieces is not None:
@@ -65,13 +64,26 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     names = [shared_name([run.name for run in members]) for members in found.values()]
     made = []
     for name, members in zip(names, found.values(), strict=True):
-        tables = tuple(run.pieces for run in members if run.pieces is not None)
+        scored = [(run, seed(run), run.pieces) for run in members if run.pieces is not None]
         own = name if names.count(name) == 1 else members[0].name
+        tables: dict[str, PieceTable] = {}
+        for _, key, table in scored:
+            tables.setdefault(key, table)
         try:
-            made.append(Group(own, tables, average(tables)))
+            average([table for _, _, table in scored])
         except ValueError:  # scored on different pieces: every one for itself
-            made += [Group(run.name, (table,), table) for run, table in zip(members, tables, strict=True)]
+            made += [Group(run.name, {key: table}, table) for run, key, table in scored]
+        else:
+            made.append(Group(own, tables, average(list(tables.values()))))
     return sorted(made, key=lambda group: group.table.nll_P.sum() / max(group.table.notes_P.sum(), 1))
+
+
+def seed(run: Run) -> str:
+    """Of a run's weights, and of its data where that differs; the run's name where it was given none."""
+    of_weights, of_data = run.config.get("seed_everything"), run.config["data"].get("seed")
+    if isinstance(of_weights, bool) or of_weights is None:
+        return run.name
+    return f"{of_weights}" if of_data in (None, of_weights) else f"{of_weights}, data {of_data}"
 
 
 def setting(config: Mapping[str, Any]) -> str:
@@ -85,7 +97,7 @@ def shared_name(names: Sequence[str]) -> str:
     """A name without the seed, where all agree on the rest; else the first one's."""
     if len(names) == 1:
         return names[0]
-    rest = {SEED.sub("", name) for name in names}
+    rest = {"/".join(filter(None, SEED.sub("", name).split("/"))) for name in names}
     return rest.pop() if len(rest) == 1 and "" not in rest else names[0]
 
 
@@ -114,12 +126,10 @@ def differences(found: Sequence[Group], against: str | None = None) -> tuple[lis
     return made, refused
 
 
-def by_seed(first: Group, second: Group) -> tuple[float, ...]:
-    """Nats per note of the first less the second's, seed by seed."""
-    if len(first.tables) != len(second.tables):
-        return ()
-    pairs = zip(first.tables, second.tables, strict=True)
-    return tuple(compare("", "", a, b).difference.value for a, b in pairs)
+def by_seed(first: Group, second: Group) -> dict[str, float]:
+    """Nats per note of the first less the second's, of every seed that both have."""
+    pairs = {key: (table, second.tables[key]) for key, table in first.tables.items() if key in second.tables}
+    return {key: compare(first.name, second.name, a, b).difference.value for key, (a, b) in pairs.items()}
 
 
 def paired_lines(found: Sequence[Group], against: str | None = None) -> list[str]:
@@ -166,7 +176,7 @@ def as_result(found: Sequence[Group], against: str | None = None) -> dict[str, A
             "high": interval.high,
             "pieces": comparison.num_pieces,
             "first_is_better_on": comparison.wins,
-            "by_seed": list(difference.by_seed),
+            "by_seed": dict(difference.by_seed),
         }
 
     told, refused = differences(found, against)

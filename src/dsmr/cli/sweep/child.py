@@ -11,8 +11,7 @@ import threading
 from filelock import FileLock, Timeout
 
 from dsmr.cli import fail, main
-
-SECONDS_TO_SAVE = 300.0
+from dsmr.cli.sweep.local import SECONDS_TO_SAVE, taken
 
 
 def stop_with_parent() -> None:
@@ -24,9 +23,10 @@ def stop_with_parent() -> None:
 
 if __name__ == "__main__":
     lock = FileLock(sys.argv[1])
-    try:  # the trial of a sweep that was killed may still be saving
-        lock.acquire(timeout=SECONDS_TO_SAVE)
-    except Timeout:
-        sys.exit(fail(f"another process has been training this trial for long; stop it, or delete {sys.argv[1]}"))
-    threading.Thread(target=stop_with_parent, daemon=True).start()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # which starts the processes of other devices with this same command
+        try:  # the trial of a sweep that was killed may still be saving
+            lock.acquire(timeout=SECONDS_TO_SAVE)
+        except Timeout:
+            sys.exit(fail(taken(sys.argv[1])))
+        threading.Thread(target=stop_with_parent, daemon=True).start()
     sys.exit(main(sys.argv[2:]))

@@ -1,13 +1,13 @@
 """The trials of a sweep on this machine, one after another, each in a process of its own; what is done stays done."""
 
-import json
 import math
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from filelock import FileLock, Timeout
 
 from dsmr.checkpoint import BEST, LAST
 from dsmr.cli.sweep.spec import Sweep, Trial
-from dsmr.files import replacing
+from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, read_state, write_state
 from dsmr.report.collect import read_run
 
-STATE, LOGS = "trial.json", "logs"
-BEGUN, DONE, FAILED = "begun", "done", "failed"
+LOGS = "logs"
+SECONDS_TO_SAVE = 300.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run_all(sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[s
         tell: called with a line for every trial.
 
     Raises:
-        ValueError: the folder holds the same trials with other options, or another sweep runs there.
+        ValueError: the folder holds the same trials with other settings, or another sweep runs there.
         Stopped: a trial was stopped by a signal; it goes on with the next call.
     """
     folder = root / sweep.name
@@ -78,25 +78,6 @@ def run_all(sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[s
         raise ValueError(f"another dsmr sweep runs in {folder}; wait for it, or choose another --root") from None
 
 
-def check_same(trial: Trial, run: Path) -> None:
-    """Refuse a folder whose trial was begun with other options.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    state = read_state(run)
-    if state is None:
-        if (run / LAST).is_file():
-            raise ValueError(f"{run} holds a run that no sweep began; choose another --root, or move it away")
-        return
-    before, now = state["arguments"], list(trial.arguments)
-    if before != now:
-        changed = [a for a in now if a not in before] or [a for a in before if a not in now] or now
-        raise ValueError(
-            f"{run} was begun with other options ({' '.join(changed)} differs); choose another --root, or delete it"
-        )
-
-
 def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> Outcome:
     """Run a trial, or go on with it, unless it is done."""
     run, log = folder / trial.name, folder / LOGS / f"{trial.name}.log"
@@ -105,9 +86,15 @@ def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> 
         figures = figures_of(run)
         tell(f"{label}: done before, {summary(figures)}")
         return Outcome(trial, DONE, figures)
+    lock = folder / LOGS / f".{trial.name}.lock"
+    if not is_free(lock):
+        tell(f"{label}: FAILED: {taken(lock)}")
+        return Outcome(trial, FAILED, {}, taken(lock))
     goes_on = (run / LAST).is_file()
     if goes_on:
         arguments = ["fit", "--resume", str(run)]
+        if state is not None and state.get("fingerprint") is None:  # its settings are the run's own, not today's
+            trial = replace(trial, fingerprint=None)
     else:
         for name in (BEST, "metrics.csv"):  # of an attempt that saved nothing to go on from
             (run / name).unlink(missing_ok=True)
@@ -115,11 +102,8 @@ def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> 
     write_state(run, trial, BEGUN)
     tell(f"{label}: {'goes on' if goes_on else 'begins'}, see {log}")
     began = time.monotonic()
-    status = in_child(arguments, log, folder / LOGS / f".{trial.name}.lock")
-    if status > 128 or status < 0:
-        raise Stopped(status if status > 0 else 128 - status)
-    if status:
-        message = last_line(log)
+    message = failure(in_child(arguments, log, lock), log)
+    if message is not None:
         write_state(run, trial, FAILED, message)
         tell(f"{label}: FAILED: {message}")
         return Outcome(trial, FAILED, {}, message)
@@ -127,6 +111,39 @@ def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> 
     figures = figures_of(run)
     tell(f"{label}: {summary(figures)}, {(time.monotonic() - began) / 60:.1f} min")
     return Outcome(trial, DONE, figures)
+
+
+def is_free(lock: Path) -> bool:
+    """Wait until no process trains a trial, so that its checkpoints stand; False where one does for long."""
+    try:
+        with FileLock(lock, timeout=SECONDS_TO_SAVE):
+            return True
+    except Timeout:
+        return False
+
+
+def taken(lock: Path | str) -> str:
+    """What to do where a trial's lock does not become free."""
+    return f"another process has been training this trial for long; stop it, or delete {lock}"
+
+
+def failure(status: int, log: Path) -> str | None:
+    """Why a trial failed; None where it did not.
+
+    Raises:
+        Stopped: it was asked to stop.
+    """
+    from dsmr.callbacks.stop_signals import STOPPING
+
+    if status == 0:
+        return None
+    number = -status if status < 0 else status - 128
+    if number in STOPPING:
+        raise Stopped(128 + number)
+    names = {int(known): known.name for known in signal.Signals}
+    if status < 0 or number in names:
+        return f"killed by signal {number} ({names.get(number, 'no name')}), see {log}"
+    return last_line(log)
 
 
 def in_child(arguments: Sequence[str], log: Path, lock: Path) -> int:
@@ -142,31 +159,6 @@ def in_child(arguments: Sequence[str], log: Path, lock: Path) -> int:
             with suppress(KeyboardInterrupt):
                 child.wait()
             raise
-
-
-def read_state(run: Path) -> dict[str, Any] | None:
-    """What is known of a trial; None where it has not begun.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    path = run / STATE
-    if not path.is_file():
-        return None
-    try:
-        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        assert {"status", "arguments"} <= state.keys()
-    except (ValueError, AssertionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete {run} to run the trial again") from error
-    return state
-
-
-def write_state(run: Path, trial: Trial, status: str, message: str = "") -> None:
-    """Keep what is known of a trial."""
-    run.mkdir(parents=True, exist_ok=True)
-    state = {"status": status, "values": trial.values, "arguments": list(trial.arguments), "message": message}
-    with replacing(run / STATE) as file:
-        file.write((json.dumps(state, indent=2) + "\n").encode())
 
 
 def figures_of(run: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import shutil
 from typing import Any
 
-from dsmr.cli.sweep.spec import ARGUMENTS, Sweep
+from dsmr.cli.configs import config_values
+from dsmr.cli.sweep.spec import ARGUMENTS, Sweep, is_wandb
 
 
 def wandb_content(sweep: Sweep) -> dict[str, Any]:
@@ -11,11 +12,17 @@ def wandb_content(sweep: Sweep) -> dict[str, Any]:
     return {**sweep.content, "name": sweep.name, "command": ["dsmr", "fit", *sweep.options, ARGUMENTS]}
 
 
+def logs_to_wandb(sweep: Sweep) -> bool:
+    """Whether the options that all trials share have a logger for wandb."""
+    options = list(sweep.options)
+    return any(map(is_wandb, config_values(options))) or any("WandbLogger" in option for option in options)
+
+
 def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
     """Create the sweep and run its trials until there are no more.
 
     Raises:
-        ValueError: wandb has no key or no network, or the program is not on the PATH.
+        ValueError: wandb has no key or no network, the program is not on the PATH, or no trial logs to wandb.
     """
     import wandb
 
@@ -23,7 +30,7 @@ def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
         raise ValueError("WANDB_MODE keeps this machine offline; use --local, which needs no wandb")
     if shutil.which("dsmr") is None:
         raise ValueError("wandb's agent does not find dsmr; put it on the PATH: source .venv/bin/activate")
-    if not any(option in ("wandb", "--config=wandb") or "WandbLogger" in option for option in sweep.options):
+    if not logs_to_wandb(sweep):
         raise ValueError(f"{sweep.path}: command has no logger for wandb; add --config, wandb before {ARGUMENTS}")
     project = project or sweep.content.get("project") or "dsmr"
     try:

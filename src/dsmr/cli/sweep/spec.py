@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,19 @@ import numpy as np
 import yaml
 
 from dsmr.cli import nearest
-from dsmr.cli.configs import check_yaml
+from dsmr.cli.configs import FOLDER, check_yaml, find_config
 from dsmr.cli.options import place
+from dsmr.cli.sweep.parameters import DRAWN, Refuse, Value, distribution, drawn, flattened, is_listed
 
 METHODS = ("grid", "random", "bayes")
 KEYS = (
     *("program", "method", "parameters", "command", "name", "description", "project", "entity", "metric", "run_cap"),
     *("early_terminate", "controller"),
 )
-PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q", "parameters")
-DRAWN = ("uniform", "int_uniform", "q_uniform", "log_uniform_values", "q_log_uniform_values", "normal", "categorical")
 ARGUMENTS = "${args}"
 CONFIGS = ("--config", "-c")
 NOTHING = ("${env}", "${interpreter}")
 NAME_LENGTH = 80
-Value = Any
-Refuse = Callable[[str, str], ValueError]
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,13 @@ class Trial:
         name: of its folder, from what it varies.
         values: of all parameters, by dotted key.
         arguments: of `dsmr fit`, without `--root` and `--name`.
+        fingerprint: of all settings that decide the result; None where they were not parsed.
     """
 
     name: str
     values: dict[str, Value] = field(hash=False)
     arguments: tuple[str, ...]
+    fingerprint: str | None = None
 
 
 def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
@@ -145,56 +144,6 @@ def parted(options: Sequence[str]) -> tuple[list[str], list[str]]:
     return configs, others
 
 
-def flattened(parameters: Mapping[str, Any], before: str, refuse: Refuse) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Parameters by dotted key, each checked."""
-    for key, given in parameters.items():
-        dotted = f"{before}{key}"
-        if not isinstance(given, dict):
-            raise refuse(str(key), f"must say which values it takes, for example {{value: {given}}}")
-        unknown = [name for name in given if name not in PARAMETER_KEYS]
-        if unknown:
-            hint = nearest(str(unknown[0]), PARAMETER_KEYS)
-            raise refuse(str(unknown[0]), f"unknown key of parameter {dotted}{hint}; {', '.join(PARAMETER_KEYS)}")
-        ways = [name for name in ("value", "values", "parameters") if name in given]
-        if not ways and given.keys() & {"min", "max", "mu", "sigma", "distribution"}:
-            ways = ["distribution"]
-        if len(ways) != 1:
-            raise refuse(str(key), "give exactly one of value, values, min and max, or nested parameters")
-        if ways == ["parameters"]:
-            yield from flattened(given["parameters"], f"{dotted}.", refuse)
-            continue
-        values = given.get("values")
-        if ways == ["values"] and (not isinstance(values, list) or not values):
-            raise refuse(str(key), "values must be a list of at least one")
-        chances = given.get("probabilities")
-        if chances is not None and (len(chances) != len(values or []) or abs(sum(chances) - 1) > 1e-6):
-            raise refuse(str(key), "probabilities must be one for each of values, and add up to 1")
-        if ways == ["distribution"]:
-            check_distribution(str(key), given, refuse)
-        yield dotted, given
-
-
-def check_distribution(key: str, given: Mapping[str, Any], refuse: Refuse) -> None:
-    """Refuse what cannot be drawn from."""
-    name = distribution(given)
-    needed = ("mu", "sigma") if name == "normal" else ("min", "max")
-    for part in needed if name != "normal" else ():
-        if not isinstance(given.get(part), int | float):
-            raise refuse(key, f"{name} needs {' and '.join(needed)}, as numbers")
-    if name != "normal" and not given["min"] < given["max"]:
-        raise refuse(key, f"min ({given['min']}) must be below max ({given['max']})")
-    if name.endswith("log_uniform_values") and given["min"] <= 0:
-        raise refuse(key, f"min ({given['min']}) of {name} must be above 0")
-
-
-def distribution(given: Mapping[str, Any]) -> str:
-    """Wandb's word for how a parameter is drawn."""
-    if "distribution" in given:
-        return str(given["distribution"])
-    is_int = isinstance(given.get("min"), int) and isinstance(given.get("max"), int)
-    return "normal" if "mu" in given else "int_uniform" if is_int else "uniform"
-
-
 def command_options(command: Any, refuse: Refuse) -> tuple[str, ...]:
     """Options of `dsmr fit` in a command block."""
     wanted = 'give command: [dsmr, fit, "${args}"]'
@@ -217,10 +166,10 @@ def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]
     Args:
         sweep: grid or random.
         count: at most so many; None means all of a grid, or a random sweep's `run_cap`.
-        seed: of random ones: the n-th trial does not depend on how many there are.
+        seed: of random ones: the n-th trial and its name do not depend on how many there are.
 
     Raises:
-        ValueError: a method that needs wandb, or no number of random trials.
+        ValueError: a method or a distribution that needs wandb, or no number of random trials.
     """
     count = sweep.content.get("run_cap") if count is None else count
     if sweep.method == "bayes":
@@ -228,69 +177,59 @@ def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]
     if sweep.method == "random":
         if count is None:
             raise ValueError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
+        for key, given in sweep.parameters.items():
+            if not is_listed(given) and distribution(given) not in DRAWN:
+                raise ValueError(
+                    f"{key} ({sweep.path}): {distribution(given)} needs wandb, which draws it; leave out --local, or "
+                    f"use one of {', '.join(DRAWN)}"
+                )
         chosen = [
             {
-                key: drawn(key, given, np.random.default_rng([seed, n, k]))
+                key: drawn(given, np.random.default_rng([seed, n, k]))
                 for k, (key, given) in enumerate(sweep.parameters.items())
             }
             for n in range(count)
         ]
     else:
         for key, given in sweep.parameters.items():
-            if "value" not in given and "values" not in given:
+            if not is_listed(given):
                 raise ValueError(f"{key} ({sweep.path}): a grid needs values; {distribution(given)} is for random")
         lists = [given.get("values", [given.get("value")]) for given in sweep.parameters.values()]
         chosen = [dict(zip(sweep.parameters, values, strict=True)) for values in itertools.product(*lists)][:count]
     varied = [key for key, given in sweep.parameters.items() if "value" not in given]
-    names = [name_of(sweep, values, varied) for values in chosen]
-    made = []
-    for n, (name, values) in enumerate(zip(names, chosen, strict=True)):
-        own = f"{name}-{names[:n].count(name) + 1}" if names.count(name) > 1 else name
+    made, taken = [], set[str]()
+    for values in chosen:
+        name = unique(name_of(sweep, values, varied), taken)
         arguments = [f"--{key}={spelt(value)}" for key, value in values.items()]
-        made.append(Trial(own, values, (*locally(sweep.options), *arguments)))
+        made.append(Trial(name, values, (*locally(sweep.options), *arguments)))
     return made
 
 
-def drawn(key: str, given: Mapping[str, Any], rng: np.random.Generator) -> Value:
-    """A value of a parameter.
-
-    Raises:
-        ValueError: a distribution that only wandb draws from.
-    """
-    if "value" in given:
-        return given["value"]
-    if "values" in given:
-        return given["values"][int(rng.choice(len(given["values"]), p=given.get("probabilities")))]
-    name = distribution(given)
-    if name == "normal":
-        return legible(rng.normal(given.get("mu", 0.0), given.get("sigma", 1.0)))
-    low, high, step = given["min"], given["max"], given.get("q", 1)
-    if name == "int_uniform":
-        return int(rng.integers(low, high + 1))
-    if name in ("uniform", "q_uniform"):
-        value = float(rng.uniform(low, high))
-    elif name.endswith("log_uniform_values"):
-        value = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    else:
-        raise ValueError(f"{key}: distribution {name} needs wandb; here: {', '.join(DRAWN)}")
-    if not name.startswith("q_"):
-        return legible(value)
-    rounded = step * round(value / step)
-    return int(rounded) if isinstance(step, int) else rounded
-
-
-def legible(value: float) -> float:
-    """A drawn number to four digits, so that it can be read and typed."""
-    return float(f"{value:.4g}")
+def unique(name: str, taken: set[str]) -> str:
+    """The name, or with -2, -3, ... the first that is free; taken from then on."""
+    own = next(n for n in itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2))) if n not in taken)
+    taken.add(own)
+    return own
 
 
 def locally(options: tuple[str, ...]) -> list[str]:
     """Options without the logger of wandb: a trial that runs here logs to its own folder."""
-    kept = list(options)
-    while "wandb" in kept and kept[kept.index("wandb") - 1] in CONFIGS:
-        at = kept.index("wandb")
-        del kept[at - 1 : at + 1]
-    return [option for option in kept if option not in ("--config=wandb", "-c=wandb")]
+    kept: list[str] = []
+    for word in options:
+        option, _, value = word.partition("=")
+        if kept and kept[-1] in CONFIGS and is_wandb(word):
+            kept.pop()
+        elif option not in CONFIGS or not is_wandb(value):
+            kept.append(word)
+    return kept
+
+
+def is_wandb(config: str) -> bool:
+    """Whether a config is the shipped one that logs to wandb, by name or by path."""
+    try:
+        return bool(config) and find_config(config).samefile(FOLDER / "trainer" / "wandb.yaml")
+    except ValueError:  # no such config, which is told where the trials are parsed
+        return False
 
 
 def name_of(sweep: Sweep, values: Mapping[str, Value], varied: list[str]) -> str:

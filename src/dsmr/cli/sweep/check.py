@@ -1,0 +1,43 @@
+"""Before the first trial runs: the options of each are right, and a fingerprint of what they come to."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import yaml
+
+from dsmr.cli.sweep.spec import Trial
+
+WITHOUT_EFFECT = {
+    "data": ("cache_dir", "num_workers"),
+    "trainer": ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler"),
+}
+DECISIVE = ("seed_everything", "model", "data", "trainer")
+
+
+def checked(trials: list[Trial]) -> list[Trial]:
+    """Parse the options of every trial; gives the trials with their fingerprints.
+
+    Raises:
+        ValueError: one is wrong; with the trial's name.
+    """
+    return [replace(trial, fingerprint=fingerprint(trial)) for trial in trials]
+
+
+def fingerprint(trial: Trial) -> str:
+    """Hash of all settings that decide a trial's result: those of config files and defaults as well.
+
+    Raises:
+        ValueError: its options are wrong.
+    """
+    from dsmr.cli.lightning import SizesCLI
+
+    try:
+        cli = SizesCLI("fit", list(trial.arguments))
+    except ValueError as error:
+        raise ValueError(f"trial {trial.name}: {error}") from error
+    settings = yaml.safe_load(cli.parser.dump(cli.config))
+    kept = {section: settings[section] for section in DECISIVE}
+    for section, names in WITHOUT_EFFECT.items():
+        kept[section] = {name: value for name, value in kept[section].items() if name not in names}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -72,7 +72,7 @@ def check_distribution(key: str, given: Mapping[str, Any], refuse: Refuse) -> No
             raise refuse(key, f"mu ({mu}) of {name} must be a number, and sigma ({sigma}) a number above 0")
         return
     low, high = given.get("min"), given.get("max")
-    if not is_number(low) or not is_number(high):
+    if low is None or high is None or not is_number(low) or not is_number(high):
         raise refuse(key, f"{name} needs min and max, as numbers, such as 0.001 or 1.0e-3")
     if name == "int_uniform" and not (isinstance(low, int) and isinstance(high, int)):
         raise refuse(key, f"min ({low}) and max ({high}) of {name} must be whole numbers")

@@ -1,6 +1,7 @@
 """The program: runs from fit to generate, and mistakes of one line each."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -287,6 +288,7 @@ def test_real_sound_is_rendered_and_not_silent(smoke_run: Path, tmp_path: Path) 
 
 
 GENERATE_MISTAKES = {
+    "the prompt itself": (["--prompt", "good.mid", "--output", "good.mid"], "good.mid is the prompt itself"),
     "zero seconds": (["--seconds", 0], "--seconds is 0"),
     "no pieces": (["--num", 0], "--num is 0"),
     "no temperature": (["--temperature", 0], "temperature is 0"),
@@ -349,6 +351,16 @@ def test_missing_programs_are_named_before_anything_is_made(
 MISTAKES = {
     "an unknown command": (["fitt"], "did you mean fit?"),
     "an unknown key": (["fit", "--model.horizon=3"], "did you mean model.horizons?"),
+    "a name that is none": (["fit", "--config=smoke", "--name="], "--name '' must be the name of one folder"),
+    "a name that leads elsewhere": (["fit", "--config=smoke", "--name=../up"], "must be the name of one folder"),
+    "no accumulation": (
+        ["fit", "--config=smoke", "--trainer.accumulate_grad_batches=0"],
+        "trainer.accumulate_grad_batches is 0; it must be at least 1",
+    ),
+    "a folder that generated pieces do not read": (
+        ["fit", "--config=smoke", "--data.path=music"],
+        "data.path music is not read; set data.recall to null",
+    ),
     "an unknown trainer key": (["fit", "--trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
     "an unknown key of the network": (["fit", "--model.backbone.num_layer=3"], "did you mean num_layers?"),
     "an unknown key of a schedule": (
@@ -492,3 +504,33 @@ def test_help_lists_the_commands_and_their_options(capsys: pytest.CaptureFixture
         main(["fit", "--help"])
     assert stopped.value.code == 0
     assert "--model.horizons" in capsys.readouterr().out
+
+
+def test_a_setting_that_torch_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--root", tmp_path, "--name", "lost", "--model.optimizer.lr=-1"]
+    assert dsmr("fit", *SMOKE, *options) == 2
+    assert "dsmr: error: model.optimizer: Invalid learning rate: -1.0" in capsys.readouterr().err
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "there/README.md")
+
+    monkeypatch.setattr("dsmr.cli.report.collect", full)
+    assert dsmr("report", tmp_path) == 2
+    expected = (
+        "dsmr: error: cannot write there/README.md (No space left on device): make room, or choose another folder"
+    )
+    assert capsys.readouterr().err.strip() == expected
+
+
+def test_training_that_was_done_or_never_validated_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, short = tmp_path / "a run", ["--trainer.max_steps=2", "--trainer.val_check_interval=9"]
+    assert dsmr("fit", *SMOKE, *short, "--root", tmp_path, "--name", "a run") == 0
+    out = capsys.readouterr().out
+    assert "no validation has come" in out
+    assert f"next: dsmr fit --resume '{run}'" in out
+    assert dsmr("fit", "--resume", run) == 0
+    assert "nothing was left to train: 2 steps are done" in capsys.readouterr().out

@@ -216,6 +216,11 @@ def dsmr(*arguments: object) -> int:
         ([EXPERIMENTS / "placement.yaml", "--dry-run", "--device", "rtx-9"], "rtx-9"),
         ([EXPERIMENTS / "placement.yaml", "--local", "--model.horizonz.long", "1"], "trial placement=lower,seed=0: "),
         ([EXPERIMENTS / "placement.yaml", "--local", "--trials", "0"], "--trials 0"),
+        (
+            [EXPERIMENTS / "placement.yaml", "--dry-run", "--seed_everything", "3"],
+            "--seed_everything is what the sweep varies",
+        ),
+        ([EXPERIMENTS / "placement.yaml", "--lokal"], "unknown key lokal"),
         ([EXPERIMENTS / "placement.yaml", "--local", "--seed", "-1"], "--seed -1 must be at least 0"),
         *[
             (
@@ -485,3 +490,15 @@ def test_a_trial_that_is_asked_to_stop_stops_the_sweep(
     assert stopped.value.status == status
     assert read_state(tmp_path / "sweep" / "seed=0")["status"] == BEGUN
     assert read_state(tmp_path / "sweep" / "seed=1") is None
+
+
+def test_the_reason_of_a_failure_is_found_between_progress_bars(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(
+        b"Epoch 0:  50%\r\x1b[AEpoch 0: 60%]\x1b[Adsmr: error: no room, make some\nValidation: |  |\r\x1b[A"
+    )
+    assert local.last_line(log) == "no room, make some"
+    log.write_bytes(b"Traceback\nRuntimeError: lost\n\x1b[A")
+    assert local.last_line(log) == "RuntimeError: lost"
+    log.write_bytes(b"")
+    assert "said nothing" in local.last_line(log)

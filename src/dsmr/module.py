@@ -255,7 +255,10 @@ class RecurrentLM(LightningModule):
             {"params": decayed, "is_embedding": [p in embedded for p in decayed]},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        optimizer = self.optimizer(groups)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:  # torch's word on a setting
+            raise ValueError(f"model.optimizer: {error}") from error
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             if self.trainer.max_steps < 0:

@@ -5,6 +5,7 @@ of the user's is one line that says what to do, with exit status 2. `DSMR_DEBUG=
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -27,6 +28,7 @@ COMMANDS = {
     "benchmark": ("dsmr.cli.benchmark", "speed and memory of schedules, baselines and peers"),
 }
 DEBUG_VARIABLE = "DSMR_DEBUG"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) or not is_mistake(error):
             raise
-        return fail(str(error))
+        return fail(unwritten(error) if isinstance(error, OSError) else str(error))
 
 
 def usage() -> str:
@@ -78,7 +80,12 @@ def usage() -> str:
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether an error is for a user: a ValueError that our own code raised, or a library's word on its settings."""
+    """Whether an error is for a user.
+
+    A ValueError that our own code raised, a library's word on its settings, or a disk on which nothing can be written.
+    """
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return True
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     if isinstance(error, MisconfigurationException) or type(error).__module__.startswith("wandb.errors"):
@@ -86,6 +93,11 @@ def is_mistake(error: Exception) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "")
     return isinstance(error, ValueError) and raised_in.partition(".")[0] == "dsmr"
+
+
+def unwritten(error: OSError) -> str:
+    """What to do where a system does not let us write."""
+    return f"cannot write {error.filename or 'a file'} ({error.strerror}): make room, or choose another folder"
 
 
 def fail(message: str) -> int:

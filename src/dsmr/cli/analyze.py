@@ -1,6 +1,7 @@
 """`dsmr analyze`: where each layer looks, what its memory is worth, the schedule that suggests, what memory hears."""
 
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dsmr.analyze.suggest import Horizons, Suggestion, check_budget, half, per_n
 from dsmr.benchmark.machine import commit
 from dsmr.cli.by_piece import plain
 from dsmr.cli.generate import check_device
-from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.lightning import CONFIG, SizesCLI
 from dsmr.cli.results import check_output, write_result
 from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
@@ -164,9 +165,13 @@ def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Train
         result["picture"] = str(picture)
     if found is None:
         budget = half(horizons, memory_block(backbone))
-        print(f"next: dsmr analyze --checkpoint {cli.exported or cli.folder} --budget {budget} suggests a schedule")
+        name = shlex.quote(str(cli.exported or cli.folder))
+        print(f"next: dsmr analyze --checkpoint {name} --budget {budget} suggests a schedule")
         return result
-    return result | tell_suggestion(found, backbone, folder, trained, picture=settings.picture)
+    result |= tell_suggestion(found, backbone, folder, trained, picture=settings.picture)
+    own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG))} "
+    print(f"next: dsmr fit {own}--config {shlex.quote(result['overlay'])} --name suggested-{settings.budget}")
+    return result
 
 
 def tell_layers(
@@ -242,7 +247,6 @@ def tell_suggestion(
         print(f"  {path}")
     if trained is not None:
         result |= tell_trained(found, trained)
-    print(f"next: dsmr fit --config {overlay}, with the run's other options")
     return result
 
 

@@ -1,5 +1,6 @@
 """`dsmr export`: a trained model as a folder to hand on."""
 
+import shlex
 from pathlib import Path
 
 from dsmr.cli.options import OneLine, underscored
@@ -21,6 +22,6 @@ def run(command: str, arguments: list[str]) -> int:
         print(f"  {folder / name}  {(folder / name).stat().st_size:,} bytes")
     if description["licence"] == "other":
         print(f"the licence of its training data is not known: say it in {folder / 'README.md'}, or give --licence")
-    print(f"next: dsmr generate --checkpoint {folder} --output music.mid")
+    print(f"next: dsmr generate --checkpoint {shlex.quote(str(folder))} --output music.mid")
     write_result({"folder": str(folder), **description}, as_json=options.json, output=None)
     return 0

@@ -113,6 +113,9 @@ def check(options: Namespace) -> tuple[list[Path], float, Path | None]:
     seconds = options.seconds if options.seconds is not None else MOST_SECONDS if options.until_end else SECONDS
     if not seconds > 0:
         raise ValueError(f"--seconds is {seconds:g}; it must be above 0")
+    same = [path for path in outputs if options.prompt and path.exists() and path.samefile(options.prompt)]
+    if same:
+        raise ValueError(f"--output {same[0]} is the prompt itself, which would be lost; name another file")
     if options.prompt is None and options.prompt_seconds is not None:
         raise ValueError("--prompt_seconds says how much of a --prompt is used; give one")
     if options.picture:

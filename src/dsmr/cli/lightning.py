@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import signal
 import warnings
 from datetime import datetime
@@ -102,7 +103,7 @@ class DsmrCLI(LightningCLI):
         self.command = command
         self.checkpoint: Path | None = None
         self.exported: Path | None = None
-        self.num_metrics_rows = 0
+        self.num_metrics_rows = self.begun_at = 0
         self.as_json, arguments = take_flag(arguments, "--json")
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
@@ -150,6 +151,7 @@ class DsmrCLI(LightningCLI):
                     f"{self.exported} is an exported model, which cannot resume; use dsmr fit --resume RUN"
                 )
             self.num_metrics_rows = known_rows(content, self.checkpoint.parent / METRICS)
+            self.begun_at = int(content.get("global_step", 0))
             if not checkpoints.is_resumable(content):
                 raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
         config = self.checkpoint.parent / CONFIG
@@ -192,6 +194,7 @@ class DsmrCLI(LightningCLI):
         settings = self.config
         if settings.resume is not None or settings.checkpoint is not None:
             raise ValueError("resume and checkpoint belong on the command line, not in a config file; take them out")
+        check_settings(settings)
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.checkpoint is not None:
@@ -251,6 +254,30 @@ class SizesCLI(DsmrCLI):
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 
 
+def check_settings(settings: Namespace) -> None:
+    """Refuse what Lightning would stumble over later, and a name that leads elsewhere.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if settings.name is not None:
+        check_name("--name", settings.name)
+    for key, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        value = settings.trainer.get(key)
+        if value is not None and value < least:
+            raise ValueError(f"trainer.{key} is {value}; it must be at least {least}")
+
+
+def check_name(option: str, name: str) -> None:
+    """Refuse a name that is not that of one folder.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if name in ("", ".", "..") or "/" in name or os.sep in name or name != name.strip():
+        raise ValueError(f"{option} {name!r} must be the name of one folder; --root says where it is")
+
+
 def label(model: Namespace) -> str:
     """Name for a run: its horizons, with their rule where it is not the default, or else its network."""
     network = model.backbone.class_path.rpartition(".")[2]
@@ -288,7 +315,7 @@ def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
     if not trainer.is_global_zero:
         return 0
     print(f"stopped after step {trainer.global_step:,} ({stopped.reason}), which {folder / checkpoints.LAST} holds")
-    print(f"next: dsmr fit --resume {folder}")
+    print(f"next: dsmr fit --resume {shlex.quote(str(folder))}")
     return stopped.status
 
 
@@ -329,6 +356,8 @@ def run(command: str, arguments: list[str]) -> int:
     else:
         return evaluate(cli, path, output)
     if cli.trainer.is_global_zero:
+        if cli.begun_at and cli.trainer.global_step == cli.begun_at:
+            print(f"nothing was left to train: {cli.begun_at:,} steps are done; a greater trainer.max_steps goes on")
         result = conclude(command, cli.trainer, cli.model, cli.datamodule, cli.folder)
         write_result(result, as_json=cli.as_json, output=output)
     return 0
@@ -354,7 +383,7 @@ def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
             result |= tell_savings(savings(whole, without))
     if not is_first:
         return 0
-    print(f"next: dsmr generate --checkpoint {cli.folder} --output music.mid")
+    print(f"next: dsmr generate --checkpoint {shlex.quote(str(cli.folder))} --output music.mid")
     write_result(result, as_json=cli.as_json, output=output)
     return 0
 

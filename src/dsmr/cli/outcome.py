@@ -1,12 +1,14 @@
 """What a command says before and after its work."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from dsmr.checkpoint import BEST
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
 from dsmr.model.memory import MIB
@@ -56,5 +58,8 @@ def conclude(
         print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({whole})")
         result |= {"split": split, "partial": seen != tokens}
     if command == "fit":
-        print(f"next: dsmr validate --checkpoint {folder}")
+        is_scored = (folder / BEST).is_file() or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not is_scored:
+            print("no validation has come, so that there is no best checkpoint: lower trainer.val_check_interval")
+        print(f"next: dsmr {'validate --checkpoint' if is_scored else 'fit --resume'} {shlex.quote(str(folder))}")
     return result

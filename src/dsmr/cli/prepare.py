@@ -1,5 +1,6 @@
 """`dsmr prepare`: MIDI into the token store, and a report of what was refused."""
 
+import shlex
 import time
 from collections import Counter
 
@@ -58,7 +59,8 @@ def run(command: str, arguments: list[str]) -> int:
         f"({events / notes:.2f} per note, {events / hours / 3600:.1f} per second), {seconds:.0f} s"
     )
     print(f"token store: {store.path}")
-    print("next: dsmr fit --config laptop")
+    given = f" --data.path {shlex.quote(cli.datamodule.path)}" if cli.config.data.path else ""
+    print(f"next: dsmr fit --config laptop{given}")
     result = {
         "store": str(store.path),
         "pieces": dict(splits),

@@ -7,6 +7,7 @@ from typing import Any
 
 from dsmr.cli.options import OneLine
 from dsmr.cli.results import write_result
+from dsmr.files import replacing
 from dsmr.report.collect import Collection, Run, collect
 from dsmr.report.paired import as_result, groups, paired_lines
 from dsmr.report.plots import (
@@ -91,7 +92,8 @@ def write(found: Collection, target: Path, suffix: str, against: str | None = No
 
 def save(lines: list[str], target: Path) -> None:
     """Write README.md."""
-    (target / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    with replacing(target / "README.md") as file:
+        file.write(("\n".join(lines).rstrip() + "\n").encode())
 
 
 def runs_section(runs: list[Run], against: str | None) -> list[str]:

@@ -93,6 +93,10 @@ class MusicData(LightningDataModule):
         ):
             if value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        if path is not None and recall is not None:
+            raise DataError(
+                f"data.recall generates pieces, so that data.path {path} is not read; set data.recall to null"
+            )
         if windows is not None and windows.protocol == "strided" and windows.stride > segment_length:
             raise DataError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
         self.path, self.recall, self.windows, self.tokenizer_spec = path, recall, windows, tokenizer

@@ -13,7 +13,7 @@ from dsmr.cli.options import OneLine
 from dsmr.cli.report import write
 from dsmr.cli.results import check_output, write_result
 from dsmr.cli.sweep import spec
-from dsmr.cli.sweep.check import checked
+from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_all
 from dsmr.cli.sweep.spec import Sweep
 from dsmr.cli.sweep.state import DONE
@@ -44,6 +44,7 @@ def run(command: str, arguments: list[str]) -> int:
     if not options.local:
         from dsmr.cli.sweep.remote import run_agent
 
+        check_shared(sweep)
         return run_agent(sweep, options.project, options.trials)
     found = checked(spec.trials(sweep, options.trials, options.seed))
     if "early_terminate" in sweep.content:

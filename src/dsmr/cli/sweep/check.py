@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import yaml
 
-from dsmr.cli.sweep.spec import Trial
+from dsmr.cli.sweep.spec import Sweep, Trial, locally
 
 WITHOUT_EFFECT = {
     "data": ("cache_dir", "num_workers"),
@@ -22,6 +22,17 @@ def checked(trials: list[Trial]) -> list[Trial]:
         ValueError: one is wrong; with the trial's name.
     """
     return [replace(trial, fingerprint=fingerprint(trial)) for trial in trials]
+
+
+def check_shared(sweep: Sweep) -> None:
+    """Parse the options that all trials share, where wandb decides the rest.
+
+    Raises:
+        ValueError: one is wrong.
+    """
+    from dsmr.cli.lightning import SizesCLI
+
+    SizesCLI("fit", locally(sweep.options))
 
 
 def fingerprint(trial: Trial) -> str:

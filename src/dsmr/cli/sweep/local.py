@@ -1,6 +1,7 @@
 """The trials of a sweep on this machine, one after another, each in a process of its own; what is done stays done."""
 
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from dsmr.report.collect import read_run
 
 LOGS = "logs"
 SECONDS_TO_SAVE = 300.0
+MISTAKE = "dsmr: error: "
+CONTROL = re.compile(r"\r|\x1b\[[0-9;]*[A-Za-z]")  # of progress bars
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def summary(figures: dict[str, Any]) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a trial said last."""
-    text = log.read_bytes().decode(errors="replace").replace("\r", "\n").rstrip()
-    return text.rpartition("\n")[2].removeprefix("dsmr: error: ")
+    """What a trial said last: its error, where progress bars may stand before and after."""
+    text = CONTROL.sub("\n", log.read_bytes().decode(errors="replace"))
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.partition(MISTAKE)[2] for line in said if MISTAKE in line]
+    return errors[-1] if errors else said[-1] if said else f"it said nothing, see {log}"

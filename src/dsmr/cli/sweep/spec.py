@@ -130,7 +130,12 @@ def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
     parameters = dict(flattened(content["parameters"], "", refuse))
     options = command_options(content.get("command"), refuse)
     name = str(content.get("name") or path.stem)
+    if "/" in name or name in (".", ".."):
+        raise refuse("name", f"{name!r} must be the name of one folder; --root says where it is")
     configs, others = parted(extra)
+    ours = [word for word in others if word.partition("=")[0].removeprefix("--") in parameters]
+    if ours:
+        raise ValueError(f"{ours[0]} is what the sweep varies; leave it out, or change it in {path}")
     return Sweep(path, name, {**content, "parameters": parameters}, (*configs, *options, *others))
 
 

@@ -100,7 +100,7 @@ class Muon(Optimizer):
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon, matrices of one shape as one batch: on a GPU a tenth of the launches, which is what it waits for.
+    """torch's Muon, matrices of one shape as one batch: a sixth of the operations, whose launches a GPU waits for.
 
     Takes and keeps what torch's takes and keeps; learning rates are always scaled as `match_rms_adamw`.
     """

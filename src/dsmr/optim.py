@@ -107,11 +107,8 @@ class StackedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of all groups; gives the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step of all groups."""
+        assert closure is None, "it belongs to the optimizer around this one"
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -122,7 +119,6 @@ class StackedMuon(torch.optim.Muon):
                 lr = float(group["lr"])
                 torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
                 torch._foreach_add_(parameters, list(updates), alpha=-0.2 * math.sqrt(max(shape)) * lr)
-        return loss
 
     def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
         """Gradients of matrices of one shape, averaged over the steps with Nesterov's look ahead, (N, R, C)."""

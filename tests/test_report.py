@@ -206,8 +206,13 @@ def test_runs_whose_folders_are_called_alike_are_told_apart(runs: Path, tmp_path
         broken_copy(runs, tmp_path / folder, nan_from=99)
     assert {run.name for run in collect(tmp_path).runs} == {"a/seed=0", "b/seed=0", "seed=1"}
     assert main(["report", str(tmp_path), "--format", "svg"]) == 0
-    schedules = (tmp_path / "report" / "schedules.svg").read_text()
-    assert all(f"<!-- {name} -->" in schedules for name in ("a/seed=0", "b/seed=0", "seed=1"))
+    pictures = {name: (tmp_path / "report" / f"{name}.svg").read_text() for name in ("learning", "schedules")}
+    shown = {
+        name: [f"<!-- {run} -->" in text for run in ("a/seed=0", "b/seed=0", "seed=1")]
+        for name, text in pictures.items()
+    }
+    assert all(shown["learning"])
+    assert sum(shown["schedules"]) == 1  # they are of one schedule
 
 
 @pytest.mark.parametrize("is_there", [False, True])

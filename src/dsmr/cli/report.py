@@ -113,7 +113,11 @@ def run_pictures(runs: list[Run], target: Path, suffix: str) -> list[str]:
         lines += [f"![perplexity by position in the piece](positions.{suffix})", ""]
     if plot_tradeoff(runs, target / f"tradeoff.{suffix}"):
         lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
-    depths = {run.name: Depth(run.horizons, run.segment_length, run.rule) for run in runs if run.horizons}
+    depths: dict[str, Depth] = {}
+    for run in runs:
+        depth = Depth(run.horizons, run.segment_length, run.rule) if run.horizons else None
+        if depth is not None and depth not in depths.values():  # seeds look alike
+            depths[run.name] = depth
     if depths:
         plot_schedules(depths, target / f"schedules.{suffix}")
         lines += [f"![what each layer keeps, and how far back it sees](schedules.{suffix})", ""]

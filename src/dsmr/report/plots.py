@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from dsmr.report.collect import Run
 
+MOST_BANDS = 4
 BAR, LINE, FAINT = "#4477aa", "#cc6677", "#999999"
 GIVEN, MADE = (0.35, 0.35, 0.35), (0.1, 0.2, 0.65)  # red, green, blue
 COLOURS = (
@@ -207,23 +208,33 @@ def plot_learning(runs: "Sequence[Run]", path: Path) -> None:
             tokens, values = run.curve(column)
             if column == "train/nll":
                 values = running_mean(values, 10)
-            marker = "o-" if column == "val/perplexity" else "-"
-            axes.plot(
-                tokens, values, marker, color=COLOURS[number % len(COLOURS)], markersize=3, linewidth=1, label=run.name
-            )
+            marker = "o" if column == "val/perplexity" else ""
+            axes.plot(tokens, values, marker=marker, markersize=3, linewidth=1, label=run.name, **own_style(number))
     for axes, label in zip(panels, ("NLL in training, nats per token", "validation perplexity"), strict=True):
         axes.set_title(label, fontsize=9)
         axes.set_xlabel("training tokens", fontsize=8)
         axes.xaxis.set_major_formatter(plain_number)
         axes.grid(linewidth=0.3, color=FAINT)
-    panels[0].legend(fontsize=7, frameon=False)
+    beside(figure, panels[0])
     figure.savefig(path, dpi=150)
+
+
+def own_style(number: int) -> dict[str, Any]:
+    """Colour and dashes of a run, no two of thirty alike."""
+    dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
+
+
+def beside(figure: "Figure", axes: "Axes") -> None:
+    """A legend to the right of all panels, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
 
 
 def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
     """Perplexity by position in the piece, of each run's best validation; False if no run has it.
 
-    Where a run has results by piece, their intervals are drawn as well.
+    Where a run has results by piece, their intervals are drawn as well, if the runs are few enough to tell apart.
 
     Args:
         runs: whose figures are drawn.
@@ -232,11 +243,11 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
     Raises:
         ValueError: matplotlib is missing.
     """
-    prefix, drawn = "val/position/perplexity_", False
+    prefix, drawn, has_bands = "val/position/perplexity_", False, len(runs) <= MOST_BANDS
     figure, (axes,) = grid(1, height=3.6, columns=1)
     for number, run in enumerate(runs):
         points = sorted((int(k.removeprefix(prefix)), v) for k, v in run.figures.items() if k.startswith(prefix))
-        colour = COLOURS[number % len(COLOURS)]
+        style = own_style(number)
         if run.pieces is not None:  # line and band of the same pieces
             table = run.pieces
             parts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
@@ -244,10 +255,11 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
             known = {start: interval for start, interval in figures.items() if interval is not None}
             points = [(start, interval.value) for start, interval in known.items()]
             lows, highs = ([getattr(interval, end) for interval in known.values()] for end in ("low", "high"))
-            axes.fill_between(list(known), lows, highs, color=colour, alpha=0.12, linewidth=0)
+            if has_bands:
+                axes.fill_between(list(known), lows, highs, color=style["color"], alpha=0.12, linewidth=0)
         if points:
             drawn = True
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1, label=run.name)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=run.name, **style)
     if not drawn:
         return False
     axes.set_xscale("symlog", base=2, linthresh=128)  # the first stretch begins at 0
@@ -256,7 +268,7 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
     axes.set_xlabel("first token of the stretch, and seconds of music", fontsize=8)
     axes.set_ylabel("perplexity", fontsize=8)
     axes.grid(linewidth=0.3, color=FAINT)
-    axes.legend(fontsize=7, frameon=False)
+    beside(figure, axes)
     figure.savefig(path, dpi=150)
     return True
 
@@ -311,16 +323,14 @@ def plot_tradeoff(runs: "Sequence[Run]", path: Path) -> bool:
     on_gpu = all("perf/peak_memory_gib" in run.figures for run in measured)
     memory = [memory_mib(run.figures, on_gpu) for run in measured]
     figure, (axes,) = grid(1, height=4.0, columns=1)
-    labels = []
-    for run, mib in zip(measured, memory, strict=True):
+    for number, (run, mib) in enumerate(zip(measured, memory, strict=True)):
         place = (run.figures["perf/tokens_per_second"], run.figures["val/perplexity"])
-        axes.scatter(*place, s=20 + 600 * mib / max(*memory, 1e-9), color=BAR, alpha=0.4, linewidths=0)
-        axes.plot(*place, "o", color=BAR, markersize=3)
-        labels.append((place, f"{run.name}, {mib:,.0f} MiB"))
-    axes.margins(x=0.25, y=0.15)
-    axes.set_xlim(left=0)
+        colour, marker = COLOURS[number % len(COLOURS)], "os^"[number // len(COLOURS) % 3]
+        axes.scatter(*place, s=20 + 600 * mib / max(*memory, 1e-9), color=colour, alpha=0.3, linewidths=0)
+        axes.plot(*place, marker, color=colour, markersize=4, label=f"{run.name}, {mib:,.0f} MiB")
+    axes.margins(x=0.15, y=0.2)
     axes.xaxis.set_major_formatter(plain_number)
-    annotate_apart(axes, labels)
+    beside(figure, axes)
     axes.set_xlabel("tokens per second in training", fontsize=8)
     axes.set_ylabel("best validation perplexity", fontsize=8)
     axes.set_title(f"area of a disc: {'peak memory' if on_gpu else 'kept for backward and state'}", fontsize=9)

@@ -58,11 +58,18 @@ def row(trial: Trial, device: Device | None) -> dict[str, Any]:
     return found
 
 
+def span(low: float, high: float) -> str:
+    """From so many hours to so many, in minutes where it is less than one."""
+    if high < 1:
+        return f"{60 * low:.1f} to {60 * high:.1f} minutes"
+    return f"{low:.1f} to {high:.1f} hours"
+
+
 def lines(
     rows: list[dict[str, Any]], device: Device | None, total: list[float] | None, price: float | None
 ) -> list[str]:
     """The table, and the sum of hours."""
-    header = ["trial", "horizons", "budget", "tokens", "state MiB"] + (["peak GiB", "hours"] if device else [])
+    header = ["trial", "horizons", "budget", "tokens", "state MiB"] + (["peak GiB", "time"] if device else [])
     made = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for found in rows:
         tokens = f"{found['tokens']:,}" if "tokens" in found else "without end"
@@ -70,7 +77,7 @@ def lines(
         cells.append(f"{found['state_bytes'] / MIB:,.1f}")
         if device:
             cells.append(f"{found['peak_bytes'] / GIB:.2f}" + ("" if found["fits"] else " DOES NOT FIT"))
-            cells.append("{:.2f} to {:.2f}".format(*found["hours"]) if "hours" in found else "without end")
+            cells.append(span(*found["hours"]) if "hours" in found else "without end")
         made.append("| " + " | ".join(cells) + " |")
     made.append(f"{len(rows)} trials")
     if device is None:
@@ -79,8 +86,6 @@ def lines(
         made.append("some trials have no end: give --trainer.max_steps")
     else:
         cost = "" if price is None else f", {total[0] * price:.2f} to {total[1] * price:.2f} in all"
-        made.append(
-            f"{total[0]:.1f} to {total[1]:.1f} hours of training in all on {device.name}{cost}, without validation"
-        )
-        made.append("hours are arithmetic from a share of the device's peak that is a guess, see dsmr estimate")
+        made.append(f"{span(*total)} of training in all on {device.name}{cost}, without validation")
+        made.append("times are arithmetic from a share of the device's peak that is a guess, see dsmr estimate")
     return made

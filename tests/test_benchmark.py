@@ -212,3 +212,17 @@ def test_the_shipped_config_is_what_the_targets_are_about() -> None:
     assert cli.config.trainer.precision == "32-true"
     assert settings.horizons["full"] == "8x4096"
     assert settings.horizons["two_scale"] == "2x4096+6x512"
+
+
+def test_layers_are_compiled_as_configured_but_where_a_plain_form_is_the_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
+    work = workload()
+    row = work.known_rows()[0]["full"]
+    for way in (False, True, "together"):
+        work.like.compile_blocks = way
+        assert work.network(row, "auto").compile_blocks is way
+        assert work.network(row, "auto", is_compiled=False).compile_blocks is False
+        assert work.network(row, "reference").compile_blocks is False
+        assert work.network(row, "materialised").compile_blocks is False

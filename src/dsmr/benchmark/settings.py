@@ -155,8 +155,12 @@ class Workload:
             is_compiled: compile its layers if the configuration says so; never where a plain form is the point.
         """
         torch.manual_seed(self.seed)
-        is_compiled = is_compiled and self.like.compile_blocks and form not in ("reference", "materialised")
-        changes = {"attention": form, "dropout": 0.0, "compile_blocks": is_compiled}
+        is_plain = not is_compiled or form in ("reference", "materialised")
+        changes = {
+            "attention": form,
+            "dropout": 0.0,
+            "compile_blocks": False if is_plain else self.like.compile_blocks,
+        }
         return build(row, self.like, prefix_length=self.prefix_length, **changes).to(self.place)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -90,8 +90,8 @@ def memory_blocks(view: View) -> BlockMask:
         return (ages_M[k] <= length_B[b]) & (ages_M[k] + place_T[q] < window)
 
     (youngest_J, oldest_J), (first_I, last_I) = extremes(ages_M), extremes(place_T)
-    length_BII = length_B[:, None, None].expand(-1, len(first_I), 1)
-    seen_BIJ, whole_BIJ = youngest_J <= length_BII, oldest_J <= length_BII
+    length_BI1 = length_B[:, None, None].expand(-1, len(first_I), 1)
+    seen_BIJ, whole_BIJ = youngest_J <= length_BI1, oldest_J <= length_BI1
     if window:
         seen_BIJ = seen_BIJ & (youngest_J + first_I[:, None] < window)
         whole_BIJ = whole_BIJ & (oldest_J + last_I[:, None] < window)

@@ -350,6 +350,20 @@ def test_the_layers_matrices_are_muons(tmp_path: Path) -> None:
     assert found == {name for name, p in lm.backbone.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
 
 
+def test_muon_hears_which_projections_a_matrix_stacks(tmp_path: Path) -> None:
+    lm = module(recall_data(), optimizer=Muon)
+    lm.trainer = trainer(tmp_path, max_steps=3000)
+    configured: Any = lm.configure_optimizers()
+    muon, names = configured["optimizer"].parts[0], {p: name for name, p in lm.backbone.named_parameters()}
+    block = lm.backbone.blocks[0]
+    rows = {names[p]: counts for p, counts in muon._rows.items()}
+    d_model, hidden = lm.backbone.embedding.embedding_dim, block.down.in_features
+    kv = lm.backbone.num_kv_heads * lm.backbone.head_width
+    assert rows["blocks.0.query_key_value.weight"] == [d_model, kv, kv]
+    assert rows["blocks.0.gate_up.weight"] == [hidden, hidden]
+    assert rows["blocks.0.down.weight"] == [d_model]
+
+
 def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let lane 2 have an impossible loss in one call."""
     calls = []

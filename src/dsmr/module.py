@@ -251,8 +251,13 @@ class RecurrentLM(LightningModule):
         parameters = [p for p in self.backbone.parameters() if p.requires_grad]
         embedded = {m.weight for m in self.backbone.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in parameters if p.dim() >= 2]
+        stacked = self.backbone.stacked_rows()
+        described = {
+            "is_embedding": [p in embedded for p in decayed],
+            "rows": [list(stacked.get(p, (len(p),))) for p in decayed],
+        }
         groups = [
-            {"params": decayed, "is_embedding": [p in embedded for p in decayed]},
+            {"params": decayed, **described},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
         try:

@@ -4,6 +4,7 @@ Shapes: N matrices of one shape, R rows, C columns.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,14 +34,14 @@ class AdamW(torch.optim.AdamW):
 
 
 class Muon(Optimizer):
-    """torch's Muon for the layers' matrices, AdamW for embeddings and vectors, behind one list of groups.
+    """Muon for the layers' matrices, AdamW for embeddings and vectors, behind one list of parameter groups.
 
-    On CUDA the matrices of one shape take their step together, see `StackedMuon`.
+    Each projection is orthogonalised by itself, also where several share one parameter for speed (query, key and
+    value; gate and up): as one matrix they learn more slowly (experiments/LOG.md). Steps are scaled so that learning
+    rate and weight decay mean what they mean to AdamW (Muon is Scalable for LLM Training, arXiv 2502.16982).
 
-    A matrix is orthogonalised as it stands, also where several projections share one. Its steps are scaled so that
-    learning rate and weight decay mean what they mean to AdamW (Muon is Scalable for LLM Training, arXiv
-    2502.16982). Each group is split in two by what its parameters are; a group tells which of them are embeddings by
-    a list of flags, `is_embedding`, as `RecurrentLM` does.
+    A group may describe its parameters by two lists, as `RecurrentLM` does: `is_embedding`, and `rows`, the row counts
+    of the projections that a parameter stacks.
 
     Args:
         params: parameter groups; a group's own `weight_decay` wins.
@@ -62,16 +63,18 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        rows = {
+            parameter: counts
+            for group in self.param_groups
+            for parameter, counts in zip(group["params"], group.get("rows") or (), strict="rows" in group)
+        }
         self.param_groups = [part for group in self.param_groups for part in _split(group)]
         marked = [group for group in self.param_groups if group["use_muon"]]
         others = [group for group in self.param_groups if not group["use_muon"]]
         if not marked:
             raise ValueError("no parameter is a matrix, so that there is nothing for Muon to do")
-        stacks = marked[0]["params"][0].is_cuda
         self.parts: tuple[Optimizer, ...] = (
-            (StackedMuon if stacks else torch.optim.Muon)(
-                marked, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw"
-            ),
+            BatchedMuon(marked, lr, weight_decay, momentum, rows=rows),
             *([torch.optim.AdamW(others, lr, betas, weight_decay=weight_decay)] if others else []),
         )
         self._share()
@@ -89,7 +92,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of all groups; gives the closure's loss."""
+        """Take one step of all groups and return the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -99,36 +102,67 @@ class Muon(Optimizer):
         return loss
 
 
-class StackedMuon(torch.optim.Muon):
-    """torch's Muon, matrices of one shape as one batch: a sixth of the operations, whose launches a GPU waits for.
+class BatchedMuon(torch.optim.Muon):
+    """torch's Muon with matrices of one shape as one batch, and stacked projections apart.
 
-    Takes and keeps what torch's takes and keeps; learning rates are always scaled as `match_rms_adamw`.
+    Batching takes a sixth of the operations, whose launches a GPU waits for. State and checkpoints are those of
+    torch's Muon: one momentum buffer per parameter, which stacking does not change.
+
+    Args:
+        params: parameters or groups of them, matrices.
+        lr: learning rate; each step is scaled as torch's `match_rms_adamw` does.
+        weight_decay: decoupled.
+        momentum: of the gradient's running average.
+        rows: row counts of the projections that a parameter stacks; a parameter that is missing is one matrix.
+
+    Raises:
+        ValueError: the rows of a parameter do not add up to its height.
     """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        *,
+        rows: Mapping[Tensor, Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(params, lr, weight_decay, momentum, adjust_lr_fn="match_rms_adamw")
+        self._rows = {parameter: list(counts) for parameter, counts in (rows or {}).items()}
+        for parameter, counts in self._rows.items():
+            if sum(counts) != len(parameter):
+                raise ValueError(f"rows {counts} of a stacked matrix do not add up to its height, {len(parameter)}")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of all groups."""
+        """Take one step of all groups."""
         assert closure is None, "it belongs to the optimizer around this one"
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike.setdefault(parameter.shape, []).append(parameter)
-            for shape, parameters in alike.items():
-                updates = orthogonalised(self._averaged(parameters, group), group)
-                lr = float(group["lr"])
-                torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates), alpha=-0.2 * math.sqrt(max(shape)) * lr)
+            lr = float(group["lr"])
+            parameters = [p for p in group["params"] if p.grad is not None]
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            for parameter, update in zip(parameters, self._averaged(parameters, group), strict=True):
+                counts = self._rows.get(parameter, [len(parameter)])
+                for matrix, part in zip(parameter.split(counts), update.split(counts), strict=True):
+                    alike.setdefault(matrix.shape, []).append((matrix, part))
+            for shape, pairs in alike.items():
+                matrices = [matrix for matrix, _ in pairs]  # views: writing to them writes to the parameters
+                updates_NRC = orthogonalised(torch.stack([part for _, part in pairs]), group)
+                torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(matrices, list(updates_NRC), alpha=-0.2 * math.sqrt(max(shape)) * lr)
 
-    def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
-        """Gradients of matrices of one shape, averaged over the steps with Nesterov's look ahead, (N, R, C)."""
+    def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> Sequence[Tensor]:
+        """Average the gradients over the steps, with Nesterov's look ahead."""
+        if not parameters:
+            return []
         grads = [p.grad for p in parameters if p.grad is not None]
         for parameter, grad in zip(parameters, grads, strict=True):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
         averages = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
-        return torch.stack(torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages)
+        return torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages
 
 
 def orthogonalised(update_NRC: Tensor, group: dict[str, Any]) -> Tensor:
@@ -149,7 +183,7 @@ def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
     parameters = group["params"]
     flags = group.get("is_embedding", [False] * len(parameters))
     is_matrix = [p.dim() == 2 and not flag for p, flag in zip(parameters, flags, strict=True)]
-    shared = {key: value for key, value in group.items() if key != "is_embedding"}
+    shared = {key: value for key, value in group.items() if key not in ("is_embedding", "rows")}
     parts = [
         (use, [p for p, matrix in zip(parameters, is_matrix, strict=True) if matrix == use]) for use in (True, False)
     ]

@@ -55,6 +55,10 @@ class Backbone(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} has no horizons: what it remembers cannot be changed by layer")
 
+    def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
+        """Row counts of the projections in each parameter that stacks several, for optimizers that look at matrices."""
+        return {}
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """Constructor arguments that rebuild this network: plain numbers, texts and lists, horizons expanded."""

@@ -129,6 +129,14 @@ class Decoder(Backbone):
             "compile_blocks": self.compile_blocks,
         }
 
+    def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
+        """Query, key and value; gate and up: see `Backbone.stacked_rows`."""
+        rows: dict[Tensor, tuple[int, ...]] = {}
+        for block in cast(Sequence[Block], self.blocks):
+            rows[block.query_key_value.weight] = tuple(block.widths)
+            rows[block.gate_up.weight] = (block.gate_up.out_features // 2,) * 2
+        return rows
+
     def extra_repr(self) -> str:
         """The summary, where the network is printed."""
         return self.summary()

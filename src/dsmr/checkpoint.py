@@ -7,6 +7,7 @@ arguments (horizons expanded, never a schedule's class), the rule, the tokenizer
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def find(given: str | Path, preferred: str = BEST) -> Path:
             return path / name
     begin = f"; begin it again with dsmr fit --name {path.name}" if preferred == LAST else ""
     raise ValueError(f"run {given} holds no {preferred}; it has not saved one yet{begin}")
+
+
+def run_folder(checkpoint: Path, config: str) -> Path | None:
+    """Return the folder of a checkpoint's run, which holds `config`; None if there is none.
+
+    Lightning's own ModelCheckpoint writes to RUN/checkpoints, or to a folder of a version above that.
+    """
+    written = ("metrics.csv", LAST, BEST)
+    for above in ("", "..", "../.."):
+        folder = Path(os.path.normpath(checkpoint.parent / above))
+        is_run = not above or any((folder / name).is_file() for name in written)
+        if is_run and (folder / config).is_file():
+            return folder
+    return None
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the memory is written after backward, so that autograd never sees it change, and
 follows, so that a step which fails for its numbers leaves everything as it was. Each split holds its own memory.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -266,9 +267,13 @@ class RecurrentLM(LightningModule):
             raise ValueError(f"model.optimizer: {error}") from error
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
-            if self.trainer.max_steps < 0:
-                raise ValueError("the cosine needs an end: set trainer.max_steps, or model.lr_scheduler.total_steps")
-            scheduler.total_steps = self.trainer.max_steps
+            steps = self.trainer.estimated_stepping_batches
+            if steps < 1 or math.isinf(steps):
+                raise ValueError(
+                    "the cosine needs an end: set trainer.max_steps, trainer.max_epochs or "
+                    "model.lr_scheduler.total_steps"
+                )
+            scheduler.total_steps = int(steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -196,7 +196,7 @@ class WarmupCosine(LambdaLR):
     Args:
         optimizer: whose learning rates are the peaks.
         warmup_steps: optimizer steps of linear warm-up.
-        total_steps: optimizer steps until the lowest rate; None means the trainer's `max_steps`.
+        total_steps: optimizer steps until the lowest rate; None means all steps of `max_steps` or `max_epochs`.
         final_share: the lowest rate over the peak.
     """
 

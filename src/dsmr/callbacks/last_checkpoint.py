@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from dsmr.callbacks.stop_signals import Stopped, StopSignals, describe
+from dsmr.callbacks.throughput import is_logged
 from dsmr.checkpoint import LAST
 from dsmr.metrics_csv import MetricsLogger
 from dsmr.module import NotFiniteError
@@ -113,10 +114,14 @@ class LastCheckpoint(Checkpoint):
         if self._is_boundary and is_training(trainer):
             self._stop_if_asked(trainer)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation is done, before any callback saves its score."""
+        if is_training(trainer):
+            self._validation = "ending"
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save again, now that the best checkpoint is settled."""
         if is_training(trainer):
-            self._validation = "ending"
             if self._is_boundary:
                 self._save(trainer)
             self._validation = "over"
@@ -138,10 +143,19 @@ class LastCheckpoint(Checkpoint):
         self.signals.leave()
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows of `metrics.csv` that are known, and how far the last batch's validation is."""
-        rows = {} if self._metrics is None else {METRICS_ROWS: self._metrics.num_rows}
-        is_over = self._validation in ("ending", "over")
-        return {**rows, "is_validated": is_over, "is_validating": self._validation == "running"}
+        """Rows of `metrics.csv` that are known, and how far the last batch's validation is.
+
+        Written first, so that a checkpoint of any other callback loses no row either.
+        """
+        return self._state(self._validation)
+
+    def _state(self, validation: str, num_pending: int = 0) -> dict[str, Any]:
+        rows = {}
+        if self._metrics is not None:
+            self._metrics.save()
+            rows[METRICS_ROWS] = self._metrics.num_rows + num_pending
+        is_over = validation in ("ending", "over")
+        return {**rows, "is_validated": is_over, "is_validating": validation == "running"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after a validation that is over, or with one that was cut off."""
@@ -149,8 +163,18 @@ class LastCheckpoint(Checkpoint):
         self._validation = "over" if state_dict.get("is_validated") else "running" if is_running else "none"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let Lightning's counters stand exactly at the optimizer step."""
-        settle(checkpoint["loops"]["fit_loop"], self._validation)
+        """Let Lightning's counters stand exactly at the optimizer step.
+
+        Another callback may save at the end of a batch, before its row is logged and its validation is done.
+        """
+        batches, validation = trainer.fit_loop.epoch_loop.batch_progress.current, self._validation
+        if batches.processed > batches.completed:  # type: ignore[attr-defined]
+            is_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+            validation = "running" if is_due else "none"
+            checkpoint["callbacks"][self.state_key] = self._state(validation, num_pending=int(is_logged(trainer)))
+            if not is_due:  # which Lightning counts right
+                return
+        settle(checkpoint["loops"]["fit_loop"], validation)
 
     def _put_back(self, trainer: Trainer) -> None:
         if self._max_steps is not None:
@@ -204,6 +228,8 @@ def settle(fit_loop: dict[str, Any], validation: str) -> None:
         validation: after the last batch: `none`, `running`, `ending` (its last hook) or `over`.
     """
     batches, segments = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"]
     for counts in (batches["total"], batches["current"], segments["total"], segments["current"]):
         counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
     if validation == "over":

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 COMMANDS = {
     "prepare": ("dsmr.cli.prepare", "MIDI into the token store"),
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if given[0] not in COMMANDS:
         return fail(f"no command {given[0]!r}{nearest(given[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
+    see_current_folder()
     try:
         run: Callable[[str, list[str]], int] = importlib.import_module(COMMANDS[given[0]][0]).run
         return run(given[0], given[1:])
@@ -61,6 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get(DEBUG_VARIABLE) or not is_mistake(error):
             raise
         return fail(unwritten(error) if isinstance(error, OSError) else str(error))
+
+
+def see_current_folder() -> None:
+    """Let classes be named that stand in the current folder, as `python main.py` does; installed ones come first."""
+    if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
 
 
 def usage() -> str:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
@@ -32,10 +32,12 @@ from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.cli.results import check_output, write_result
+from dsmr.cli.trainer_settings import check_callbacks, plain_strings, settle_length, settle_root, settle_validation
 from dsmr.data.datamodule import MusicData
 from dsmr.files import replacing
 from dsmr.generate.continuer import Continuer
 from dsmr.metrics_csv import MetricsLogger, rows_before
+from dsmr.metrics_csv import read as read_metrics
 from dsmr.model.horizons import format_horizons
 from dsmr.module import RecurrentLM
 
@@ -103,10 +105,12 @@ class DsmrCLI(LightningCLI):
         self.command = command
         self.checkpoint: Path | None = None
         self.exported: Path | None = None
+        self.run_folder: Path | None = None  # of the checkpoint
         self.num_metrics_rows = self.begun_at = 0
         self.as_json, arguments = take_flag(arguments, "--json")
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
+        self._arguments = arguments
         self._config_files = [Path(p) for p in config_values(arguments)]
         super().__init__(
             Continuer if command == "predict" else RecurrentLM,
@@ -150,14 +154,21 @@ class DsmrCLI(LightningCLI):
                 raise ValueError(
                     f"{self.exported} is an exported model, which cannot resume; use dsmr fit --resume RUN"
                 )
-            self.num_metrics_rows = known_rows(content, self.checkpoint.parent / METRICS)
-            self.begun_at = int(content.get("global_step", 0))
             if not checkpoints.is_resumable(content):
                 raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
-        config = self.checkpoint.parent / CONFIG
-        if not config.is_file():
-            raise ValueError(f"{self.checkpoint} has no {CONFIG} beside it; keep a run's files in one folder")
-        return ["--config", str(config), *arguments]
+        self.run_folder = checkpoints.run_folder(self.checkpoint, CONFIG)
+        if self.run_folder is None:
+            self.run_folder = self.checkpoint.parent
+            if self.command == "fit" or not config_values(arguments):
+                raise ValueError(
+                    f"{self.checkpoint} has no {CONFIG} in its folder or the two above; keep it in its run's folder"
+                    + ("" if self.command == "fit" else f", or give the run's own with --config {CONFIG}")
+                )
+            return arguments
+        if self.command == "fit":
+            self.num_metrics_rows = known_rows(content, self.run_folder / METRICS)
+            self.begun_at = int(content.get("global_step", 0))
+        return ["--config", str(self.run_folder / CONFIG), *arguments]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
         assert isinstance(parser, OneLineParser)
@@ -195,11 +206,18 @@ class DsmrCLI(LightningCLI):
         if settings.resume is not None or settings.checkpoint is not None:
             raise ValueError("resume and checkpoint belong on the command line, not in a config file; take them out")
         check_settings(settings)
+        if isinstance(settings.trainer.callbacks, Namespace):  # a single one
+            settings.trainer.callbacks = [settings.trainer.callbacks]
+        plain_strings(settings.trainer)
+        check_callbacks(settings.trainer.callbacks)
+        settle_length(settings.trainer, self._arguments)
+        settle_validation(settings.trainer, self._arguments)
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
-        if self.checkpoint is not None:
-            self.folder = self.checkpoint.parent
+        if self.run_folder is not None:
+            self.folder = self.run_folder
             return
+        settle_root(settings, self._arguments)
         if settings.name is None:
             settings.name = new_name(settings.model)
         self.folder = Path(settings.root) / settings.name
@@ -214,6 +232,8 @@ class DsmrCLI(LightningCLI):
         """Trainer with the run's logger and checkpoints."""
         settings = self.config_init.trainer
         callbacks: list[Callback] = []
+        if self.command != "fit" and settings.callbacks:  # nothing is saved
+            settings.callbacks = [one for one in settings.callbacks if not isinstance(one, Checkpoint)]
         has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
         if settings.enable_progress_bar is not False and not has_bar:
             callbacks.append(TQDMProgressBar(refresh_rate=10))
@@ -289,10 +309,12 @@ def label(model: Namespace) -> str:
 
 
 def known_rows(checkpoint: dict[str, Any], metrics: Path) -> int:
-    """Rows of `metrics.csv` that stay when a run goes on; format 1 tells by the step alone."""
+    """Return how many rows of `metrics.csv` stay when a run is resumed; format 1 tells by the step alone."""
     states = checkpoint.get("callbacks", {}).values()
     known = next((int(state[METRICS_ROWS]) for state in states if METRICS_ROWS in state), None)
-    return rows_before(metrics, int(checkpoint["global_step"])) if known is None else known
+    if known is None:
+        return rows_before(metrics, int(checkpoint["global_step"]))
+    return min(known, len(read_metrics(metrics)[0]))  # the last one may have been lost with the process
 
 
 def new_name(model: Namespace) -> str:
@@ -403,7 +425,9 @@ def file_of_pieces(cli: DsmrCLI) -> Path | None:
     own, present = section["config"], cli.model.backbone.config()
     if any(own.get(name) != present.get(name) for name in ("horizons", "prefix_length")):
         return None
-    run = yaml.safe_load((cli.checkpoint.parent / CONFIG).read_text(encoding="utf-8"))
+    if not (cli.folder / CONFIG).is_file():
+        return None
+    run = yaml.safe_load((cli.folder / CONFIG).read_text(encoding="utf-8"))
     if not is_as_in_training(run, cli.config.as_dict()):
         return None
     parts = ["pieces"]
@@ -411,7 +435,7 @@ def file_of_pieces(cli: DsmrCLI) -> Path | None:
         parts.append("test")
     if cli.checkpoint.name not in (checkpoints.BEST, exported.WEIGHTS):
         parts.append(cli.checkpoint.stem)
-    return cli.checkpoint.parent / ("_".join(parts) + ".csv")
+    return cli.folder / ("_".join(parts) + ".csv")
 
 
 def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:

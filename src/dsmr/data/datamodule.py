@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from miditok import MusicTokenizer
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from dsmr.data.download import NAME
 from dsmr.data.errors import DataError
@@ -108,7 +108,7 @@ class MusicData(LightningDataModule):
         self.vocab_size = len(self.tokenizer.vocab)
         self.progress: Progress | None = None
         self._epoch = self._next_step = 0
-        self._num_steps: int | None = None
+        self._num_steps: dict[int, int] = {}  # of the epochs that were begun
         self._store: TokenStore | None = None
 
     @property
@@ -250,13 +250,33 @@ class MusicData(LightningDataModule):
     def advance(self, step: int) -> None:
         """Mark a training batch as consumed; after the last one the next epoch begins."""
         self._next_step = step + 1
-        if self._next_step == self._num_steps:
-            self.seek(self._epoch + 1)
+        if self._next_step == self._num_steps.get(self._epoch):
+            self.seek(self._epoch if self._num_overfitted else self._epoch + 1)
 
-    def remaining_steps(self, dataset: "LaneDataset") -> list[tuple[int, int]]:
-        """(epoch, step) of the batches from the stream's place to the end of its epoch."""
-        self._num_steps = dataset.plan(self._epoch).num_steps
-        return [(self._epoch, step) for step in range(self._next_step, self._num_steps)]
+    def stream(self, dataset: "LaneDataset", num_batches: int) -> Iterator[tuple[int, int]]:
+        """(epoch, step) of that many batches from the stream's place on.
+
+        Under a trainer, whose epochs all have the same number of batches, it runs on into the stream's next epoch; in
+        a loop of one's own it ends with the epoch. Under `trainer.overfit_batches` these are the first batches of one
+        epoch, again and again.
+        """
+        epoch, step = self._epoch, self._next_step
+        for _ in range(num_batches):
+            if epoch not in self._num_steps:
+                whole, limit = dataset.plan(epoch).num_steps, self._num_overfitted or 1.0
+                self._num_steps[epoch] = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
+            yield epoch, step
+            step += 1
+            if step >= self._num_steps[epoch]:
+                if self.trainer is None:
+                    return
+                epoch, step = epoch if self._num_overfitted else epoch + 1, 0
+
+    @property
+    def _num_overfitted(self) -> int | float:
+        """Batches, or share of an epoch, that `trainer.overfit_batches` names; 0 for none."""
+        limit: int | float = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
+        return limit
 
     def state_dict(self) -> dict[str, Any]:
         """Place in the training stream, and what it is a place in."""
@@ -332,6 +352,7 @@ class LaneDataset(Dataset[Segment]):
     def __init__(self, reader: LaneReader, planner: Planner, lanes: slice) -> None:
         self.reader, self.planner, self.lanes = reader, planner, lanes
         self._plan: tuple[int, Plan] | None = None
+        self._num_steps: int | None = None
 
     def plan(self, epoch: int) -> Plan:
         """Plan of an epoch over the lanes of all processes."""
@@ -344,7 +365,10 @@ class LaneDataset(Dataset[Segment]):
         return self.reader.read(self.plan(epoch), step, self.lanes, epoch)
 
     def __len__(self) -> int:
-        return self.plan(self._plan[0] if self._plan else 0).num_steps
+        """Batches of epoch 0; with windows, other epochs have a few more or less."""
+        if self._num_steps is None:
+            self._num_steps = self.planner(0).num_steps
+        return self._num_steps
 
 
 class PieceDataset(Dataset[PieceTokens]):
@@ -362,20 +386,21 @@ class PieceDataset(Dataset[PieceTokens]):
         return len(self.numbers)
 
 
-class StreamSampler(Sampler[tuple[int, int]]):
-    """The rest of the training stream's epoch, in order; its length is always the whole epoch's.
+class StreamSampler(SequentialSampler, DistributedSampler[Any]):
+    """The training stream from its present place on; every iteration has as many batches as epoch 0.
 
     The stream keeps its own count of epochs, since Lightning's differs after a resumption. Validation and test
-    (`stream` None) always read all of epoch 0.
+    (`stream` None) always read all of epoch 0. To Lightning it is sequential and dealt to the processes already, so
+    that neither `overfit_batches` nor `use_distributed_sampler` replaces it.
     """
 
     def __init__(self, dataset: LaneDataset, stream: MusicData | None) -> None:
-        self.dataset, self.stream = dataset, stream
+        self.lanes, self.stream = dataset, stream
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Any]:
         if self.stream is not None:
-            return iter(self.stream.remaining_steps(self.dataset))
-        return iter([(0, step) for step in range(len(self.dataset))])
+            return self.stream.stream(self.lanes, len(self))
+        return iter([(0, step) for step in range(len(self))])
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.lanes)

@@ -56,7 +56,7 @@ class Backbone(nn.Module, ABC):
         raise ValueError(f"{type(self).__name__} has no horizons: what it remembers cannot be changed by layer")
 
     def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
-        """Row counts of the projections in each parameter that stacks several, for optimizers that look at matrices."""
+        """Return the row counts of the projections in each parameter that stacks several; Muon treats them apart."""
         return {}
 
     @abstractmethod

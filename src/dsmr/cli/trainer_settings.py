@@ -1,0 +1,79 @@
+"""Trainer settings that contradict each other: of two ways to say the same thing, the one given last counts."""
+
+from enum import Enum
+from typing import Any
+
+from jsonargparse import Namespace
+
+from dsmr.cli.configs import level_given
+
+UNSUPPORTED_CALLBACKS = {
+    "LearningRateFinder": "compare learning rates with dsmr sweep, such as experiments/learning_rate.yaml",
+    "BatchSizeFinder": "the batch is data.num_lanes; dsmr estimate says how many lanes fit a GPU",
+    "BackboneFinetuning": "it would freeze the whole network, which is the backbone",
+}
+
+
+def plain_strings(settings: Any) -> Any:
+    """Replace members of string enums by their strings: a class's default may be one, which YAML cannot hold."""
+    if isinstance(settings, Namespace):
+        for key, value in vars(settings).items():
+            settings[key] = plain_strings(value)
+    elif isinstance(settings, list):
+        return [plain_strings(value) for value in settings]
+    elif isinstance(settings, Enum) and isinstance(settings, str):
+        return str(settings.value)
+    return settings
+
+
+def settle_length(trainer: Namespace, arguments: list[str]) -> None:
+    """Let `max_epochs` lift a `max_steps` that was given before it, and the reverse.
+
+    base.yaml gives `max_steps`, so that `--trainer.max_epochs 3` alone would end at whichever comes first. Given
+    together on the command line, both hold.
+    """
+    steps, epochs = (level_given(arguments, f"trainer.{name}") for name in ("max_steps", "max_epochs"))
+    if trainer.max_epochs is not None and epochs > steps:
+        trainer.max_steps = -1
+    elif trainer.max_epochs is not None and steps > epochs:
+        trainer.max_epochs = None
+
+
+def settle_validation(trainer: Namespace, arguments: list[str]) -> None:
+    """Let a share of an epoch and a number of epochs replace the interval in batches that base.yaml gives."""
+    names = ("val_check_interval", "check_val_every_n_epoch")
+    interval, every = (level_given(arguments, f"trainer.{name}") for name in names)
+    if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
+        trainer.check_val_every_n_epoch = 1
+    elif trainer.check_val_every_n_epoch is not None and every > interval:
+        trainer.val_check_interval = 1.0
+
+
+def settle_root(settings: Namespace, arguments: list[str]) -> None:
+    """Take `trainer.default_root_dir` as the folder of runs.
+
+    Raises:
+        ValueError: both are given, and differ.
+    """
+    folder = settings.trainer.default_root_dir
+    if folder is None or str(folder) == settings.root:
+        return
+    own, lightnings = (level_given(arguments, key) for key in ("root", "trainer.default_root_dir"))
+    if own == lightnings:
+        raise ValueError(
+            f"--root {settings.root} and trainer.default_root_dir {folder} both name the folder of runs; give one"
+        )
+    if lightnings > own:
+        settings.root = str(folder)
+
+
+def check_callbacks(callbacks: list[Namespace] | None) -> None:
+    """Refuse callbacks of Lightning that change what a run keeps fixed.
+
+    Raises:
+        ValueError: naming the callback and what to use in its place.
+    """
+    for callback in callbacks or []:
+        name = callback.class_path.rpartition(".")[2]
+        if name in UNSUPPORTED_CALLBACKS:
+            raise ValueError(f"trainer.callbacks: {name} does not work here; {UNSUPPORTED_CALLBACKS[name]}")

@@ -23,6 +23,7 @@ from dsmr.cli.lightning import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
+from dsmr.generate.continuer import Continuer
 from dsmr.model import RecurrentTransformer
 from dsmr.module import RecurrentLM
 from dsmr.optim import WarmupCosine
@@ -145,6 +146,27 @@ def test_a_cosine_without_any_end_is_refused(tmp_path: Path) -> None:
     data = recall_data()
     with pytest.raises(ValueError, match=r"set trainer\.max_steps, trainer\.max_epochs or"):
         trainer(tmp_path, max_epochs=-1).fit(module(data), data)
+
+
+def test_a_module_is_loaded_from_a_checkpoint_as_lightning_users_do(tmp_path: Path) -> None:
+    data = recall_data()
+    lm = module(data)
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    run.fit(lm, data)
+    run.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+    loaded = RecurrentLM.load_from_checkpoint(tmp_path / "x.ckpt")
+    found, expected = (trainer(tmp_path).validate(one, data, verbose=False) for one in (loaded, lm))
+    assert found == expected
+    assert loaded.backbone.horizons == (64, 32)
+
+
+def test_predictions_are_returned_to_python(tmp_path: Path) -> None:
+    data = recall_data()
+    sizes = {"vocab_size": data.vocab_size, "segment_length": data.segment_length}
+    lm = Continuer("1x64+1x32", backbone, prompt_seconds=2, seconds=0.5, **sizes)
+    found: Any = trainer(tmp_path).predict(lm, data)
+    assert [one.name for one in found] == [data.store.pieces[n].name for n in data.pieces("validation")]
+    assert all(len(one.made) == 1 for one in found)
 
 
 def settings_of(run: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ follows, so that a step which fails for its numbers leaves everything as it was.
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -101,6 +102,25 @@ class RecurrentLM(LightningModule):
         self.family_V: Tensor
         self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.register_buffer("family_V", torch.zeros(vocab_size, dtype=torch.long), persistent=False)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes hyperparameters, which these have none of
+        cls, checkpoint_path: str | Path, map_location: Any = None, **settings: Any
+    ) -> Self:
+        """Rebuild a trained module from a run, a checkpoint file or an exported folder.
+
+        Args:
+            checkpoint_path: see `dsmr.checkpoint.load`.
+            map_location: device of the weights; None means the CPU.
+            settings: constructor arguments that have nothing to do with the network, such as `optimizer`.
+
+        Raises:
+            ValueError: there is no checkpoint, or it cannot be used.
+        """
+        backbone = checkpoints.load(checkpoint_path).backbone
+        sizes = {"vocab_size": backbone.vocab_size, "segment_length": backbone.segment_length}
+        made = cls(None, lambda *_: backbone, **{**sizes, **settings})
+        return made.to(map_location or "cpu").eval()
 
     def setup(self, stage: str) -> None:
         """Take from the data what tokens are about, which pieces there are, and what generated ones ask.

@@ -1,7 +1,6 @@
 """Generation in Lightning's way: `Trainer.predict` continues the pieces of a split."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -19,19 +18,17 @@ from dsmr.module import BackboneCallable, RecurrentLM
 from dsmr.optim import AdamW, WarmupCosine
 
 
-@dataclass(frozen=True)
 class Predicted:
-    """What `predict_step` gives.
+    """Result of `predict_step`; no dataclass, since Lightning would look for tensors inside.
 
-    Attributes:
+    Args:
         name: of the piece.
-        prompt: what of it was read.
+        prompt: the part of it that was read.
         made: its continuations.
     """
 
-    name: str
-    prompt: Prompt
-    made: Sequence[Continuation]
+    def __init__(self, name: str, prompt: Prompt, made: Sequence[Continuation]) -> None:
+        self.name, self.prompt, self.made = name, prompt, made
 
 
 class Continuer(RecurrentLM):

@@ -29,7 +29,7 @@ from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, enc
 from dsmr.export import export
 from dsmr.model.attention import attend
 from dsmr.model.horizons import Rule
-from dsmr.pieces import PieceTable
+from dsmr.pieces import NO_INTERVAL, PieceTable
 from test_pieces import table
 
 
@@ -296,7 +296,9 @@ def test_a_run_keeps_the_pieces_of_its_best_weights(run: Path, tmp_path: Path) -
         perplexity = np.exp(found.nll_PK[:, k].sum() / found.tokens_PK[:, k].sum())
         assert perplexity == pytest.approx(metrics[f"val/position/perplexity_{start}"], rel=1e-5)
         interval = result["intervals"]["position"][str(start)]
-        assert interval["low"] < interval["value"] < interval["high"]
+        assert interval["value"] == pytest.approx(perplexity)
+        assert interval["low"] is interval["high"] is None, "of four pieces"
+    assert result["intervals"]["without_interval"] == NO_INTERVAL
     assert set(result["intervals"]["family"]) == {"pitch", "end", "time", "velocity", "other"}
     np.testing.assert_allclose(found.nll_PF.sum(axis=1), found.nll_PK.sum(axis=1))
     model = checkpoints.load(run).backbone
@@ -364,7 +366,10 @@ def test_ablation_tells_what_each_layer_is_worth(
     result = validate(run, tmp_path / "v.json", "--ablate")
     assert set(result["ablated"]) == {"0", "1", "all"}
     lines = capsys.readouterr().out.splitlines()
-    assert sum("(4 pieces only)" in line and " layer" in line for line in lines) == 3
+    layers = [line for line in lines if " layer" in line]
+    assert len(layers) == 3
+    assert not any("[" in line for line in layers), "no interval of four pieces"
+    assert sum(NO_INTERVAL in line for line in lines) == 2, "once for the figures, once for the layers"
     without = validate(run, tmp_path / "w.json", "--model.horizons", "2x0")
     difference = without["metrics"]["val/nats_per_note"] - result["metrics"]["val/nats_per_note"]
     assert result["ablated"]["all"]["value"] == pytest.approx(difference, abs=1e-5)
@@ -430,7 +435,8 @@ def test_a_run_that_is_not_of_the_suggestion_costs_no_result(
     assert result["not_compared"] in out
     assert "measured" not in result
     for begin in ("  layer 0", "  layer 1", "  all layers", "  predicted"):
-        assert "(4 pieces only)" in next(line for line in out.splitlines() if line.startswith(begin)), begin
+        assert "[" not in next(line for line in out.splitlines() if line.startswith(begin)), begin
+    assert out.count(NO_INTERVAL) == 1
     assert "chosen on these same pieces" in next(line for line in out.splitlines() if "  predicted" in line)
     assert "chosen on these same pieces" in Path(result["overlay"]).read_text()
 

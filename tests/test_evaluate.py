@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from symusic import Note, Score, TextMeta, Track
 from conftest import write_midi
 from dsmr.cli import main
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer
-from dsmr.evaluate.compare import HALVES, REFERENCE, compare, describe, evaluate, table
+from dsmr.evaluate.compare import FEWEST, REFERENCE, compare, describe, evaluate, table
 from dsmr.evaluate.copying import longest_shared
 from dsmr.evaluate.excerpts import Excerpt, read_excerpt, read_generated, stretch
 from dsmr.evaluate.features import QUANTITIES, divergence, histogram, overlap_area, windows
@@ -105,25 +106,80 @@ def test_events_that_are_no_music_are_counted(tokenizer: Performance, tmp_path: 
 
 
 def test_rows_compare_with_the_reference(tokenizer: Performance, tmp_path: Path) -> None:
-    for number in range(6):
+    for number in range(FEWEST):
         write_midi(tmp_path / "real" / f"{number}.mid", number)
+    for number in range(100, 106):
         write_midi(tmp_path / "same" / f"{number}.mid", number)
     high = excerpt(*[(0.1 * i, 0.1, 100, 120) for i in range(60)])
     real, _ = read_generated(tokenizer, tmp_path / "real")
     same, _ = read_generated(tokenizer, tmp_path / "same")
     rows = evaluate({"same": same, "high": [high]}, real, 2.0, [one.pitch for one in real])
-    assert list(rows) == [REFERENCE, HALVES, "same", "high"]
+    assert list(rows) == [REFERENCE, "same", "high"]
     for quantity in QUANTITIES:
-        assert rows["same"]["against_reference"][quantity]["overlap"] == pytest.approx(1.0)
-        assert rows["same"]["against_reference"][quantity]["kl"] == pytest.approx(0.0, abs=1e-9)
-        assert rows["high"]["against_reference"][quantity]["overlap"] < 0.5
-    assert rows["same"]["longest_shared_run"]["median"] == 60
+        same_one, high_one = (rows[name]["against_reference"][quantity] for name in ("same", "high"))
+        assert (same_one["floor"]["excerpts"], same_one["floor"]["rest"]) == (6, FEWEST - 6)
+        assert same_one["overlap"] == pytest.approx(same_one["floor"]["overlap"]["mean"], abs=0.05)
+        assert high_one["floor"]["excerpts"] == 1
+        assert high_one["overlap"] < min(0.5, high_one["floor"]["overlap"]["low"])
+        assert high_one["kl"] > high_one["floor"]["kl"]["high"]
     assert rows["high"]["longest_shared_run"]["max"] <= 2
     lines = table(rows)
-    assert len(lines) == 6
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [
+        *(REFERENCE, "same", "as many real ones", "high", "as many real ones")
+    ]
+    assert [line.split("|")[2].strip() for line in lines[2:]] == [f"{FEWEST}", "6", "6", "1", "1"]
     assert len({line.count("|") for line in lines}) == 1
-    assert compare(rows["same"], rows["same"])["pitch"]["overlap"] == pytest.approx(1.0)
     assert "longest_shared_run" not in describe(real, 2.0, ())
+    rows = evaluate({"same": same}, real[1:], 2.0, [one.pitch for one in real])
+    assert "against_reference" not in rows["same"], "too few real ones to tell what they reach"
+    assert rows["same"]["longest_shared_run"]["max"] < 60
+    assert len(table(rows)) == 4
+
+
+def counted(draws: np.random.Generator, num: int, *, notes: float = 200, lowest: float = 16) -> dict[str, np.ndarray]:
+    """Histograms of excerpts, each with a register of its own: its notes are more alike than those of all."""
+    centre_N1 = draws.uniform(lowest, lowest + 16, (num, 1))
+    weight_NB = np.exp(-((np.arange(48) - centre_N1) ** 2) / 18) + 1e-4
+    size_N = draws.poisson(notes * draws.lognormal(0, 0.5, num)) + 2
+    parts = zip(size_N, weight_NB / weight_NB.sum(axis=1, keepdims=True), strict=True)
+    return {"pitch": np.stack([draws.multinomial(size, shares) for size, shares in parts]).astype(float)}
+
+
+@pytest.mark.parametrize(("num", "notes"), [(4, 200), (4, 800), (20, 200), (20, 800), (80, 200)])
+def test_real_excerpts_lie_within_their_floor_however_many_they_are(num: int, notes: int) -> None:
+    found = []
+    for seed in range(200):
+        draws = np.random.default_rng(seed)
+        found.append(compare(counted(draws, num, notes=notes), counted(draws, 60))["pitch"])
+    assert {one["floor"]["excerpts"] for one in found} == {min(num, 30)}
+    # 2.5 % are expected on each side
+    assert np.mean([one["overlap"] < one["floor"]["overlap"]["low"] for one in found]) < 0.06
+    assert np.mean([one["kl"] > one["floor"]["kl"]["high"] for one in found]) < 0.06
+    assert np.mean([one["overlap"] > one["floor"]["overlap"]["high"] for one in found]) < 0.08
+    bias = np.mean([one["overlap"] - one["floor"]["overlap"]["mean"] for one in found])
+    assert bias == pytest.approx(0, abs=0.012)
+
+
+@pytest.mark.parametrize("num", [4, 20, 80])
+def test_other_music_lies_outside_of_its_floor(num: int) -> None:
+    found = []
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        one = compare(counted(draws, num, lowest=24), counted(draws, 60))["pitch"]
+        found.append(one["overlap"] < one["floor"]["overlap"]["low"] and one["kl"] > one["floor"]["kl"]["high"])
+    assert np.mean(found) >= {4: 0.5, 20: 1, 80: 1}[num]
+
+
+def test_fewer_excerpts_have_a_lower_and_wider_floor_and_one_seed_draws_alike() -> None:
+    draws = np.random.default_rng(0)
+    real = counted(draws, 60)
+    floors = [compare(counted(draws, num), real)["pitch"]["floor"]["overlap"] for num in (1, 4, 12, 30)]
+    assert all(few["mean"] < many["mean"] - 0.01 for few, many in pairwise(floors))
+    assert floors[3]["high"] - floors[3]["low"] < 0.5 * (floors[1]["high"] - floors[1]["low"])
+    made = counted(draws, 4)
+    assert compare(made, real) == compare(made, real)
+    gapless = {"pitch": made["pitch"], "inter_onset": np.zeros((4, 3))}
+    assert set(compare(gapless, {"pitch": real["pitch"], "inter_onset": np.ones((60, 3))})) == {"pitch"}
 
 
 @pytest.mark.filterwarnings("ignore:.*instantiate_classes.*")
@@ -141,9 +197,11 @@ def test_the_command_writes_table_picture_and_figures(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.md", "evaluation.json", "evaluation.png"
     }  # fmt: skip
-    assert list(result["rows"])[2:] == [str(tmp_path / "made"), str(midi_folder / "deep")]
+    assert list(result["rows"])[1:] == [str(tmp_path / "made"), str(midi_folder / "deep")]
     assert result["rows"][str(midi_folder / "deep")]["longest_shared_run"]["max"] == 60, "training pieces themselves"
     assert "broken.mid: not a MIDI file" in printed
+    assert result["not_compared"] in printed, "a dozen pieces are too few to tell what as many real ones reach"
+    assert not any("against_reference" in row for row in result["rows"].values())
     for bad, message in (
         ([str(tmp_path / "nowhere")], "is no folder"),
         ([str(tmp_path / "cache")], "holds no MIDI file"),

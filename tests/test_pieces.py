@@ -1,15 +1,20 @@
 """Results by piece: sums, intervals, and who is better."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 
+from dsmr.cli.by_piece import tell_pieces, tell_savings
 from dsmr.metrics import PieceNLL, PositionPerplexity
-from dsmr.pieces import Interval, PieceTable, average, compare, ratio
+from dsmr.pieces import FEWEST, NO_INTERVAL, Interval, PieceTable, average, compare, draws, ends, ratio
 from dsmr.report.collect import Run
-from dsmr.report.paired import by_seed, differences, groups, shared_name
+from dsmr.report.paired import as_result, by_seed, differences, groups, paired_lines, shared_name
+from dsmr.report.plots import plot_positions
 
 FAMILIES = ("pitch", "end", "time", "velocity", "other")
 
@@ -76,9 +81,126 @@ def test_intervals_hold_as_often_as_they_say() -> None:
     # of a mean weighted by notes: 1.96 sigma sqrt(sum w^2)
     assert 0.8 < np.mean(widths) / (2 * 1.96 * 1.5 * np.sqrt(1.27 / 60)) < 1.2
     assert ratio(np.ones(3), np.zeros(3)) is None
-    perplexity = ratio(np.full(9, 30.0), np.full(9, 10.0), is_exp=True)
+    perplexity = ratio(np.full(19, 30.0), np.full(19, 10.0), is_exp=True)
     assert perplexity is not None
     assert (perplexity.value, perplexity.low, perplexity.high) == pytest.approx((np.exp(3),) * 3)
+
+
+def normal(rng: np.random.Generator, length_NP: np.ndarray) -> tuple[np.ndarray, float]:
+    return rng.standard_normal(length_NP.shape), 0.0
+
+
+def longer_is_worse(rng: np.random.Generator, length_NP: np.ndarray) -> tuple[np.ndarray, float]:
+    return 0.5 * length_NP + np.sqrt(0.75) * rng.standard_normal(length_NP.shape), 0.5 * 0.75
+
+
+def shorter_is_worse(rng: np.random.Generator, length_NP: np.ndarray) -> tuple[np.ndarray, float]:
+    """With skewed noise, as real losses have it."""
+    noise_NP = (rng.gamma(2.5, size=length_NP.shape) - 2.5) / np.sqrt(2.5)
+    return -0.3 * length_NP + np.sqrt(0.91) * noise_NP, -0.3 * 0.75
+
+
+def half_differ(rng: np.random.Generator, length_NP: np.ndarray) -> tuple[np.ndarray, float]:
+    """A paired difference of two models that are alike on pieces shorter than the median."""
+    loss_NP = np.where(length_NP > 0, 0.1 + 0.1 * rng.standard_normal(length_NP.shape), 0.0)
+    return loss_NP, 0.1 * 0.7733726476231317  # Phi(0.75): the share of all notes in the longer half
+
+
+@pytest.mark.parametrize("population", [normal, longer_is_worse, shorter_is_worse, half_differ])
+@pytest.mark.parametrize("num_pieces", [FEWEST, 18, 137])
+def test_intervals_cover_what_they_claim(population: Callable, num_pieces: int) -> None:
+    rng = np.random.default_rng(num_pieces)
+    length_NP = rng.standard_normal((800, num_pieces))
+    loss_NP, truth = population(rng, length_NP)
+    under_NP = np.exp(8.1 + 0.75 * length_NP)  # lengths as in MAESTRO
+    low_N, high_N = ends(loss_NP * under_NP, under_NP)
+    given_N = np.isfinite(low_N) & np.isfinite(high_N)
+    covers = ((low_N <= truth) & (truth <= high_N))[given_N].mean()
+    assert 0.925 <= covers <= 0.985
+    assert given_N.mean() > (0.9 if population is half_differ else 0.999)
+    for over_P, under_P, low, high in zip(loss_NP[:3] * under_NP[:3], under_NP, low_N, high_N, strict=False):
+        found = ratio(over_P, under_P)
+        assert found is not None
+        assert found.ends == (pytest.approx((low, high)) if np.isfinite(high - low) else None)
+
+
+def test_the_percentile_interval_would_not_pass() -> None:
+    rng = np.random.default_rng(0)
+    length_NP = rng.standard_normal((800, 18))
+    loss_NP, truth = longer_is_worse(rng, length_NP)
+    under_NP, drawn_PD = np.exp(8.1 + 0.75 * length_NP), draws(18).T
+    values_ND = ((loss_NP * under_NP) @ drawn_PD) / (under_NP @ drawn_PD)
+    low_N, high_N = np.quantile(values_ND, [0.025, 0.975], axis=1)
+    assert ((low_N <= truth) & (truth <= high_N)).mean() < 0.9
+
+
+def test_an_interval_is_that_of_its_formulas() -> None:
+    rng = np.random.default_rng(3)
+    notes_P = np.exp(8.1 + 0.75 * rng.standard_normal(15))
+    nats_P = notes_P * rng.normal(12, 1, 15)
+    value = nats_P.sum() / notes_P.sum()
+    without = [(nats_P.sum() - x) / (notes_P.sum() - n) for x, n in zip(nats_P, notes_P, strict=True)]
+    jackknife = np.sqrt(14 / 15 * sum((one - value) ** 2 for one in without))
+    by_t = student.ppf(0.975, notes_P.sum() ** 2 / (notes_P**2).sum() - 1) * jackknife
+
+    def error(x_P: np.ndarray, n_P: np.ndarray) -> float:
+        return float(np.sqrt(((x_P - x_P.sum() / n_P.sum() * n_P) ** 2).sum()) / n_P.sum())
+
+    t = []
+    for drawn_P in draws(15).astype(int):
+        rows = np.repeat(np.arange(15), drawn_P)
+        t.append((nats_P[rows].sum() / notes_P[rows].sum() - value) / error(nats_P[rows], notes_P[rows]))
+    assert len(t) == 3999
+    low = min(value - by_t, value - sorted(t)[3899] * error(nats_P, notes_P))
+    high = max(value + by_t, value - sorted(t)[99] * error(nats_P, notes_P))
+    found = ratio(nats_P, notes_P)
+    assert found is not None
+    assert found.ends == pytest.approx((low, high))
+    perplexity = ratio(nats_P / 5, notes_P, is_exp=True)
+    assert perplexity is not None
+    assert perplexity.ends == pytest.approx((np.exp(low / 5), np.exp(high / 5)))
+    less = ratio(-nats_P, notes_P)
+    assert less is not None
+    assert less.ends == pytest.approx((-high, -low)), "the same whichever model is named first"
+
+
+def test_nothing_is_said_where_an_interval_would_not_hold() -> None:
+    rng = np.random.default_rng(0)
+    notes_P = rng.integers(100, 2000, FEWEST).astype(float)
+    nats_P = notes_P * rng.normal(12, 1, FEWEST)
+    for num_pieces in range(1, FEWEST):
+        found = ratio(nats_P[:num_pieces], notes_P[:num_pieces])
+        value = nats_P[:num_pieces].sum() / notes_P[:num_pieces].sum()
+        assert found == Interval(pytest.approx(value), None, None, num_pieces)
+    found = ratio(nats_P, notes_P)
+    assert found is not None
+    assert found.ends is not None
+    padded = ratio(np.append(nats_P, np.zeros(50)), np.append(notes_P, np.zeros(50)))
+    assert padded == found, "pieces that have nothing to say change nothing"
+    one_differs = ratio(np.eye(FEWEST)[0], notes_P)
+    assert one_differs is not None
+    assert one_differs.ends is None, "most draws lack the only piece that differs"
+    assert ratio(1e6 * nats_P, notes_P, is_exp=True).ends is None, "perplexity beyond all numbers"
+
+
+@pytest.mark.parametrize("level", [0.0, 0.05, 12.3])
+def test_losses_that_are_all_alike_have_an_interval_without_width(level: float) -> None:
+    notes_P = np.random.default_rng(0).integers(1, 20000, 40).astype(float)
+    for nats_P in (level * notes_P, (7.7 + level) * notes_P - 7.7 * notes_P):
+        found = ratio(nats_P, notes_P)
+        assert found is not None
+        assert found.ends == pytest.approx((level, level), abs=1e-12)
+
+
+def test_a_piece_with_nats_but_without_notes_counts_in_the_sum_alone() -> None:
+    rng = np.random.default_rng(0)
+    notes_P = rng.integers(1, 20000, 40).astype(float)
+    nats_P = notes_P * rng.normal(12, 1, 40)
+    found = ratio(np.append(nats_P, 5.0), np.append(notes_P, 0.0))
+    assert found is not None
+    assert (found.value, found.num_pieces) == (pytest.approx((nats_P.sum() + 5) / notes_P.sum()), 40)
+    assert found.ends is not None
+    assert found.ends == pytest.approx(ratio(nats_P, notes_P).ends, rel=0.02)
 
 
 def test_pairs_tell_what_single_figures_cannot() -> None:
@@ -160,8 +282,46 @@ def test_a_seed_counts_once_and_one_of_the_data_is_another() -> None:
     assert len(groups([twice[0], scored("other", 1, 0, 1.0, piece="q")])) == 2
 
 
-def test_few_pieces_are_marked_whatever_the_spelling() -> None:
-    found = Interval(1.0, -0.5, 2.0, 4)
-    assert str(found) == f"{found}" == "1.000 [-0.500, 2.000] (4 pieces only)"
-    assert f"{found:+.4f}" == "+1.0000 [-0.5000, +2.0000] (4 pieces only)"
-    assert f"{Interval(1.0, -0.5, 2.0, 10):8.3f}" == "   1.000 [-0.500, 2.000]"
+def test_a_figure_without_an_interval_stands_alone_whatever_the_spelling() -> None:
+    found = Interval(1.0, None, None, 4)
+    assert str(found) == f"{found}" == "1.000"
+    assert f"{found:+.4f}" == "+1.0000"
+    assert f"{Interval(1.0, -0.5, 2.0, 12):8.3f}" == "   1.000 [-0.500, 2.000]"
+    assert f"{found:8.3f}" == "   1.000"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("num_pieces", [1, 5, FEWEST])
+def test_whatever_tells_of_intervals_copes_without_and_says_why_once(
+    num_pieces: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    notes_P = rng.integers(100, 2000, num_pieces).astype(float)
+    tables = [table(notes_P * rng.normal(level, 0.1, num_pieces), notes_P) for level in (2, 3)]
+    has_none, times = num_pieces < FEWEST, int(num_pieces < FEWEST)
+
+    result = tell_pieces(tables[0], tmp_path / "pieces.csv")
+    found = json.loads(json.dumps(result, allow_nan=False))["intervals"]
+    assert (found["perplexity"]["low"] is None) is has_none
+    assert found.get("without_interval") == (NO_INTERVAL if has_none else None)
+    printed = capsys.readouterr().out
+    assert printed.count(NO_INTERVAL) == times
+    assert printed.count("[") == (0 if has_none else 4)
+
+    saving = {"0": compare("without 0", "with", tables[1], tables[0])}
+    json.dumps(tell_savings(saving | {"all": saving["0"]}), allow_nan=False)
+    assert capsys.readouterr().out.count(NO_INTERVAL) == times
+
+    runs = [
+        Run(f"run {n}", {"model": {"width": n}, "data": {}, "trainer": {}}, [], pieces=one)
+        for n, one in enumerate(tables)
+    ]
+    lines = paired_lines(groups(runs))
+    assert "\n".join(lines).count(NO_INTERVAL[1:]) == times
+    assert lines[-1].startswith("- cannot tell run 0 from run 1: -" if has_none else "- run 0 is better than run 1")
+    assert ("too few" in lines[-1]) is has_none
+    paired = json.loads(json.dumps(as_result(groups(runs)), allow_nan=False))
+    (difference,) = paired["differences"]
+    assert ((difference["low"], difference["high"]) == (None, None)) is has_none
+    assert paired.get("without_interval") == (NO_INTERVAL if has_none else None)
+    assert plot_positions(runs, tmp_path / "positions.png")

@@ -192,7 +192,7 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
         ]
         x, y = [tokens for tokens, _ in points], [d["value"] for _, d in points]
         axes.plot(x, y, "o-", color=colour, markersize=3, linewidth=1.2, label=row)
-        axes.vlines(x, [d["low"] for _, d in points], [d["high"] for _, d in points], color=colour, linewidth=1)
+        draw_intervals(axes, x, [d for _, d in points], colour)
     axes.set_xscale("log", base=2)
     ticks = [stage * TOKENS_PER_STEP for stage in STAGES]
     axes.set_xticks(ticks, [f"{tick / 1e6:.1f} M" for tick in ticks])
@@ -213,9 +213,7 @@ def plot_positions(found: dict[str, Any], path: Path) -> None:
         if bars:
             x = [place * 1.03 ** (number - 2) for place in places(bars)]
             right.plot(x, [bar["value"] for bar in bars.values()], "o-", color=colour, **THIN)
-            right.vlines(
-                x, [b["low"] for b in bars.values()], [b["high"] for b in bars.values()], color=colour, linewidth=1
-            )
+            draw_intervals(right, x, list(bars.values()), colour)
     starts = next(iter(found.values()))["position"]
     for axes, label in ((left, "perplexity"), (right, f"nats per token more than {BASELINE}")):
         axes.set_xscale("log", base=2)
@@ -225,6 +223,13 @@ def plot_positions(found: dict[str, Any], path: Path) -> None:
         axes.set_ylabel(label)
     left.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def draw_intervals(axes: Any, places: Sequence[float], bars: Sequence[dict[str, Any]], colour: str) -> None:
+    """A line from the lower to the upper end of each interval; none where there is no interval."""
+    known = [(x, bar["low"], bar["high"]) for x, bar in zip(places, bars, strict=True) if bar["low"] is not None]
+    if known:
+        axes.vlines(*zip(*known, strict=True), color=colour, linewidth=1)
 
 
 def places(bars: dict[str, Any]) -> list[int]:

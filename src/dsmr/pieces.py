@@ -1,13 +1,12 @@
 """Results by piece: `pieces.csv`, intervals over pieces, and which of two models is better.
 
-Pieces, not tokens, are what a test set has many of: tokens of one piece are predicted well or badly together. So
-every interval here is a percentile interval of the bootstrap over pieces (Efron, 1979). P pieces, K stretches,
-F families.
+Tokens within a piece are correlated, so every interval is over pieces (`ends`). P pieces, K stretches, F families,
+N tables, D draws.
 """
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +18,11 @@ from numpy.typing import NDArray
 from dsmr.files import replacing
 
 NAME = "pieces.csv"
-NUM_DRAWS = 4000
+NUM_DRAWS = 3999  # with one more, both tails are whole numbers of draws
 LEVEL = 0.95
-FEW = 10  # pieces: with fewer, a bootstrap's intervals are far too narrow
+FEWEST = 12  # pieces: with fewer, an interval may cover less than 93 % (experiments/intervals)
+NO_INTERVAL = f"no interval with fewer than {FEWEST} pieces, or where too few of them differ: it would not hold"
+ROUNDING, FAR = 1e-12, 1e6  # a smaller share of a figure is no spread; so many standard errors mean that there is none
 FLOAT = NDArray[np.float64]
 
 
@@ -165,29 +166,34 @@ class PieceTable:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its interval over pieces.
+    """A figure with its 95 % interval over pieces.
 
     Attributes:
         value: of all pieces.
-        low: 2.5 % of draws lie below.
-        high: 2.5 % of draws lie above.
-        num_pieces: that have anything to say; with few of them the interval is far too narrow.
+        low: lower end; None where no interval holds, and then `high` is None too.
+        high: upper end.
+        num_pieces: that have anything to say.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     num_pieces: int
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends; None where no interval holds."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     def __str__(self) -> str:
         return format(self)
 
     def __format__(self, spec: str) -> str:
-        """Value, interval, and a mark where the pieces are too few; `spec` as of a number, its width the value's."""
+        """Value, and interval if there is one; `spec` is a number's, its width the value's."""
         spec = spec or ".3f"
-        ends = spec.lstrip("0123456789")
-        few = f" ({self.num_pieces} pieces only)" if self.num_pieces < FEW else ""
-        return f"{self.value:{spec}} [{self.low:{ends}}, {self.high:{ends}}]{few}"
+        narrow = spec.lstrip("0123456789")
+        interval = "" if self.ends is None else " [{:{n}}, {:{n}}]".format(*self.ends, n=narrow)
+        return f"{self.value:{spec}}{interval}"
 
 
 @dataclass(frozen=True)
@@ -209,32 +215,91 @@ class Comparison:
     wins: int
 
     def __str__(self) -> str:
-        low, high = self.difference.low, self.difference.high
-        better, worse = (self.first, self.second) if self.difference.value <= 0 else (self.second, self.first)
-        least, most = sorted((abs(low), abs(high)))
-        few = ", too few for an interval that holds" if self.num_pieces < FEW else ""
+        value, ends = self.difference.value, self.difference.ends
+        better, worse = (self.first, self.second) if value <= 0 else (self.second, self.first)
+        told = f"cannot tell {self.first} from {self.second}: {value:+.3f} nats per note"
+        if ends is None:
+            return f"{told}, on {self.num_pieces} pieces, too few for an interval that holds"
+        low, high = ends
         if low <= 0 <= high:
-            return (
-                f"cannot tell {self.first} from {self.second}: {self.difference.value:+.3f} nats per note "
-                f"[{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces{few}"
-            )
+            return f"{told} [{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces"
+        least, most = sorted((abs(low), abs(high)))
         return (
-            f"{better} is better than {worse} by {abs(self.difference.value):.3f} nats per note "
-            f"[{least:.3f}, {most:.3f}], on {self.num_pieces} pieces{few}"
+            f"{better} is better than {worse} by {abs(value):.3f} nats per note "
+            f"[{least:.3f}, {most:.3f}], on {self.num_pieces} pieces"
         )
 
 
 @lru_cache(maxsize=16)  # figures of one table share them
-def draws(num_pieces: int, seed: int = 0) -> NDArray[np.int64]:
-    """How often each piece is drawn, (draws, P): as many pieces as there are, with replacement."""
+def draws(num_pieces: int, seed: int = 0) -> FLOAT:
+    """How often each piece is drawn, (D, P): as many pieces as there are, with replacement."""
     even = np.full(num_pieces, 1 / num_pieces)
-    return np.random.default_rng(seed).multinomial(num_pieces, even, size=NUM_DRAWS)
+    return np.random.default_rng(seed).multinomial(num_pieces, even, size=NUM_DRAWS).astype(np.float64)
+
+
+def ends(over_NP: FLOAT, under_NP: FLOAT) -> tuple[FLOAT, FLOAT]:
+    """Return both ends of the 95 % interval of the ratio `sum(over) / sum(under)`, for each of N tables.
+
+    Each end is the wider one of two intervals, because each fails where the other holds:
+
+    - Student's t, with the jackknife standard error of a ratio (Cochran, Sampling Techniques, 1977, 6.17) and the
+      effective number of pieces, `sum(under)^2 / sum(under^2)` (Kish, 1965), less one degrees of freedom. Misses on
+      one side where few pieces have most of the difference.
+    - The studentised bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, 12.5), with the
+      linearised standard error. Follows skewness, but is a little too narrow for few pieces without any.
+
+    What they cover is measured in `experiments/intervals`.
+
+    Args:
+        over_NP: such as nats.
+        under_NP: such as tokens or notes; every row has at least two above 0.
+
+    Returns:
+        Lower and upper ends, (N,); infinite where more than 2.5 % of the draws have no spread at all.
+    """
+    from scipy.special import stdtrit
+
+    num_pieces, tail = over_NP.shape[1], (1 - LEVEL) / 2
+    total_N1 = under_NP.sum(axis=1, keepdims=True)
+    expected_NP = over_NP.sum(axis=1, keepdims=True) / total_N1 * under_NP
+    off_NP, share_NP = over_NP - expected_NP, under_NP / total_N1
+    off_NP[np.abs(off_NP) <= ROUNDING * np.abs(expected_NP)] = 0
+    jackknife_N = np.sqrt((1 - 1 / num_pieces) * ((off_NP / (1 - share_NP)) ** 2).sum(axis=1))
+    freedom_N = np.maximum(1 / (share_NP**2).sum(axis=1) - 1, 1)
+    by_t_N = stdtrit(freedom_N, 1 - tail) * jackknife_N
+    error_N = np.sqrt((off_NP**2).sum(axis=1))
+    rank = round(tail * (NUM_DRAWS + 1))
+    t_ND = np.partition(studentised(off_NP, share_NP), (rank - 1, NUM_DRAWS - rank), axis=1)
+    below_N, above_N = (np.maximum(t_N * error_N, by_t_N) for t_N in (t_ND[:, -rank], -t_ND[:, rank - 1]))
+    value_N, total_N = over_NP.sum(axis=1) / total_N1[:, 0], total_N1[:, 0]
+    return value_N - below_N / total_N, value_N + above_N / total_N
+
+
+def studentised(off_NP: FLOAT, share_NP: FLOAT) -> FLOAT:
+    """Return how far each draw's ratio is from that of all pieces, in the draw's own standard errors, (N, D).
+
+    A draw without any spread is infinitely far, or not at all if its ratio is that of all pieces.
+
+    Args:
+        off_NP: `over` less what `under` makes expect.
+        share_NP: of `under`.
+    """
+    drawn_PD = draws(off_NP.shape[1]).T
+    largest_N1 = np.abs(off_NP).max(axis=1, keepdims=True)
+    off_NP = off_NP / np.where(largest_N1, largest_N1, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        away_ND = (off_NP @ drawn_PD) / (share_NP @ drawn_PD)
+        cross_ND, shares_ND = (off_NP * share_NP) @ drawn_PD, share_NP**2 @ drawn_PD
+        spread_ND = off_NP**2 @ drawn_PD - 2 * away_ND * cross_ND + away_ND**2 * shares_ND
+        t_ND = away_ND * (share_NP @ drawn_PD) / np.sqrt(np.maximum(spread_ND, 0))
+    t_ND[np.isnan(t_ND)] = 0  # not away, or none of the pieces that count was drawn
+    far_ND = np.abs(t_ND) > FAR
+    t_ND[far_ND] = np.copysign(np.inf, t_ND[far_ND])
+    return t_ND
 
 
 def ratio(over_P: FLOAT, under_P: FLOAT, *, is_exp: bool = False) -> Interval | None:
     """`sum(over) / sum(under)` over pieces, or its exponential; None where there is nothing.
-
-    A draw that has nothing below the line is left out.
 
     Args:
         over_P: such as nats.
@@ -243,12 +308,21 @@ def ratio(over_P: FLOAT, under_P: FLOAT, *, is_exp: bool = False) -> Interval | 
     """
     if not under_P.sum():
         return None
-    drawn = draws(len(over_P))
-    over, under = drawn @ over_P, drawn @ under_P
-    values = over[under > 0] / under[under > 0]
-    found = (over_P.sum() / under_P.sum(), *np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
-    value, low, high = (float(np.exp(x) if is_exp else x) for x in found)
-    return Interval(value, low, high, int((under_P > 0).sum()))
+    value, num_pieces = float(over_P.sum() / under_P.sum()), int((under_P > 0).sum())
+    low, high = -np.inf, np.inf
+    if num_pieces >= FEWEST:
+        counts_P = (under_P > 0) | (over_P != 0)
+        (low,), (high,) = ends(over_P[None, counts_P], under_P[None, counts_P])
+    if is_exp:
+        with np.errstate(over="ignore"):
+            value, low, high = float(np.exp(value)), np.exp(low), np.exp(high)
+    holds = np.isfinite(low) and np.isfinite(high)
+    return Interval(value, float(low) if holds else None, float(high) if holds else None, num_pieces)
+
+
+def why_without(intervals: Iterable[Interval | None]) -> str | None:
+    """Why some of the figures have no interval; None where all have one."""
+    return NO_INTERVAL if any(found is not None and found.ends is None for found in intervals) else None
 
 
 def compare(first: str, second: str, a: PieceTable, b: PieceTable) -> Comparison:

@@ -28,7 +28,7 @@ from dsmr.data.tokenizer import encode
 from dsmr.files import replacing
 from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import format_horizons
-from dsmr.pieces import Comparison, PieceTable, compare, ratio
+from dsmr.pieces import Comparison, PieceTable, compare, ratio, why_without
 from dsmr.report import Depth, check_pictures, plot_schedules
 from dsmr.report.memory import clock, plot_distances, plot_heard
 
@@ -200,6 +200,9 @@ def tell_layers(
         )
     everything = saved[ALL].difference
     print(f"  all layers {everything:+.4f}")
+    why = why_without(one.difference for one in saved.values())
+    if why:
+        print(f"  ({why})")
     return {
         "pieces": len(whole.names),
         "tokens": int(whole.tokens_P.sum()),

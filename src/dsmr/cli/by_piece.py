@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsmr.pieces import Comparison, Interval, PieceTable, ratio
+from dsmr.pieces import Comparison, Interval, PieceTable, ratio, why_without
 
 READ = ("recall", "windows", "tokenizer", "validation_stride")
 """Settings of `data` that say which tokens an evaluation scores, and after what; `path` is compared as a place."""
@@ -48,13 +48,16 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
         "family": {name: ratio(nll_P, tokens_P) for name, nll_P, tokens_P in families},
         "position": {str(start): ratio(nll_P, tokens_P, is_exp=True) for start, nll_P, tokens_P in starts},
     }
-    print(f"  over {found['num_pieces']} pieces, with 95 % intervals of a bootstrap over them:")
     lines = {"perplexity": found["perplexity"], "nats per note": found["nats_per_note"]}
     lines |= {f"perplexity from token {int(start):,}": figure for start, figure in found["position"].items()}
     lines |= {f"nats per token of {name}": figure for name, figure in found["family"].items()}
+    print(f"  over {found['num_pieces']} pieces, with 95 % intervals over pieces:")
     for name, figure in lines.items():
         if figure is not None:
             print(f"    {name:<32}{figure:8.3f}")
+    found["without_interval"] = why_without(lines.values())
+    if found["without_interval"]:
+        print(f"    ({found['without_interval']})")
     if path is None:
         print(
             "  pieces.csv of the run is left as it is, since this is not how it was trained; --pieces FILE writes one"
@@ -71,6 +74,9 @@ def tell_savings(savings: dict[str, Comparison]) -> dict[str, Any]:
     for name, saving in savings.items():
         what = "all layers" if name == "all" else f"layer {name}"
         print(f"    {what:<32}{saving.difference:8.3f}")
+    why = why_without(saving.difference for saving in savings.values())
+    if why:
+        print(f"    ({why})")
     return {"ablated": {name: plain(saving.difference) for name, saving in savings.items()}}
 
 

@@ -14,7 +14,7 @@ from dsmr.cli.results import write_result
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import SPLITS
 from dsmr.data.tokenizer import Performance
-from dsmr.evaluate.compare import HALVES, evaluate, table
+from dsmr.evaluate.compare import FEWEST, NUM_DRAWS, evaluate, table
 from dsmr.evaluate.copying import training_pitches
 from dsmr.evaluate.excerpts import read_generated, read_reference
 from dsmr.files import replacing
@@ -22,8 +22,15 @@ from dsmr.files import replacing
 EXPLANATION = (
     "OA is the overlap area of two histograms (1: alike, 0: nothing in common), KL the Kullback-Leibler divergence "
     "from the reference's in nats. A run is the longest sequence of pitches that a piece shares with any training "
-    "piece, the median over pieces; the reference's own shows what is common property. The second row is what the "
-    "choice of pieces costs: no set can be expected to come closer."
+    "piece, the median over pieces; the reference's own shows what is common property."
+)
+FLOOR = (
+    "OA and KL depend on how many excerpts there are. So below each set stands what as many real ones reach: "
+    f"excerpts drawn from the reference at random, {NUM_DRAWS:,} times, against the rest of it; their mean and, in "
+    "brackets, the range of 95 % of the draws. The set is compared with the same rests. Within the range, its "
+    "histogram cannot be told from that of real excerpts; real music from elsewhere, such as another split, may lie "
+    "outside. A set of more than half the reference is thinned to half of it at random, anew in each draw. "
+    "Continuations of one prompt are more alike than as many pieces: a fair set has one of each."
 )
 
 
@@ -81,11 +88,16 @@ def judged(options: Namespace, folders: list[Path]) -> tuple[dict[str, Any], str
         f"Reference: seconds {start:.0f} to {start + seconds:.0f} of {len(reference)} {options.split} pieces, the "
         f"stretch that the generated ones have; windows of {options.window:g} s."
     )
+    too_few = (
+        f"No OA and KL: the reference has {len(reference)} excerpts, and what as many real ones reach cannot be told "
+        f"from fewer than {FEWEST}; name a --split or --data.path with more pieces."
+    )
     result = {
         "split": options.split,
         "start": start,
         "seconds": seconds,
         "window": options.window,
+        "not_compared": too_few if len(reference) < FEWEST else None,
         "rows": evaluate(sets, reference, options.window, training_pitches(tokenizer, data.store)),
         "refused": {name: refused for name, (_, refused) in read.items()},
     }
@@ -95,7 +107,8 @@ def judged(options: Namespace, folders: list[Path]) -> tuple[dict[str, Any], str
 def written(result: dict[str, Any], about: str, target: Path) -> list[str]:
     """Write table, picture and JSON; gives the table's lines."""
     rows = result["rows"]
-    lines = ["# Generated pieces and real ones", "", about, "", *table(rows), "", EXPLANATION, ""]
+    floor = result["not_compared"] or FLOOR
+    lines = ["# Generated pieces and real ones", "", about, "", *table(rows), "", EXPLANATION, "", floor, ""]
     for where, reasons in result["refused"].items():
         lines += [f"- not used: {where}/{name}: {reason}" for name, reason in reasons.items()]
     try:
@@ -103,7 +116,7 @@ def written(result: dict[str, Any], about: str, target: Path) -> list[str]:
         if find_spec("matplotlib") is not None:
             from dsmr.report.music import plot_features
 
-            plot_features({name: row for name, row in rows.items() if name != HALVES}, target / "evaluation.png")
+            plot_features(rows, target / "evaluation.png")
             lines += ["![histograms](evaluation.png)", ""]
         for name, content in (("evaluation.md", "\n".join(lines)), ("evaluation.json", json.dumps(result, indent=1))):
             with replacing(target / name) as file:

@@ -59,16 +59,24 @@ def histogram(excerpts: Sequence[Excerpt], quantity: Quantity) -> NDArray[np.flo
     return counts
 
 
-def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Area under both histograms, each of area 1: 1 where they are alike, 0 where they share no bin."""
-    return float(np.minimum(first / first.sum(), second / second.sum()).sum())
+def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area under both histograms, each of area 1: 1 where they are alike, 0 where they share no bin.
+
+    Args:
+        first: counts; bins are the last dimension.
+        second: likewise.
+    """
+    shares = (counts / counts.sum(axis=-1, keepdims=True) for counts in (first, second))
+    area: NDArray[np.float64] = np.minimum(*shares).sum(axis=-1)
+    return area
 
 
-def divergence(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Kullback-Leibler divergence of the first from the second, in nats."""
+def divergence(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of the first from the second, in nats; arguments as of `overlap_area`."""
     from scipy.stats import entropy
 
-    return float(entropy(first + PRIOR, second + PRIOR))
+    nats: NDArray[np.float64] = entropy(first + PRIOR, second + PRIOR, axis=-1)
+    return nats
 
 
 @dataclass(frozen=True)

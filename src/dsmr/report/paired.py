@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.pieces import Comparison, PieceTable, average, compare, ratio
+from dsmr.pieces import Comparison, Interval, PieceTable, average, compare, ratio, why_without
 from dsmr.report.collect import Run
 
 SEED = re.compile(r"[,_-]?seed[=_-]?\d+[,_-]?")
@@ -147,15 +147,19 @@ def paired_lines(found: Sequence[Group], against: str | None = None) -> list[str
     ]
     header += [f"of which {family}" for family in families]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    intervals: list[Interval | None] = [difference.comparison.difference for difference in told]
     for group in found:
         table = group.table
         perplexity, per_note = ratio(table.nll_P, table.tokens_P, is_exp=True), ratio(table.nll_P, table.notes_P)
+        intervals += [perplexity, per_note]
         cells = [group.label, f"{len(table.names):,}", str(perplexity), str(per_note) if per_note else ""]
         notes = table.notes_P.sum()
         shares = dict(zip(table.families, table.nll_PF.sum(axis=0) / max(notes, 1), strict=True))
         cells += [f"{shares[family]:.3f}" if family in shares else "" for family in families]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "95 % intervals of a bootstrap over pieces; they do not know what another seed would change."]
+    why = why_without(intervals)
+    lines += ["", "95 % intervals over pieces; they do not include what another seed would change."]
+    lines += [f"{why[0].upper()}{why[1:]}."] if why else []
     if told or refused:
         lines += ["Differences are paired over the pieces that both were scored on:", ""]
         lines += [f"- {line}" for line in [*told, *refused]]
@@ -180,6 +184,7 @@ def as_result(found: Sequence[Group], against: str | None = None) -> dict[str, A
         }
 
     told, refused = differences(found, against)
+    why = why_without(difference.comparison.difference for difference in told)
     return {
         "groups": [
             {
@@ -191,4 +196,4 @@ def as_result(found: Sequence[Group], against: str | None = None) -> dict[str, A
         ],
         "differences": [figure(difference) for difference in told],
         "refused": refused,
-    }
+    } | ({"without_interval": why} if why else {})

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsmr.model.horizons import TOKENS_PER_SECOND, Rule, format_horizons, receptive_field
-from dsmr.pieces import ratio
+from dsmr.pieces import ratio, why_without
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -244,6 +245,7 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
         ValueError: matplotlib is missing.
     """
     prefix, drawn, has_bands = "val/position/perplexity_", False, len(runs) <= MOST_BANDS
+    without: str | None = None
     figure, (axes,) = grid(1, height=3.6, columns=1)
     for number, run in enumerate(runs):
         points = sorted((int(k.removeprefix(prefix)), v) for k, v in run.figures.items() if k.startswith(prefix))
@@ -254,9 +256,10 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
             figures = {start: ratio(nll_P, tokens_P, is_exp=True) for start, nll_P, tokens_P in parts}
             known = {start: interval for start, interval in figures.items() if interval is not None}
             points = [(start, interval.value) for start, interval in known.items()]
-            lows, highs = ([getattr(interval, end) for interval in known.values()] for end in ("low", "high"))
-            if has_bands:
+            if has_bands and known:
+                lows, highs = zip(*(interval.ends or (nan, nan) for interval in known.values()), strict=True)
                 axes.fill_between(list(known), lows, highs, color=style["color"], alpha=0.12, linewidth=0)
+                without = without or why_without(known.values())
         if points:
             drawn = True
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=run.name, **style)
@@ -268,6 +271,8 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
     axes.set_xlabel("first token of the stretch, and seconds of music", fontsize=8)
     axes.set_ylabel("perplexity", fontsize=8)
     axes.grid(linewidth=0.3, color=FAINT)
+    if without:
+        axes.set_title(without, fontsize=7, color=FAINT)
     beside(figure, axes)
     figure.savefig(path, dpi=150)
     return True

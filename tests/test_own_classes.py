@@ -421,17 +421,9 @@ def test_a_configuration_is_estimated(name: str, folder: Path, capsys: pytest.Ca
 def test_a_benchmark_has_the_sizes_or_says_why_not(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = [
-        "--benchmark.rows",
-        "[full]",
-        "--benchmark.materialised",
-        "[]",
-        "--benchmark.repeats",
-        "1",
-        "--benchmark.warmup",
-        "0",
-    ]
-    status = dsmr("benchmark", "--config", "smoke", *OWN[name], *settings, "--benchmark.decode_tokens", "0", "--json")
+    settings = ["--benchmark.rows", "[full]", "--benchmark.materialised", "[]", "--benchmark.decode_tokens", "0"]
+    settings += ["--benchmark.repeats", "1", "--benchmark.warmup", "0"]
+    status = dsmr("benchmark", "--config", "smoke", *OWN[name], *settings, "--json")
     if name == "gru":
         assert status == 2
         assert "ownparts.Gru is not made of dsmr's layers" in capsys.readouterr().err

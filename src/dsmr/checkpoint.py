@@ -25,7 +25,7 @@ from dsmr import exported
 from dsmr import model as networks
 from dsmr.model import Backbone, format_horizons
 from dsmr.model.attention import Form
-from dsmr.model.backbone import without_weights
+from dsmr.model.backbone import is_ours, name_of, without_weights
 
 FORMAT_VERSION = 2
 SECTION = "dsmr"
@@ -69,18 +69,6 @@ def describe(backbone: Backbone, tokenizer: dict[str, Any] | None, data: str | N
         "tokenizer": tokenizer,
         "data": data,
     }
-
-
-def is_ours(name: str) -> bool:
-    """Whether the name in a section is that of a network of `dsmr.model`, not a class path."""
-    return "." not in name
-
-
-def name_of(network: type[Backbone]) -> str:
-    """Name of a network in a section: its class, or the class path of a user's own."""
-    if getattr(networks, network.__name__, None) is network:
-        return network.__name__
-    return f"{network.__module__}.{network.__qualname__}"
 
 
 def plain_config(backbone: Backbone) -> dict[str, Any]:

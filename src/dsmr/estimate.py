@@ -7,10 +7,10 @@ a GPU's allocator, kernels and speed were not yet, so that its figures come with
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsmr.checkpoint import is_ours, name_of
 from dsmr.devices import Device, Peak
 from dsmr.model import Backbone
 from dsmr.model.attention import Form
+from dsmr.model.backbone import is_ours, name_of
 from dsmr.model.costs import Sizes, flops, saved_bytes
 from dsmr.model.decoder import Decoder
 from dsmr.model.schedules import Schedule

@@ -14,6 +14,7 @@ from dsmr import checkpoint as checkpoints
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_exported, sha256
 from dsmr.model import format_horizons
+from dsmr.model.backbone import is_ours, name_of
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report.collect import CONFIG as RUN_CONFIG
 from dsmr.report.collect import Run, read_run
@@ -152,7 +153,7 @@ def own_classes(loaded: checkpoints.Loaded, run: Run | None) -> list[str]:
     assert loaded.tokenizer is not None
     settings = {} if run is None else run.config["model"]
     given = [settings[key].get("class_path", "") for key in CHOSEN if isinstance(settings.get(key), dict)]
-    found = [checkpoints.name_of(type(loaded.backbone)), str(loaded.tokenizer["name"]), *given]
+    found = [name_of(type(loaded.backbone)), str(loaded.tokenizer["name"]), *given]
     return list(dict.fromkeys(path for path in found if "." in path and path.partition(".")[0] not in PUBLIC))
 
 
@@ -194,7 +195,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         "|---|---|",
         f"| parameters | {description['parameters']:,} |",
         *([f"| layers, width, heads | {', '.join(sizes)} |"] if len(sizes) == 3 else []),
-        *([] if checkpoints.is_ours(model["backbone"]) else [f"| network | `{model['backbone']}` |"]),
+        *([] if is_ours(model["backbone"]) else [f"| network | `{model['backbone']}` |"]),
         f"| horizons, bottom to top | `{spelling}` |",
         f"| segment | {length} tokens, about {length / TOKENS_PER_SECOND:.0f} s |",
         f"| tokens | {model['tokenizer']['name']}, {model['vocab_size']} |",

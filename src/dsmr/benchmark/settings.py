@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dsmr.checkpoint import name_of
 from dsmr.model.attention import Form
+from dsmr.model.backbone import name_of
 from dsmr.model.decoder import Decoder
 from dsmr.model.memory import Memory
 from dsmr.rows import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows

@@ -26,6 +26,7 @@ from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
 from dsmr.data.tokenizer import encode
 from dsmr.files import replacing
+from dsmr.model.backbone import name_of
 from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import format_horizons
 from dsmr.pieces import Comparison, PieceTable, compare, ratio
@@ -83,7 +84,7 @@ def run(command: str, arguments: list[str]) -> int:
     checkpoints.check_same(checkpoints.describe(backbone, None), asked, horizons_too=True)
     if not isinstance(backbone, Decoder):
         raise ValueError(
-            f"{checkpoints.name_of(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive "
+            f"{name_of(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive "
             "the network from dsmr.model.RecurrentTransformer"
         )
     if not any(backbone.horizons):

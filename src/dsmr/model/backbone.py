@@ -100,6 +100,17 @@ class Backbone(nn.Module, ABC):
         """What the network remembers, in a few lines to read."""
 
 
+def name_of(network: type[Backbone]) -> str:
+    """Name of a network in checkpoints and messages: the class of one of ours, the class path of a user's own."""
+    is_own = not network.__module__.startswith("dsmr.model.")
+    return f"{network.__module__}.{network.__qualname__}" if is_own else network.__name__
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name, as of `name_of`, is that of a network in `dsmr.model`."""
+    return "." not in name
+
+
 def without_weights(make: Callable[[], Made]) -> Made:
     """Build something on torch's meta device, for its sizes alone; on the CPU if its constructor reads its tensors."""
     try:

@@ -55,7 +55,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_is_a_folder_with_config_checkpoints_and_metrics(smoke_run: Path) -> None:
-    names = {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "pieces.csv"}
+    names = {"config.yaml", "run.json", "best.ckpt", "last.ckpt", "metrics.csv", "pieces.csv"}
     assert {p.name for p in smoke_run.iterdir()} == names
     config = yaml.safe_load((smoke_run / "config.yaml").read_text())
     assert config["model"]["horizons"] == "1x320+1x64"

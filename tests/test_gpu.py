@@ -31,10 +31,12 @@ CUDA = pytest.param("cuda", marks=GPU)
 SEGMENT, VOCABULARY = 128, 32
 
 
-def network(device: str, horizons: str = "1x256+1x128+1x0", **changes: Any) -> RecurrentTransformer:
+def network(
+    device: str, horizons: str = "1x256+1x128+1x0", vocabulary: int = VOCABULARY, **changes: Any
+) -> RecurrentTransformer:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"d_model": 128, "num_layers": 3, "num_heads": 2, "dropout": 0.0, "init_std": 0.2}
-    return RecurrentTransformer(VOCABULARY, horizons, SEGMENT, **{**sizes, **changes}).to(device)
+    return RecurrentTransformer(vocabulary, horizons, SEGMENT, **{**sizes, **changes}).to(device)
 
 
 def segments(device: str, count: int, num_lanes: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
@@ -172,6 +174,25 @@ def test_a_killed_and_resumed_run_goes_where_the_uninterrupted_one_goes(tmp_path
         moved = (value.cpu() - begun[name]).norm()
         assert float((value - resumed[name]).norm()) <= (0.0 if device == "cpu" else 1e-2) * float(moved), name
         assert moved > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("rule", ["boundary", "sliding"])
+@pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores.*")
+def test_prompts_of_all_lengths_are_read_without_compiling_anew(device: str, rule: Rule) -> None:
+    torch._dynamo.reset()
+    tokenizer = build_tokenizer(TokenizerSpec())
+    sizes: dict[str, Any] = {"d_model": 64, "num_layers": 3, "num_heads": 2, "init_std": 0.2, "rule": rule}
+    made, plain = (
+        network(device, vocabulary=len(tokenizer), attention=form, **sizes).eval() for form in ("auto", "reference")
+    )
+    with contextlib.ExitStack() as stack, torch.inference_mode():
+        stack.callback(setattr, torch._dynamo.config, "error_on_recompile", False)
+        for length in (300, 1, 2, 127, 128, 129, 255, 256, 257, 700):
+            ids = torch.randint(4, len(tokenizer), (length,), generator=torch.Generator().manual_seed(length)).tolist()
+            found_BV, wanted_BV = (Generator(each, tokenizer).read(ids)[0] for each in (made, plain))
+            torch.testing.assert_close(found_BV, wanted_BV, rtol=1e-2, atol=1e-2)
+            torch._dynamo.config.error_on_recompile = True
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

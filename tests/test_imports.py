@@ -25,7 +25,7 @@ ALLOWED = {
     "generate": {"model", "data", "checkpoint", "module", "optim"},
     "audio": set(),
     "evaluate": {"data", "generate"},
-    "report": {"model", "evaluate", "analyze", "pieces"},
+    "report": {"model", "evaluate", "analyze", "pieces", "checkpoint"},
     "devices": set(),
     "measure": set(),
     "rows": {"model"},

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsmr.devices import Device, Peak
+from dsmr.model import Backbone
 from dsmr.model.attention import Form
+from dsmr.model.backbone import is_ours, name_of
 from dsmr.model.costs import Sizes, flops, saved_bytes
 from dsmr.model.decoder import Decoder
 from dsmr.model.schedules import Schedule
@@ -142,7 +144,39 @@ def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None)
         }
         if price_per_hour is not None:
             found["epoch_cost"] = [fast * price_per_hour, slow * price_per_hour]
+    name = name_of(type(network))
+    if not is_ours(name):
+        found["note"] = f"operations and bytes are those of dsmr's layers in {name}, without what it adds to them"
     return found
+
+
+def basic_estimate(network: Backbone, num_lanes: int, precision: str, device: Device | None) -> dict[str, Any]:
+    """What a network's interface alone tells, for one that is not made of dsmr's layers.
+
+    Args:
+        network: any.
+        num_lanes: B.
+        precision: Lightning's word for it.
+        device: must be None, since neither operations nor peak memory are known.
+
+    Raises:
+        ValueError: a device is given.
+    """
+    name = name_of(type(network))
+    if device is not None:
+        raise ValueError(
+            f"{name} is not made of dsmr's layers, so what it takes on {device.name} is not known; leave out --device"
+        )
+    return {
+        "horizons": list(network.horizons),
+        "budget": sum(network.horizons),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "num_lanes": num_lanes,
+        "segment_length": network.segment_length,
+        "precision": precision,
+        "state_bytes": network.state_bytes(num_lanes, 4 if precision == "32-true" else 2),
+        "note": f"{name} is not made of dsmr's layers: its operations and what autograd keeps are not known",
+    }
 
 
 def usable_bytes(device: Device) -> int:

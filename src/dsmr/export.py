@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from dsmr import checkpoint as checkpoints
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_exported, sha256
 from dsmr.model import format_horizons
+from dsmr.model.backbone import is_ours, name_of
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report.collect import CONFIG as RUN_CONFIG
 from dsmr.report.collect import Run, read_run
 
 PATHS = (("root",), ("data", "path"), ("data", "cache_dir"), ("trainer", "default_root_dir"))
 PERSONAL = (("trainer", "logger"), ("trainer", "callbacks"), ("trainer", "plugins"))
+CHOSEN, PUBLIC = ("backbone", "optimizer", "lr_scheduler"), ("dsmr", "torch", "lightning")
 COLUMNS = ("nll", "perplexity", "nats_per_note", "nats_per_second")
 UNKNOWN = "unknown"
 LICENCES = {
@@ -79,19 +81,22 @@ def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | N
     run = _run_of(loaded.path)
     tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
     identifier, text = LICENCES.get(loaded.data or UNKNOWN, OTHERS)
-    weights = {name: tensor.detach().contiguous() for name, tensor in loaded.backbone.state_dict().items()}
+    # cloned, since safetensors refuses tensors that share memory, as tied weights of a user's own network do
+    weights = {name: tensor.clone().contiguous() for name, tensor in loaded.backbone.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     vocabulary = {"tokenizer": loaded.tokenizer, "miditok": version("miditok"), "vocabulary": dict(tokenizer.vocab)}
     (folder / TOKENIZER).write_text(json.dumps(vocabulary, indent=1) + "\n", encoding="utf-8")
     if run is not None:
-        (folder / SETTINGS).write_text(yaml.safe_dump(without_paths(run.config), sort_keys=False), encoding="utf-8")
+        settings = yaml.safe_dump(shared_settings(run, loaded.backbone.horizons), sort_keys=False)
+        (folder / SETTINGS).write_text(settings, encoding="utf-8")
     description = {
         "library": "dsmr",
         "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data),
-        "parameters": sum(weight.numel() for weight in weights.values()),
+        "parameters": sum(parameter.numel() for parameter in loaded.backbone.parameters()),
         "measured": measured(run),
         "licence": licence or identifier,
         "versions": {name: version(name) for name in ("dsmr", "torch", "miditok", "symusic")},
+        "needs": own_classes(loaded, run),
         "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
     }
     known = [] if loaded.data not in LICENCES and licence else [text]
@@ -107,7 +112,7 @@ def _run_of(checkpoint: Path) -> Run | None:
         return None
     try:
         return read_run(checkpoint.parent)
-    except (ValueError, OSError):
+    except Exception:  # whatever is wrong with what lies beside the weights: the card says that nothing is known
         return None
 
 
@@ -135,11 +140,45 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def shared_settings(run: Run, horizons: Sequence[int]) -> dict[str, Any]:
+    """Settings of a run without paths, its horizons as they were expanded: nobody needs the class of a schedule."""
+    made = without_paths(run.config)
+    if horizons:
+        made["model"]["horizons"] = format_horizons(horizons)
+    return made
+
+
+def own_classes(loaded: checkpoints.Loaded, run: Run | None) -> list[str]:
+    """Class paths of a user's own classes, whose modules must come along: network, tokenizer, and what trained it."""
+    assert loaded.tokenizer is not None
+    settings = {} if run is None else run.config["model"]
+    given = [settings[key].get("class_path", "") for key in CHOSEN if isinstance(settings.get(key), dict)]
+    found = [name_of(type(loaded.backbone)), str(loaded.tokenizer["name"]), *given]
+    return list(dict.fromkeys(path for path in found if "." in path and path.partition(".")[0] not in PUBLIC))
+
+
+def needs_text(needs: Sequence[str]) -> list[str]:
+    """Lines of the card about code that is not part of dsmr."""
+    if not needs:
+        return []
+    modules = ", ".join(f"`{module}`" for module in dict.fromkeys(path.rpartition(".")[0] for path in needs))
+    classes = ", ".join(f"`{path}`" for path in needs)
+    return [
+        f"It needs code that is not part of dsmr: {classes}. Hand on the source of {modules} with this folder,",
+        "and run dsmr where Python finds it: in the folder that has it, or with that folder on PYTHONPATH.",
+        "",
+    ]
+
+
 def model_card(name: str, description: Mapping[str, Any], run: Run | None, licence: str) -> str:
     """README.md, in the hub's format."""
     model, figures = description["model"], description["measured"]
-    config, horizons = model["config"], model["config"].get("horizons")
-    spelling = format_horizons(horizons) if horizons else f"none; a prefix of {config.get('prefix_length')} tokens"
+    config, horizons = model["config"], model["horizons"]
+    spelling = format_horizons(horizons) if horizons else "none"
+    if not horizons and "prefix_length" in config:
+        spelling = f"none; a prefix of {config['prefix_length']} tokens"
+    sizes = [f"{config[key]}" for key in ("num_layers", "d_model", "num_heads") if key in config]
+    length = model["segment_length"]
     lines = [
         "---",
         f"license: {description['licence']}",
@@ -155,10 +194,11 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         "| | |",
         "|---|---|",
         f"| parameters | {description['parameters']:,} |",
-        f"| layers, width, heads | {config['num_layers']}, {config['d_model']}, {config['num_heads']} |",
+        *([f"| layers, width, heads | {', '.join(sizes)} |"] if len(sizes) == 3 else []),
+        *([] if is_ours(model["backbone"]) else [f"| network | `{model['backbone']}` |"]),
         f"| horizons, bottom to top | `{spelling}` |",
-        f"| segment | {config['segment_length']} tokens, about {config['segment_length'] / TOKENS_PER_SECOND:.0f} s |",
-        f"| tokens | {model['tokenizer']['name']}, {config['vocab_size']} |",
+        f"| segment | {length} tokens, about {length / TOKENS_PER_SECOND:.0f} s |",
+        f"| tokens | {model['tokenizer']['name']}, {model['vocab_size']} |",
         f"| trained on | {model.get('data') or 'not recorded'} |",
     ]
     if run is not None:
@@ -183,6 +223,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         "    pip install dsmr",
         f"    dsmr generate --checkpoint {name} --prompt IN.mid --prompt-seconds 30 --output OUT.mid",
         "",
+        *needs_text(description["needs"]),
         "## Licence of what it learned from",
         "",
         licence,

@@ -84,7 +84,10 @@ class RecurrentLM(LightningModule):
         segment_length: int = 512,
     ) -> None:
         super().__init__()
-        self.backbone = backbone(vocab_size, horizons, segment_length)
+        try:
+            self.backbone = backbone(vocab_size, horizons, segment_length)
+        except ValueError as error:  # raised here as well, so that one of a user's own network is told in one line
+            raise ValueError(str(error)) from error
         self.optimizer, self.lr_scheduler, self.asked_weight = optimizer, lr_scheduler, asked_weight
         self._memories: dict[str, Memory] = {}
         self._update: Update | None = None
@@ -298,9 +301,7 @@ class RecurrentLM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's description, and to a checkpoint that can resume, the training memory."""
-        spec = None if self._data is None else vars(self._data.tokenizer_spec)
-        data = None if self._data is None else self._data.store.description.partition(" in ")[0]
-        section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec, data)
+        section = checkpoint[checkpoints.SECTION] = self.section
         if not checkpoints.is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
             return
@@ -336,6 +337,13 @@ class RecurrentLM(LightningModule):
             saved = self._restored["random"]
             mine = saved if isinstance(saved, dict) else saved[self.global_rank]  # one process, in format 1
             restore_random_state(mine, self.device)
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """What a checkpoint says of the network, its tokenizer and its data; see `dsmr.checkpoint.describe`."""
+        spec = None if self._data is None else vars(self._data.tokenizer_spec)
+        data = None if self._data is None else self._data.store.description.partition(" in ")[0]
+        return checkpoints.describe(self.backbone, spec, data)
 
     def training_state(self) -> list[Tensor]:
         """Keys and values of the training memory, (B, H, M, D); none before the first step."""

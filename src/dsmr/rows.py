@@ -15,7 +15,6 @@ from dsmr.model.schedules import Placement, expand
 
 FULL_BUDGETS = 4  # how many budgets the full reference has
 WINDOW_SEGMENTS = 4  # how many segments an isolated window has
-SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "hidden_width", "dropout", "init_std")
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,9 @@ def build(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Dec
         prefix_length: of the Perceiver.
         changes: constructor arguments that are to differ.
     """
-    given = {key: like.config()[key] for key in SIZES} | like.options() | changes
+    given = like.sizes() | like.options() | changes
     length = like.segment_length * (WINDOW_SEGMENTS if row.windows else 1)
     if row.horizons is None:
         return PerceiverAR(like.vocab_size, None, length, prefix_length=prefix_length, **given)
-    block = like.config().get("memory_block", 1)
-    return RecurrentTransformer(like.vocab_size, row.horizons, length, rule=row.rule, memory_block=block, **given)
+    given["memory_block"] = like.memory_block
+    return RecurrentTransformer(like.vocab_size, row.horizons, length, rule=row.rule, **given)

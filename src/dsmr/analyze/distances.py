@@ -31,7 +31,7 @@ class AttentionDistances:
         exponents = range(max(longest, 1).bit_length() + 1)
         self.starts = (0, *(2**k for k in exponents if 2**k <= longest))
         device = next(backbone.parameters()).device
-        num_heads = backbone.config()["num_heads"]
+        num_heads = backbone.sizes()["num_heads"]
         self.starts_N = torch.tensor(self.starts[1:], device=device)
         shape = (len(backbone.blocks), num_heads, len(self.starts))
         self.mass_LHN = torch.zeros(shape, dtype=torch.float64, device=device)

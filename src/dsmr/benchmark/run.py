@@ -190,7 +190,8 @@ def figures(contestant: Contestant, all_of_them: dict[str, Contestant]) -> dict[
 
 def config(work: Workload) -> dict[str, Any]:
     """What rows have in common: sizes, tokens per step, seed; and the settings."""
-    sizes = {key: value for key, value in work.like.config().items() if key not in ("horizons", "rule", "dropout")}
+    given = work.like.config() | work.like.sizes()
+    sizes = {key: value for key, value in given.items() if key not in ("horizons", "rule", "dropout")}
     return {
         **sizes,
         **work.like.options(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsmr.model.attention import Form
+from dsmr.model.backbone import name_of
 from dsmr.model.decoder import Decoder
 from dsmr.model.memory import Memory
 from dsmr.rows import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows
@@ -94,6 +95,11 @@ class Workload:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.like, Decoder):
+            raise ValueError(
+                f"{name_of(type(self.like))} is not made of dsmr's layers, whose sizes the rows have; leave out "
+                "model.backbone, or derive the network from dsmr.model.RecurrentTransformer"
+            )
         if self.precision not in DTYPES:
             raise ValueError(f"precision {self.precision} is not measured; choose from {', '.join(DTYPES)}")
         if self.precision == "16-mixed" and self.place.type == "cpu":
@@ -127,8 +133,7 @@ class Workload:
         if self.settings.horizons is not None:
             rows = named_rows(self.settings.horizons, num_layers)
             return rows | {"perceiver_ar": Row(None)}, {}
-        block = self.like.config().get("memory_block", 1)
-        rows, absent = paper_rows(num_layers, self.segment_length, sum(self.like.horizons), block)
+        rows, absent = paper_rows(num_layers, self.segment_length, sum(self.like.horizons), self.like.memory_block)
         if self.num_lanes % WINDOW_SEGMENTS:
             del rows["windowed"]
             absent["windowed"] = f"{self.num_lanes} lanes do not make whole windows of {WINDOW_SEGMENTS} segments"

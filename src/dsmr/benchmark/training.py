@@ -87,8 +87,8 @@ def our_step(work: Workload, row: Row, form: Form) -> Step:
 
 def peer_sizes(work: Workload) -> dict[str, int]:
     """Our sizes, with the width of our gated MLP."""
-    config = work.like.config()
-    return {key: config[key] for key in ("d_model", "num_layers", "num_heads", "hidden_width")}
+    sizes = work.like.sizes()
+    return {key: sizes[key] for key in ("d_model", "num_layers", "num_heads", "hidden_width")}
 
 
 def x_transformers_network(work: Workload) -> XTransformersXL:

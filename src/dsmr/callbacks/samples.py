@@ -5,7 +5,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
@@ -13,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 from dsmr.callbacks.throughput import Throughput
 from dsmr.data.tokenizer import BOS, decode
 from dsmr.generate import Generator, Sampling
-from dsmr.model import Backbone
+from dsmr.model.backbone import twin
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report import plot_piano_roll
 
@@ -72,11 +71,3 @@ class Samples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("samples", [str(picture)], step=step)
-
-
-def twin(backbone: Backbone) -> Backbone:
-    """The same weights, not copied, in a network for evaluation whose layers are not compiled."""
-    with torch.device("meta"):
-        made: Backbone = type(backbone)(**backbone.config())
-    made.load_state_dict(backbone.state_dict(), assign=True)
-    return made.eval()

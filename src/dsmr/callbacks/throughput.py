@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from dsmr.devices import device_of
 from dsmr.model.attention import chosen
 from dsmr.model.costs import flops
+from dsmr.model.decoder import Decoder
 
 PEAKS = {"32": "float32", "bf": "bfloat16", "16": "float16"}
 
@@ -72,9 +73,9 @@ class Throughput(Callback):
         device = pl_module.device
         known = device_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         peak = known.peak(PEAKS[str(trainer.precision)[:2]]) if known else None  # type: ignore[arg-type]
-        if peak is None:
-            return {}
         backbone = pl_module.backbone
+        if peak is None or not isinstance(backbone, Decoder):
+            return {}
         needed = flops(backbone, chosen(backbone.attention, device.type).__name__).model  # type: ignore[arg-type]
         return {"perf/peak_flops_share": per_second * needed / (peak * trainer.world_size)}
 

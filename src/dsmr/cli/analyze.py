@@ -26,6 +26,7 @@ from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
 from dsmr.data.tokenizer import encode
 from dsmr.files import replacing
+from dsmr.model.backbone import name_of
 from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import format_horizons
 from dsmr.pieces import Comparison, PieceTable, compare, ratio, why_without
@@ -81,12 +82,17 @@ def run(command: str, arguments: list[str]) -> int:
     backbone = checkpoints.load(cli.exported or cli.checkpoint).backbone.to(device)
     asked = checkpoints.describe(cli.model.backbone, None)
     checkpoints.check_same(checkpoints.describe(backbone, None), asked, horizons_too=True)
-    if not isinstance(backbone, Decoder) or not any(backbone.horizons):
+    if not isinstance(backbone, Decoder):
+        raise ValueError(
+            f"{name_of(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive "
+            "the network from dsmr.model.RecurrentTransformer"
+        )
+    if not any(backbone.horizons):
         raise ValueError(
             f"{settings.checkpoint or cli.checkpoint} keeps no memory by layer: there is nothing to analyze"
         )
     if settings.budget is not None:
-        check_budget(backbone.horizons, settings.budget, memory_block(backbone))
+        check_budget(backbone.horizons, settings.budget, backbone.memory_block)
     trained = None if settings.trained is None else read_trained(settings.trained)
     folder = made(Path(settings.folder) if settings.folder else cli.folder / "analysis")
     print(backbone.summary(), flush=True)
@@ -111,11 +117,6 @@ def made(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--folder {folder} cannot be written: no right to write there; name another")
     return folder
-
-
-def memory_block(backbone: Decoder) -> int:
-    """Tokens; every horizon is a multiple of it."""
-    return int(backbone.config().get("memory_block", 1))
 
 
 def read_trained(given: str) -> Trained:
@@ -156,7 +157,7 @@ def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Train
         found = None
         if settings.budget is not None:
             bar.total = None
-            found = suggest(horizons, settings.budget, memory_block(backbone), score)
+            found = suggest(horizons, settings.budget, backbone.memory_block, score)
     result = tell_layers(backbone, watched, saved, whole)
     if settings.picture:
         picture = folder / "attention.png"
@@ -164,7 +165,7 @@ def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Train
         print(f"  {picture}")
         result["picture"] = str(picture)
     if found is None:
-        budget = half(horizons, memory_block(backbone))
+        budget = half(horizons, backbone.memory_block)
         name = shlex.quote(str(cli.exported or cli.folder))
         print(f"next: dsmr analyze --checkpoint {name} --budget {budget} suggests a schedule")
         return result

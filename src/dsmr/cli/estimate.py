@@ -11,6 +11,7 @@ from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.results import check_output, write_result
 from dsmr.devices import Device, find_device
 from dsmr.estimate import GIB, Plan
+from dsmr.model.backbone import without_weights
 from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import MIB
@@ -42,13 +43,19 @@ def run(command: str, arguments: list[str]) -> int:
         raise ValueError("--fit-memory and --price-per-hour need a --device, for example --device rtx-3060-12gb")
     if (settings.price_per_hour is not None and settings.price_per_hour < 0) or settings.epoch_tokens < 1:
         raise ValueError("--price-per-hour must not be below 0, --epoch-tokens not below 1")
-    plan = Plan(network, cli.datamodule.num_lanes, precision_of(settings.trainer.precision), device)
-    result: dict[str, Any] = costs.estimate(plan, settings.epoch_tokens, settings.price_per_hour)
-    if settings.fit_memory:
-        result["fit_memory"] = fitted(plan, settings.epoch_tokens)
-    result["rows"], result["absent"] = rows(plan, settings.epoch_tokens)
+    num_lanes, precision = cli.datamodule.num_lanes, precision_of(settings.trainer.precision)
+    if isinstance(network, Decoder):
+        plan = Plan(network, num_lanes, precision, device)
+        result: dict[str, Any] = costs.estimate(plan, settings.epoch_tokens, settings.price_per_hour)
+        if settings.fit_memory:
+            result["fit_memory"] = fitted(plan, settings.epoch_tokens)
+        result["rows"], result["absent"] = rows(plan, settings.epoch_tokens)
+        following = hint(plan, result)
+    else:
+        result = costs.basic_estimate(network, num_lanes, precision, device) | {"rows": [], "absent": {}}
+        following = "dsmr fit with the same options begins with a measured time per epoch"
     print(text(result, device))
-    print(f"next: {hint(plan, result)}")
+    print(f"next: {following}")
     write_result(result, as_json=cli.as_json, output=output)
     return 0
 
@@ -67,11 +74,9 @@ def precision_of(given: object) -> str:
 
 def fitted(plan: Plan, epoch_tokens: int) -> dict[str, Any]:
     """The largest budget in the config's shape, and the most lanes at the config's horizons."""
-    block = plan.network.config().get("memory_block", 1)
-    horizons = costs.largest_horizons(plan, block)
-    given: dict[str, Any] = plan.network.config() | {"horizons": horizons} | plan.network.options()
-    with torch.device("meta"):
-        network = type(plan.network)(**given)
+    horizons = costs.largest_horizons(plan, plan.network.memory_block)
+    given: dict[str, Any] = plan.network.config() | {"horizons": horizons}
+    network = without_weights(lambda: type(plan.network).rebuild(given, **plan.network.options()))
     larger = Plan(network, plan.num_lanes, plan.precision, plan.device)
     # where horizons hold the longest piece, what is left goes into lanes
     larger = replace(larger, num_lanes=max(plan.num_lanes, costs.largest_lanes(larger)))
@@ -90,8 +95,7 @@ def rows(plan: Plan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str,
     budget = sum(network.horizons)
     if not budget:
         return [], {"every other row": "the configuration keeps no memory whose budget the others could spend"}
-    block = network.config().get("memory_block", 1)
-    num_layers = len(network.blocks)
+    block, num_layers = network.memory_block, len(network.blocks)
     known, absent = paper_rows(num_layers, network.segment_length, budget, block)
     prefix = FULL_BUDGETS * budget // num_layers // block * block
     found: list[dict[str, Any]] = []
@@ -111,12 +115,18 @@ def rows(plan: Plan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str,
 
 def text(result: dict[str, Any], device: Device | None) -> str:
     """What people read."""
-    lines = [
-        f"{result['parameters']:,} parameters, {result['flops_per_token'] / 1e6:,.0f} MFLOP per token of training "
-        f"({result['executed_flops_per_token'] / 1e6:,.0f} executed by the {result['attention']} form)",
-        f"{result['num_lanes']} lanes of {result['segment_length']} tokens in {result['precision']}: state "
-        f"{result['state_bytes'] / MIB:,.1f} MiB, kept for backward {result['saved_bytes'] / MIB:,.0f} MiB",
-    ]
+    lanes = f"{result['num_lanes']} lanes of {result['segment_length']} tokens in {result['precision']}"
+    state = f"{lanes}: state {result['state_bytes'] / MIB:,.1f} MiB"
+    if "flops_per_token" in result:
+        lines = [
+            f"{result['parameters']:,} parameters, {result['flops_per_token'] / 1e6:,.0f} MFLOP per token of training "
+            f"({result['executed_flops_per_token'] / 1e6:,.0f} executed by the {result['attention']} form)",
+            f"{state}, kept for backward {result['saved_bytes'] / MIB:,.0f} MiB",
+        ]
+    else:
+        lines = [f"{result['parameters']:,} parameters", state]
+    if "note" in result:
+        lines.append(result["note"])
     if device is not None:
         low, high = result["tokens_per_second"]
         short, long = result["epoch_hours"]

@@ -20,6 +20,8 @@ def run(command: str, arguments: list[str]) -> int:
     description = export(options.run, folder, licence=options.licence)
     for name in sorted([*description["files"], "config.json"]):
         print(f"  {folder / name}  {(folder / name).stat().st_size:,} bytes")
+    if description["needs"]:
+        print(f"not part of dsmr, hand it on as well: {', '.join(description['needs'])}")
     if description["licence"] == "other":
         print(f"the licence of its training data is not known: say it in {folder / 'README.md'}, or give --licence")
     print(f"next: dsmr generate --checkpoint {shlex.quote(str(folder))} --output music.mid")

@@ -71,12 +71,14 @@ def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
     options = parser().parse_args(underscored(resolve_configs(arguments)))
     outputs, seconds, sound_font = check(options)
+    device = check_device(options.device)
     generator = Generator.load(
         options.checkpoint,
         horizons=options.horizons,
         sampling=Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
         max_note_seconds=options.max_note_seconds,
-        device=check_device(options.device),
+        device=device,
+        attention="materialised" if device.type == "cuda" else "auto",  # one prompt does not pay for compiling kernels
     )
     prompt = Prompt() if options.prompt is None else generator.prompt(options.prompt, options.prompt_seconds)
     if options.prompt is not None:

@@ -1,5 +1,6 @@
 """`dsmr fit`, `validate`, `test`, `predict`: LightningCLI with run folders, shipped configs and one-line mistakes."""
 
+import json
 import logging
 import os
 import re
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
@@ -38,11 +38,14 @@ from dsmr.files import replacing
 from dsmr.generate.continuer import Continuer
 from dsmr.metrics_csv import MetricsLogger, rows_before
 from dsmr.metrics_csv import read as read_metrics
+from dsmr.model import Schedule
+from dsmr.model.backbone import without_weights
 from dsmr.model.horizons import format_horizons
 from dsmr.module import RecurrentLM
 
-CONFIG, METRICS = "config.yaml", "metrics.csv"
+CONFIG, METRICS = checkpoints.CONFIG, "metrics.csv"
 LOST_PROCESS = re.compile(r"gloo|NCCL|Connection|Timed out|Socket|Broken pipe|timeout", re.IGNORECASE)
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 NAME_VARIABLE = "DSMR_RUN_NAME"
 RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
 EVALUATIONS = ("validate", "test")
@@ -60,7 +63,7 @@ QUIET = (
 
 
 class SaveConfig(Callback):
-    """Keeps the whole config in the run's folder, once training has really begun.
+    """Keeps the whole config in the run's folder, and what it expanded to, once training has really begun.
 
     Args:
         parser: which wrote the config.
@@ -74,7 +77,7 @@ class SaveConfig(Callback):
             self.config.pop(option, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `config.yaml`, and tell Weights & Biases the same, with what the schedule expands to."""
+        """Write `config.yaml` and `run.json`; log the settings and the expanded horizons to Weights & Biases."""
         if trainer.is_global_zero:
             horizons: tuple[int, ...] = pl_module.backbone.horizons  # type: ignore[union-attr,assignment]
             memory = {"horizons": format_horizons(horizons) if horizons else None, "budget": sum(horizons)}
@@ -82,14 +85,19 @@ class SaveConfig(Callback):
                 if isinstance(logger, WandbLogger):
                     logger.log_hyperparams({**yaml.safe_load(self.parser.dump(self.config)), "memory": memory})
             self.folder.mkdir(parents=True, exist_ok=True)
-            text = self.parser.dump(self.config, skip_unset=False)
-            try:
-                with replacing(self.folder / CONFIG) as file:
-                    file.write(text.encode())
-            except OSError as error:
-                raise ValueError(
-                    f"cannot write {self.folder / CONFIG} ({error.strerror or error}); make room"
-                ) from error
+            section: dict[str, Any] = pl_module.section  # type: ignore[assignment]
+            texts = {
+                checkpoints.RUN: json.dumps(section, indent=2) + "\n",
+                CONFIG: self.parser.dump(self.config, skip_unset=False),
+            }
+            for name, text in texts.items():
+                try:
+                    with replacing(self.folder / name) as file:
+                        file.write(text.encode())
+                except OSError as error:
+                    raise ValueError(
+                        f"cannot write {self.folder / name} ({error.strerror or error}); make room"
+                    ) from error
 
 
 class DsmrCLI(LightningCLI):
@@ -156,7 +164,7 @@ class DsmrCLI(LightningCLI):
                 )
             if not checkpoints.is_resumable(content):
                 raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
-        self.run_folder = checkpoints.run_folder(self.checkpoint, CONFIG)
+        self.run_folder = checkpoints.run_folder(self.checkpoint)
         if self.run_folder is None:
             self.run_folder = self.checkpoint.parent
             if self.command == "fit" or not config_values(arguments):
@@ -269,8 +277,7 @@ class SizesCLI(DsmrCLI):
 
     def instantiate_classes(self) -> None:
         """Build datamodule and network, on no device."""
-        with torch.device("meta"):
-            self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = without_weights(lambda: self.parser.instantiate_classes(self.config))
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 
 
@@ -282,10 +289,25 @@ def check_settings(settings: Namespace) -> None:
     """
     if settings.name is not None:
         check_name("--name", settings.name)
+    check_schedule(settings.model.horizons)
     for key, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
         value = settings.trainer.get(key)
         if value is not None and value < least:
             raise ValueError(f"trainer.{key} is {value}; it must be at least {least}")
+
+
+def check_schedule(horizons: Any) -> None:
+    """Refuse a schedule's class path that was taken for text, since no schedule can be imported from there.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    if isinstance(horizons, str) and CLASS_PATH.fullmatch(horizons):
+        found = checkpoints.imported(horizons, f"model.horizons {horizons}:")
+        if not (isinstance(found, type) and issubclass(found, Schedule)):
+            raise ValueError(
+                f"model.horizons {horizons} is not a schedule: it does not derive from dsmr.model.Schedule"
+            )
 
 
 def check_name(option: str, name: str) -> None:
@@ -304,7 +326,7 @@ def label(model: Namespace) -> str:
     if model.horizons is None:
         return network
     horizons = model.horizons if isinstance(model.horizons, str) else model.horizons.class_path.rpartition(".")[2]
-    rule = model.backbone.init_args.get("rule", "boundary")
+    rule = model.backbone.get("init_args", {}).get("rule", "boundary")
     return horizons if rule == "boundary" else f"{horizons}-{rule}"
 
 
@@ -349,6 +371,8 @@ def run(command: str, arguments: list[str]) -> int:
         raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
     output = check_output(cli.config.output)
     cli.model.check_data(cli.datamodule)
+    if command == "fit":
+        checkpoints.check_rebuilds(cli.model.backbone)
     announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
     if cli.exported:

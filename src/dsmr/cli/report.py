@@ -8,7 +8,7 @@ from typing import Any
 from dsmr.cli.options import OneLine
 from dsmr.cli.results import write_result
 from dsmr.files import replacing
-from dsmr.report.collect import Collection, Run, collect
+from dsmr.report.collect import Collection, Run, collect, reason
 from dsmr.report.paired import as_result, groups, paired_lines
 from dsmr.report.plots import (
     Depth,
@@ -73,8 +73,13 @@ def write(found: Collection, target: Path, suffix: str, against: str | None = No
     sections: list[tuple[list[str], Draw]] = []
     if found.runs:
         sections.append((runs_section(found.runs, against), partial(run_pictures, found.runs)))
-    for name, result in found.benchmarks.items():
-        tables = [f"## Benchmark {name}", "", *benchmark_table(result), ""]
+    for name, result in list(found.benchmarks.items()):
+        try:
+            tables = [f"## Benchmark {name}", "", *benchmark_table(result), ""]
+        except Exception as error:  # whatever is wrong with one file, the others are shown
+            found.unread[name] = reason(error)
+            del found.benchmarks[name]
+            continue
         sections.append((tables, partial(benchmark_pictures, name.replace("/", "-"), result)))
     unread = [f"{name} could not be read: {reason}" for name, reason in found.unread.items()]
     plain = ["# Report", "", *(line for tables, _ in sections for line in tables), *unread]

@@ -13,6 +13,7 @@ from dsmr.generate.generator import Generator
 from dsmr.generate.prompt import Prompt, cut
 from dsmr.generate.sampling import Sampling
 from dsmr.model import RecurrentTransformer, Schedule
+from dsmr.model.backbone import twin
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.module import BackboneCallable, RecurrentLM
 from dsmr.optim import AdamW, WarmupCosine
@@ -91,7 +92,7 @@ class Continuer(RecurrentLM):
         """Continue the beginning of a piece."""
         tokenizer: MusicTokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         prompt = self.prompt_of(tokenizer, batch.ids[:-1].tolist(), batch.name)
-        generator = Generator(self.backbone, tokenizer, self.sampling, self.max_note_seconds)
+        generator = Generator(twin(self.backbone), tokenizer, self.sampling, self.max_note_seconds)
         made = continuations(generator, prompt, seconds=self.seconds, num=self.num, seed=self.seed)
         return Predicted(batch.name, prompt, made)
 

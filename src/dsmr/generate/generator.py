@@ -66,6 +66,7 @@ class Generator:
         sampling: Sampling | None = None,
         max_note_seconds: float | None = None,
         device: torch.device | str = "cpu",
+        attention: Form = "auto",
     ) -> "Generator":
         """Generator of a run (its best), a checkpoint file or an exported folder.
 
@@ -75,13 +76,13 @@ class Generator:
             sampling: how tokens are drawn.
             max_note_seconds: after which notes are ended; None leaves it to the network.
             device: where the network runs.
+            attention: see `dsmr.model.attention.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
+                once for all prompts; `materialised` compiles nothing.
 
         Raises:
             ValueError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
         """
-        # prompts have parts of segments, for each length of which compiled attention would be compiled anew
-        form: Form = "materialised" if torch.device(device).type == "cuda" else "auto"
-        loaded = checkpoints.load(checkpoint, horizons=horizons, attention=form)
+        loaded = checkpoints.load(checkpoint, horizons=horizons, attention=attention)
         if loaded.tokenizer is None:
             raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
         tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
@@ -196,14 +197,21 @@ class Generator:
                 logits_BV = logits_BTV[:, -1]
 
     def read(self, ids: Sequence[int], num_lanes: int = 1) -> tuple[Tensor, Memory]:
-        """Logits (B, V) after a prompt that is read segment by segment, and the memory of so many lanes of it."""
+        """Read a prompt segment by segment; give the logits (B, V) after it, and the memory of so many lanes of it.
+
+        Where each length of a pass is compiled anew, the last segment is padded to T tokens, of which only the
+        prompt's are committed. Every pass then has the same shape; attention is causal, so padding changes no logits.
+        """
         memory = self.backbone.init_memory(1, decoding=True)
         segment = self.backbone.segment_length
+        pads = self.backbone.compiles_each_length
         for first in range(0, len(ids), segment):
-            part_BT = torch.tensor([list(ids[first : first + segment])], device=self.device)
-            logits_BTV, update = self.backbone(part_BT, memory)
-            memory.commit(update)
-        logits_BV = logits_BTV[:, -1]
+            part = list(ids[first : first + segment])
+            # a single token is read as in decoding, which compiles nothing
+            missing = segment - len(part) if pads and len(part) > 1 else 0
+            logits_BTV, update = self.backbone(torch.tensor([part + [PAD] * missing], device=self.device), memory)
+            memory.commit(update.first(len(part)) if missing else update)
+            logits_BV = logits_BTV[:, len(part) - 1]
         if num_lanes == 1:
             return logits_BV, memory
         wide = self.backbone.init_memory(num_lanes, decoding=True)

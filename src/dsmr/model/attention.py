@@ -62,6 +62,11 @@ def prepare(view: View, form: Form) -> None:
         view.own_mask  # noqa: B018  kept by the view, for layers without memory
 
 
+def is_compiled(form: Form, device: str) -> bool:
+    """True if the implementation is compiled for every shape of queries and keys."""
+    return chosen(form, device) is flex
+
+
 _chosen: dict[tuple[Form, str], Attention] = {}  # no functools.cache: compiled layers look here too
 
 

@@ -5,14 +5,14 @@ Shapes: B lanes, T segment, H heads, D head width, E model width, V vocabulary, 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dsmr.model.attention import Form, attend, prepare
+from dsmr.model.attention import Form, attend, is_compiled, prepare
 from dsmr.model.backbone import Backbone
 from dsmr.model.flex import allow_kernels
 from dsmr.model.fused import RMSNorm, few_rows, gated, normalised, records, split_and_rotate
@@ -22,6 +22,7 @@ from dsmr.model.view import Past, View
 
 KeysValues = tuple[Tensor, Tensor]
 Compilation = bool | Literal["together"]
+SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "hidden_width", "dropout", "init_std")
 STRETCH = 512  # positions whose rotary tables are kept while decoding
 
 
@@ -47,6 +48,9 @@ class Decoder(Backbone):
     Raises:
         ValueError: heads or widths that do not fit together.
     """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("attention", "activation_checkpointing", "compile_blocks")
+    memory_block: int = 1  # tokens; divides every horizon
 
     def __init__(
         self,
@@ -123,11 +127,17 @@ class Decoder(Backbone):
 
     def options(self) -> dict[str, Any]:
         """Constructor arguments that say how it is computed, not what: no part of `config`."""
-        return {
-            "attention": self.attention,
-            "activation_checkpointing": self.activation_checkpointing,
-            "compile_blocks": self.compile_blocks,
-        }
+        return {name: getattr(self, name) for name in Decoder.OPTIONS}
+
+    def sizes(self) -> dict[str, Any]:
+        """Give the layers' sizes by name (`SIZES`), whatever the constructor of a derived network calls them."""
+        return {name: self._config[name] for name in SIZES}
+
+    @property
+    def compiles_each_length(self) -> bool:
+        """True with compiled attention or compiled layers; see `Backbone.compiles_each_length`."""
+        compiled = any(module._compiled_call_impl is not None for module in (self.blocks, *self.blocks))
+        return compiled or is_compiled(self.attention, self.embedding.weight.device.type)
 
     def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
         """Query, key and value; gate and up: see `Backbone.stacked_rows`."""

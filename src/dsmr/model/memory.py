@@ -12,7 +12,7 @@ the horizon before the segment's start; a full open segment is pushed into the r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Update:
     """What a forward pass leaves for `Memory.commit`: nothing has been written yet.
 
     Attributes:
-        keys: per layer, the new detached keys (B, H, n, D), rotated; the last ones that the layer will keep.
+        keys: per layer, the new detached keys (B, H, n, D), rotated; at least the last ones that the layer will keep,
+            and all of them for a memory that keeps an open segment.
         values: likewise the values.
         length_B: tokens of the lane's present piece before this segment; 0 where a piece began.
         num_tokens: how many tokens per lane the pass has read.
@@ -38,6 +39,12 @@ class Update:
     values: list[Tensor]
     length_B: Tensor
     num_tokens: int
+
+    def first(self, count: int) -> "Update":
+        """Give the update of a pass over the first `count` tokens only: attention is causal, so it is the same."""
+        assert all(part.shape[2] == self.num_tokens for part in (*self.keys, *self.values)), "the pass kept too few"
+        keys, values = ([part[:, :, :count] for part in parts] for parts in (self.keys, self.values))
+        return replace(self, keys=keys, values=values, num_tokens=count)
 
 
 class Memory:

@@ -4,8 +4,8 @@ Shapes: B lanes, T segment, P prefix, H heads, D head width, N = P + T token ids
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -150,6 +150,10 @@ class PrefixUpdate(Update):
 
     tokens_BT: Tensor
     prefix: Past | None
+
+    def first(self, count: int) -> "PrefixUpdate":
+        """Give the update of a pass over the first `count` tokens only."""
+        return replace(cast(PrefixUpdate, super().first(count)), tokens_BT=self.tokens_BT[:, :count])
 
 
 class PrefixMemory(Memory):

@@ -9,6 +9,7 @@ and a checkpoint keeps what it expands to. A new one is a dataclass with one met
         def horizons(self, num_layers): return tuple(self.base >> layer for layer in range(num_layers))
 """
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -252,12 +253,30 @@ def expand(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple
         ValueError: a text or list names another number of layers, or a schedule does not fit.
     """
     if isinstance(horizons, Schedule):
-        return horizons.horizons(num_layers)
+        return _laid(horizons, num_layers)
     expanded = parse_horizons(horizons) if isinstance(horizons, str) else tuple(horizons)
     if len(expanded) != num_layers:
         raise ValueError(
             f"horizons {format_horizons(expanded)} name {len(expanded)} layers, but num_layers is {num_layers}; "
             f"for {num_layers} layers write, for example, {_example(expanded, num_layers)}"
+        )
+    return expanded
+
+
+def _laid(schedule: Schedule, num_layers: int) -> tuple[int, ...]:
+    """Horizons of a schedule, which may be a user's own: as many whole numbers as there are layers."""
+    name = type(schedule).__name__
+    try:
+        given = schedule.horizons(num_layers)
+    except ValueError as error:  # raised here as well, so that a user's own one is told in one line
+        raise ValueError(str(error)) from error
+    try:
+        expanded = tuple(operator.index(tokens) for tokens in given)
+    except TypeError as error:
+        raise ValueError(f"{name}.horizons({num_layers}) gives {given!r}; it must give whole numbers") from error
+    if len(expanded) != num_layers or min(expanded, default=0) < 0:
+        raise ValueError(
+            f"{name}.horizons({num_layers}) gives {expanded}; it must give {num_layers} numbers of tokens, at least 0"
         )
     return expanded
 

@@ -85,7 +85,7 @@ class RecurrentTransformer(Decoder):
             raise ValueError(f"rule {rule!r} is not one of boundary, sliding")
         if horizons is None:
             raise ValueError("RecurrentTransformer needs horizons; give model.horizons, for example 2x3584+10x512")
-        self.horizons, self.rule = expand(horizons, num_layers), rule
+        self.horizons, self.rule, self.memory_block = expand(horizons, num_layers), rule, memory_block
         check_horizons(self.horizons, segment_length, memory_block)
         self._config |= {"horizons": list(self.horizons), "rule": rule, "memory_block": memory_block}
         if memory_gate is not None:
@@ -109,7 +109,7 @@ class RecurrentTransformer(Decoder):
         """Other horizons, for the memories that are made and used inside; see `Backbone.remembering`."""
         own, self.horizons = self.horizons, expand(horizons, len(self.horizons))
         try:
-            check_horizons(self.horizons, self.segment_length, self._config["memory_block"])
+            check_horizons(self.horizons, self.segment_length, self.memory_block)
             yield
         finally:
             self.horizons = own
@@ -128,7 +128,7 @@ class RecurrentTransformer(Decoder):
             [memory.read(layer) for layer in layers],
             [views[horizon] for horizon in self.horizons],
         )
-        closes = num_tokens == self.segment_length
+        closes = num_tokens == self.segment_length and not memory.decoding
         kept = [min(horizon, num_tokens) if closes else num_tokens for horizon in self.horizons]
         keys, values = ([last(new[layer][part], kept[layer]) for layer in layers] for part in (0, 1))
         return logits_BTV, Update(keys, values, length_B, num_tokens)

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from dsmr import checkpoint as checkpoints
 from dsmr import pieces
-from dsmr.model.horizons import Rule, format_horizons
-from dsmr.model.schedules import Schedule, expand
+from dsmr.model.horizons import Rule, format_horizons, parse_horizons
 from dsmr.pieces import PieceTable
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -30,6 +30,7 @@ class Run:
         rows: of `metrics.csv`, by column, what was not logged left out.
         figures: of the best validation, and performance as last logged.
         pieces: results by piece, where the run has them.
+        section: what the run itself kept of its network, as of `dsmr.checkpoint.describe`; None where it kept nothing.
     """
 
     name: str
@@ -37,29 +38,28 @@ class Run:
     rows: list[dict[str, float]]
     figures: dict[str, Any] = field(default_factory=dict)
     pieces: PieceTable | None = None
+    section: dict[str, Any] | None = None
 
     @property
     def horizons(self) -> tuple[int, ...] | None:
-        """Expanded, bottom to top; None for a network that has none, or a schedule that is not known here."""
+        """Expanded, bottom to top, as the run kept them; None if it has none, or kept only a schedule's class."""
+        if self.section is not None:
+            kept = self.section.get("horizons") or self.section["config"].get("horizons")
+            return tuple(int(tokens) for tokens in kept) if kept else None
         given = self.config["model"].get("horizons")
-        num_layers = self.config["model"]["backbone"]["init_args"].get("num_layers", 12)
-        if given is None:
-            return None
-        try:
-            return expand(given if isinstance(given, str) else _schedule(given), num_layers)
-        except (ValueError, TypeError, KeyError):
-            return None
+        return parse_horizons(given) if isinstance(given, str) else None
 
     @property
     def rule(self) -> Rule:
         """What a query sees."""
-        rule: Rule = self.config["model"]["backbone"]["init_args"].get("rule", "boundary")
+        settings = (self.config["model"].get("backbone") or {}).get("init_args") or {}
+        rule: Rule = (self.section or settings).get("rule", "boundary")
         return rule
 
     @property
     def segment_length(self) -> int:
         """T."""
-        return int(self.config["data"].get("segment_length", 512))
+        return int((self.section or {}).get("segment_length") or self.config["data"].get("segment_length", 512))
 
     @property
     def tokens_per_step(self) -> int:
@@ -106,13 +106,13 @@ def collect(folder: Path) -> Collection:
             continue
         try:
             found[path.parent.relative_to(folder).as_posix()] = read_run(path.parent)
-        except (ValueError, KeyError, OSError, yaml.YAMLError) as error:
-            unread[str(path.parent.relative_to(folder))] = " ".join(str(error).split())
+        except Exception as error:  # whatever is wrong with one run, the others are shown
+            unread[str(path.parent.relative_to(folder))] = reason(error)
     for path in sorted(folder.rglob("*.json")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            unread[str(path.relative_to(folder))] = " ".join(str(error).split())
+        except (ValueError, OSError, RecursionError) as error:
+            unread[str(path.relative_to(folder))] = reason(error)
             continue
         if isinstance(content, dict) and {"hardware", "rows", "config", "absent"} <= content.keys():
             benchmarks[str(path.relative_to(folder).with_suffix(""))] = content
@@ -122,6 +122,13 @@ def collect(folder: Path) -> Collection:
         raise ValueError(f"{folder} holds no run (config.yaml and metrics.csv) and no benchmark file{reasons}")
     runs.sort(key=lambda run: run.figures.get("val/perplexity", math.inf))
     return Collection(runs, benchmarks, unread)
+
+
+def reason(error: Exception) -> str:
+    """One line on why something cannot be read."""
+    text = " ".join(str(error).split())
+    known = isinstance(error, ValueError | OSError | yaml.YAMLError)
+    return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def apart(found: Mapping[str, Run]) -> list[Run]:
@@ -137,15 +144,19 @@ def read_run(folder: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        ValueError: its metrics are empty.
+        ValueError: its metrics are empty, or its settings are not those of a run.
     """
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    for name in ("model", "data", "trainer"):
+        if not isinstance(config, dict) or not isinstance(config.get(name), dict):
+            raise ValueError(f"{CONFIG} has no settings of {name}: it is not that of a run")
     with (folder / METRICS).open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     if not rows:
         raise ValueError(f"{METRICS} is empty: the run logged nothing")
-    run = Run(folder.name, config, rows)
+    run = Run(folder.name, config, rows, section=checkpoints.read_section(folder))
     run.figures = figures(run)
+    _ = run.rule, run.segment_length, run.tokens_per_step  # what is wrong with them is told here
     if (folder / pieces.NAME).is_file():
         run.pieces = PieceTable.read(folder / pieces.NAME)
     return run
@@ -168,16 +179,3 @@ def figures(run: Run) -> dict[str, Any]:
     if bad:
         found["note"] = f"not finite from step {int(bad[0])} on"
     return found
-
-
-def _schedule(given: dict[str, Any]) -> Schedule:
-    import dsmr.model
-
-    kind = getattr(dsmr.model, given["class_path"].rpartition(".")[2])
-    arguments = dict(given.get("init_args") or {})
-    if isinstance(arguments.get("schedule"), dict):
-        arguments["schedule"] = _schedule(arguments["schedule"])
-    if isinstance(arguments.get("layers"), list):
-        arguments["layers"] = tuple(arguments["layers"])
-    made: Schedule = kind(**arguments)
-    return made

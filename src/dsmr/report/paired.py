@@ -90,7 +90,7 @@ def setting(config: Mapping[str, Any]) -> str:
     """What a run was, but for its seeds and where it ran."""
     data = {key: value for key, value in config["data"].items() if key not in NO_SETTING}
     trainer = {key: config["trainer"].get(key) for key in TRAINER}
-    return json.dumps([config["model"], data, trainer], sort_keys=True)
+    return json.dumps([config["model"], data, trainer], sort_keys=True, default=str)
 
 
 def shared_name(names: Sequence[str]) -> str:

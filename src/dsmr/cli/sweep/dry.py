@@ -8,6 +8,7 @@ from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.sweep.spec import Sweep, Trial
 from dsmr.devices import Device, find_device
 from dsmr.estimate import GIB, Plan
+from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import MIB
 
@@ -33,8 +34,12 @@ def row(trial: Trial, device: Device | None) -> dict[str, Any]:
         cli = SizesCLI("fit", list(trial.arguments))
         trainer, data, network = cli.config.trainer, cli.datamodule, cli.model.backbone
         devices = trainer.devices if isinstance(trainer.devices, int) else 1
-        plan = Plan(network, data.num_lanes, precision_of(trainer.precision), device)
-        figures = costs.estimate(plan, costs.MAESTRO_TRAINING_TOKENS)
+        precision = precision_of(trainer.precision)
+        if isinstance(network, Decoder):
+            plan = Plan(network, data.num_lanes, precision, device)
+            figures = costs.estimate(plan, costs.MAESTRO_TRAINING_TOKENS)
+        else:
+            figures = costs.basic_estimate(network, data.num_lanes, precision, device)
     except ValueError as error:
         raise ValueError(f"trial {trial.name}: {error}") from error
     per_step = data.num_lanes * data.segment_length * int(trainer.accumulate_grad_batches or 1) * devices

@@ -84,6 +84,8 @@ class RecurrentLM(LightningModule):
         segment_length: int = 512,
     ) -> None:
         super().__init__()
+        if asked_weight < 0:
+            raise ValueError(f"model.asked_weight is {asked_weight}; it must be at least 0")
         try:
             self.backbone = backbone(vocab_size, horizons, segment_length)
         except ValueError as error:  # raised here as well, so that one of a user's own network is told in one line
@@ -270,9 +272,11 @@ class RecurrentLM(LightningModule):
         """Optimizer over matrices and the rest, and its schedule.
 
         Raises:
-            ValueError: a cosine without an end.
+            ValueError: a cosine without an end, a plateau of what is not measured at each step, or nothing to train.
         """
         parameters = [p for p in self.backbone.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("every weight is frozen, so that nothing would be trained; take out what freezes them")
         embedded = {m.weight for m in self.backbone.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in parameters if p.dim() >= 2]
         stacked = self.backbone.stacked_rows()
@@ -297,7 +301,10 @@ class RecurrentLM(LightningModule):
                     "model.lr_scheduler.total_steps"
                 )
             scheduler.total_steps = int(steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule: Any = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            schedule["monitor"] = watched_metric(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's description, and to a checkpoint that can resume, the training memory."""
@@ -438,6 +445,21 @@ class RecurrentLM(LightningModule):
         is_shared = self._trainer is not None and self.trainer.world_size > 1
         named = {f"{prefix}/{name}": value.float().to(self.device) for name, value in figures.items()}
         self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
+
+
+def watched_metric(scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> str:
+    """Metric whose plateau lowers the learning rate.
+
+    Raises:
+        ValueError: it is none that each step measures.
+    """
+    metric = getattr(scheduler, "monitor", None)
+    if metric is None or not metric.startswith("train/"):
+        raise ValueError(
+            f"model.lr_scheduler watches {metric}, but is stepped after every optimizer step: give "
+            "lightning.pytorch.cli.ReduceLROnPlateau a monitor such as train/nll"
+        )
+    return str(metric)
 
 
 def piece_table(metric: PieceNLL, data: Any) -> PieceTable:

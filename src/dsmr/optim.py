@@ -198,6 +198,9 @@ class WarmupCosine(LambdaLR):
         warmup_steps: optimizer steps of linear warm-up.
         total_steps: optimizer steps until the lowest rate; None means all steps of `max_steps` or `max_epochs`.
         final_share: the lowest rate over the peak.
+
+    Raises:
+        ValueError: steps or a share that no schedule has.
     """
 
     def __init__(
@@ -207,6 +210,11 @@ class WarmupCosine(LambdaLR):
         total_steps: int | None = None,
         final_share: float = 0.1,
     ) -> None:
+        if warmup_steps < 0 or (total_steps is not None and total_steps < 1) or not 0 <= final_share <= 1:
+            raise ValueError(
+                f"model.lr_scheduler: warmup_steps ({warmup_steps}) must be at least 0, total_steps ({total_steps}) "
+                f"at least 1, and final_share ({final_share}) from 0 to 1"
+            )
         self.warmup_steps, self.total_steps, self.final_share = warmup_steps, total_steps, final_share
         super().__init__(optimizer, self.share_at)
 

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 COMMANDS = {
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE) or not is_mistake(error):
             raise
-        return fail(unwritten(error) if isinstance(error, OSError) else str(error))
+        return fail(described(error))
 
 
 def see_current_folder() -> None:
@@ -90,9 +90,12 @@ def usage() -> str:
 def is_mistake(error: Exception) -> bool:
     """Whether an error is for a user.
 
-    A ValueError that our own code raised, a library's word on its settings, or a disk on which nothing can be written.
+    A ValueError that our own code raised, a library's word on its settings, a package that is not installed, a GPU
+    that is full, or a disk on which nothing can be written.
     """
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return True
+    if is_missing_package(error) or is_out_of_memory(error):
         return True
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -101,6 +104,27 @@ def is_mistake(error: Exception) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "")
     return isinstance(error, ValueError) and raised_in.partition(".")[0] == "dsmr"
+
+
+def described(error: Exception) -> str:
+    """What to do about an error that is for a user."""
+    if isinstance(error, OSError):
+        return unwritten(error)
+    if is_missing_package(error) and getattr(error, "name", None):
+        return f"{error}; pip install it"
+    if is_out_of_memory(error):
+        return f"{str(error).partition('. ')[0]}: lower data.num_lanes, or the horizons; dsmr estimate tells what fits"
+    return str(error)
+
+
+def is_missing_package(error: Exception) -> bool:
+    """Whether a package is missing that is not this one."""
+    return isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] != "dsmr"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU is full; asked without torch, which not every command imports."""
+    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch"
 
 
 def unwritten(error: OSError) -> str:
@@ -116,7 +140,8 @@ def fail(message: str) -> int:
     return 2
 
 
-def nearest(word: str, known: object) -> str:
-    """`; did you mean ...?` with the nearest known word, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)  # type: ignore[call-overload]
-    return f"; did you mean {close[0]}?" if close else ""
+def nearest(word: str, known: Iterable[object], cutoff: float = 0.5) -> str:
+    """`; did you mean ...?` with the nearest known word, or nothing; upper and lower case are alike."""
+    names = {str(name).lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {names[close[0]]}?" if close else ""

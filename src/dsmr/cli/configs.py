@@ -22,10 +22,12 @@ def find_config(given: str) -> Path:
     """Config file of a path or a shipped name; the part before the slash may be left out.
 
     Raises:
-        ValueError: there is no such file or name.
+        ValueError: there is no such file or name, or the file does not hold settings.
     """
     if Path(given).is_file():
-        return check_yaml(Path(given))
+        return check_config(Path(given))
+    if given == "" or Path(given).is_dir():
+        raise ValueError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
     known = shipped()
     matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]
     if not matches:
@@ -53,6 +55,19 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def check_config(path: Path) -> Path:
+    """Give back the path if the file holds settings, or nothing.
+
+    Raises:
+        ValueError: it does not.
+    """
+    content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), _StrictLoader)
+    if content is not None and not isinstance(content, dict):
+        what = "a list" if isinstance(content, list) else f"the single value {content}"
+        raise ValueError(f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}")
+    return path
+
+
 def check_yaml(path: Path) -> Path:
     """Give back the path if the file holds YAML.
 
@@ -60,12 +75,15 @@ def check_yaml(path: Path) -> Path:
         ValueError: it does not, or a key stands twice; with file and line.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            yaml.load(file, _StrictLoader)
+        yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8; save it as UTF-8, or give another file") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}, line {line}: {error.problem}; correct it there") from error
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     return path
 
@@ -74,10 +92,10 @@ def resolve_configs(arguments: list[str]) -> list[str]:
     """Command line with every `--config NAME` replaced by the path of its file."""
     resolved: list[str] = []
     for index, argument in enumerate(arguments):
-        option, _, value = argument.partition("=")
+        option, equals, value = argument.partition("=")
         if index and arguments[index - 1] in ("--config", "-c"):
             resolved.append(str(find_config(argument)))
-        elif option in ("--config", "-c") and value:
+        elif option in ("--config", "-c") and equals:
             resolved.append(f"{option}={find_config(value)}")
         else:
             resolved.append(argument)

@@ -14,7 +14,7 @@ from dsmr.cli.configs import resolve_configs
 from dsmr.cli.options import OneLine, underscored
 from dsmr.cli.results import check_output, write_result
 from dsmr.files import replacing
-from dsmr.generate import Generator, Prompt, Sampling
+from dsmr.generate import Generator, Prompt, Sampling, check_seed
 from dsmr.generate.continuations import Continuation, continuations
 
 SECONDS, MOST_SECONDS = 120.0, 3600.0
@@ -115,6 +115,7 @@ def check(options: Namespace) -> tuple[list[Path], float, Path | None]:
     seconds = options.seconds if options.seconds is not None else MOST_SECONDS if options.until_end else SECONDS
     if not seconds > 0:
         raise ValueError(f"--seconds is {seconds:g}; it must be above 0")
+    check_seed("--seed", options.seed, options.num)
     same = [path for path in outputs if options.prompt and path.exists() and path.samefile(options.prompt)]
     if same:
         raise ValueError(f"--output {same[0]} is the prompt itself, which would be lost; name another file")
@@ -194,9 +195,21 @@ def check_device(name: str) -> torch.device:
     """A device that is there.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not; naming those that are.
     """
+    kind, _, index = name.partition(":")
+    here = devices_here()
+    is_one = kind in here and (index == "" or (index.isdecimal() and int(index) < here[kind]))
+    if not is_one:
+        known = [one for kind, num in here.items() for one in (kind, *(f"{kind}:{i}" for i in range(1, num)))]
+        raise ValueError(f"--device {name}: this machine has {', '.join(known)}")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def devices_here() -> dict[str, int]:
+    """Kinds of devices that this machine has, as torch calls them, and how many of each."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return {"cpu": 1} | ({} if found is None else {found.type: torch.accelerator.device_count()})

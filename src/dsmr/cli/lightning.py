@@ -27,10 +27,12 @@ from dsmr.callbacks.last_checkpoint import METRICS_ROWS
 from dsmr.callbacks.midi_writer import MidiWriter
 from dsmr.checkpoint_io import AtomicCheckpointIO
 from dsmr.cli.by_piece import is_as_in_training, tell_pieces, tell_savings
+from dsmr.cli.checks import check_folder, check_nodes, check_resumed, check_seed, check_trainer, cleared
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
+from dsmr.cli.refused import in_training, one_line
 from dsmr.cli.results import check_output, write_result
 from dsmr.cli.trainer_settings import check_callbacks, plain_strings, settle_length, settle_root, settle_validation
 from dsmr.data.datamodule import MusicData
@@ -59,6 +61,8 @@ QUIET = (
     ".*infer the batch indices.*",  # a batch of predict is one piece
     ".*your dataloader is not resumable.*",  # the datamodule is
     ".*callbacks used to create the checkpoint.*",  # those of training, where last.ckpt is only evaluated
+    ".*`max_epochs` was not set.*",  # our own words say what ends a run
+    ".*sync_dist=True.*",  # all processes log the same
 )
 
 
@@ -119,7 +123,6 @@ class DsmrCLI(LightningCLI):
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
         self._arguments = arguments
-        self._config_files = [Path(p) for p in config_values(arguments)]
         super().__init__(
             Continuer if command == "predict" else RecurrentLM,
             MusicData,
@@ -179,8 +182,6 @@ class DsmrCLI(LightningCLI):
         return ["--config", str(self.run_folder / CONFIG), *arguments]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
-        assert isinstance(parser, OneLineParser)
-        parser.config_files = self._config_files
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
         parser.add_argument("--root", type=str, default="runs", help="Folder of runs.")
         parser.add_argument("--save_every_n_steps", type=int, default=500, help="Optimizer steps between last.ckpt.")
@@ -208,6 +209,11 @@ class DsmrCLI(LightningCLI):
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.segment_length", "model.segment_length")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and refuse a seed before it is used."""
+        super().parse_arguments(parser, args)
+        check_seed(self.config.seed_everything)
+
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder: a new one for a fresh run, its own for a run that goes on."""
         settings = self.config
@@ -224,6 +230,8 @@ class DsmrCLI(LightningCLI):
             settings.data.seed = settings.seed_everything
         if self.run_folder is not None:
             self.folder = self.run_folder
+            if self.command == "fit":
+                check_resumed(self.folder / CONFIG, settings.model)
             return
         settle_root(settings, self._arguments)
         if settings.name is None:
@@ -234,7 +242,16 @@ class DsmrCLI(LightningCLI):
             raise ValueError(
                 f"{self.folder} holds a run already; choose another --name, or go on with --resume {self.folder}"
             )
+        if self.command == "fit" and not settings.trainer.fast_dev_run:
+            check_folder(self.folder, f"--root {settings.root}")
         continue_wandb(settings.trainer.logger, settings.name)
+
+    def instantiate_classes(self) -> None:
+        """Make datamodule, model and trainer of their settings."""
+        check_trainer(self.config.trainer, self.command)
+        with one_line(self.config):
+            super().instantiate_classes()
+        check_nodes(self.trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Trainer with the run's logger and checkpoints."""
@@ -254,8 +271,8 @@ class DsmrCLI(LightningCLI):
         if settings.logger is None:
             kwargs["logger"] = MetricsLogger(self.folder, self.num_metrics_rows) if is_run else False
         self.trainer_defaults["callbacks"] = callbacks
-        given = settings.plugins or []
-        kwargs["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+        plugins = settings.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _run_callbacks(self) -> list[Callback]:
@@ -277,7 +294,8 @@ class SizesCLI(DsmrCLI):
 
     def instantiate_classes(self) -> None:
         """Build datamodule and network, on no device."""
-        self.config_init = without_weights(lambda: self.parser.instantiate_classes(self.config))
+        with one_line(self.config):
+            self.config_init = without_weights(lambda: self.parser.instantiate_classes(self.config))
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 
 
@@ -290,10 +308,6 @@ def check_settings(settings: Namespace) -> None:
     if settings.name is not None:
         check_name("--name", settings.name)
     check_schedule(settings.model.horizons)
-    for key, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
-        value = settings.trainer.get(key)
-        if value is not None and value < least:
-            raise ValueError(f"trainer.{key} is {value}; it must be at least {least}")
 
 
 def check_schedule(horizons: Any) -> None:
@@ -384,7 +398,8 @@ def run(command: str, arguments: list[str]) -> int:
         cli.model.backbone.load_state_dict(exported.read_weights(cli.exported))
     if command == "fit":
         try:
-            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+            with cleared(cli.folder), in_training(cli.trainer):
+                cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
         except Stopped as stopped:
             return say_stopped(stopped, cli.trainer, cli.folder)
         except RuntimeError as error:

@@ -90,9 +90,12 @@ class MusicData(LightningDataModule):
             ("transpose", transpose, 0),
             ("validation_stride", validation_stride, 1),
             ("num_workers", num_workers, 0),
+            ("seed", 0 if seed is None else seed, 0),
         ):
             if value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        if not 0 <= max_refused_share <= 1:
+            raise DataError(f"data.max_refused_share is {max_refused_share}; it must be from 0 to 1")
         if path is not None and recall is not None:
             raise DataError(
                 f"data.recall generates pieces, so that data.path {path} is not read; set data.recall to null"

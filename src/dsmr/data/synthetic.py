@@ -62,6 +62,8 @@ class RecallTask:
             raise DataError(f"recall distances must begin at {MIN_DISTANCE} tokens and be as far apart")
         if self.num_train < 1 or self.num_validation < 1:
             raise DataError("recall needs at least one training and one validation piece")
+        if self.seed < 0:
+            raise DataError(f"data.recall.seed is {self.seed}; it must be at least 0")
 
 
 def prepare_recall(task: RecallTask, cache: Path) -> TokenStore:

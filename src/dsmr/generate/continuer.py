@@ -9,7 +9,7 @@ from miditok import MusicTokenizer
 from dsmr.data.datamodule import PieceTokens
 from dsmr.data.tokenizer import Performance, decode
 from dsmr.generate.continuations import Continuation, continuations
-from dsmr.generate.generator import Generator
+from dsmr.generate.generator import Generator, check_seed
 from dsmr.generate.prompt import Prompt, cut
 from dsmr.generate.sampling import Sampling
 from dsmr.model import RecurrentTransformer, Schedule
@@ -85,6 +85,7 @@ class Continuer(RecurrentLM):
                 f"model.prompt_seconds ({prompt_seconds}) and model.seconds ({seconds}) must be above 0, model.num "
                 f"({num}) at least 1"
             )
+        check_seed("model.seed", seed, num)
         self.prompt_seconds, self.seconds, self.num, self.seed = prompt_seconds, seconds, num, seed
         self.sampling, self.max_note_seconds = sampling, max_note_seconds
 

@@ -20,6 +20,7 @@ from dsmr.model.attention import Form
 from dsmr.model.memory import Memory, over_lanes
 
 DRAWN_AT_ONCE = 256  # random numbers of a lane
+MOST_SEED = 2**63 - 1
 
 
 class Event(NamedTuple):
@@ -217,6 +218,16 @@ class Generator:
         wide = self.backbone.init_memory(num_lanes, decoding=True)
         wide.load_state_dict(over_lanes(memory.state_dict(), lambda one: one.expand(num_lanes, *one.shape[1:])))
         return logits_BV.repeat(num_lanes, 1), wide
+
+
+def check_seed(option: str, seed: int, num_lanes: int) -> None:
+    """Refuse a seed that torch does not take.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if abs(seed) + num_lanes > MOST_SEED:
+        raise ValueError(f"{option} is {seed}; it must be from 0 to {MOST_SEED - num_lanes}")
 
 
 class Draws:

@@ -84,6 +84,8 @@ class Decoder(Backbone):
                 f"d_model {d_model} must be a multiple of 2 * num_heads ({2 * num_heads}), and num_heads "
                 f"{num_heads} a multiple of num_kv_heads ({num_kv_heads})"
             )
+        if init_std < 0 or (hidden_width is not None and hidden_width < 1):
+            raise ValueError(f"init_std {init_std} must not be below 0, nor hidden_width {hidden_width} below 1")
         hidden_width = -(-d_model * 8 // (3 * 64)) * 64 if hidden_width is None else hidden_width
         self.vocab_size, self.segment_length = vocab_size, segment_length
         self.num_kv_heads, self.head_width = num_kv_heads, d_model // num_heads

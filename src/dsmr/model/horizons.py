@@ -58,6 +58,8 @@ def check_horizons(horizons: Sequence[int], segment_length: int, memory_block: i
             f"segment_length {segment_length} is not a multiple of memory_block {memory_block}; "
             f"{_nearest(segment_length, memory_block)} would be"
         )
+    if min(horizons, default=0) < 0:
+        raise ValueError(f"horizon {min(horizons)} in {list(horizons)} is below 0; 0 keeps nothing")
     for horizon in horizons:
         if horizon % memory_block:
             raise ValueError(

@@ -1,0 +1,168 @@
+"""What a command line and its config files give: each setting with its path, its value and the file."""
+
+import argparse
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from dsmr.cli.scalars import load
+
+Keys = tuple[str | int, ...]
+"""Path of a setting; an integer is an item's number."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a parser knows of a setting.
+
+    Attributes:
+        kind: its type; None for a flag.
+        default: its value where none is given.
+        is_required: whether it must be given.
+        is_flag: whether it takes no value.
+    """
+
+    kind: Any
+    default: Any
+    is_required: bool
+    is_flag: bool
+
+
+@dataclass(frozen=True)
+class Given:
+    """A setting as it was given.
+
+    Attributes:
+        keys: its path.
+        value: its value, with its text where it is a number.
+        file: config file; None on the command line.
+    """
+
+    keys: Keys
+    value: Any
+    file: Path | None
+
+
+class NothingGiven:
+    """Value of an option that needs one and has none."""
+
+
+def options_of(parser: ArgumentParser) -> dict[str, Option]:
+    """Options of a parser by their names."""
+    found = {}
+    for action in parser._actions:
+        kind = getattr(action, "_typehint", None) or action.type
+        is_flag = action.nargs == 0 and bool(action.option_strings) and action.dest not in ("help", argparse.SUPPRESS)
+        if (kind is not None or is_flag) and not isinstance(action, ActionConfigFile):
+            is_help = isinstance(action, argparse._HelpAction) or action.dest.endswith((".help", "print_config"))
+            if not is_help:
+                found[action.dest] = Option(kind, action.default, bool(action.required), is_flag)
+    return found
+
+
+def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[Given]:
+    """Yield all settings of a command line and its config files, in order."""
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, text = argument.partition("=")
+        if not name.startswith("-"):
+            continue
+        key = "config" if name == "-c" else name.removeprefix("--")
+        is_flag = key in options and options[key].is_flag
+        has_value = bool(equals) or is_flag
+        if not has_value and rest and not rest[0].startswith("--"):
+            text, has_value = rest.pop(0), True
+        if key == "config":
+            yield from in_file(Path(text), options) if has_value else [Given(("config",), NothingGiven, None)]
+        elif equals or not is_flag:
+            value = read(text) if has_value else NothingGiven
+            yield from split(Given(tuple(key.split(".")), value, None), options)
+
+
+def read(text: str) -> Any:
+    """Value of a command line's text."""
+    try:
+        return load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def in_file(path: Path, options: Mapping[str, Option]) -> Iterator[Given]:
+    """Yield all settings of a config file."""
+    if not path.is_file():
+        return
+    content = load(path.read_text(encoding="utf-8-sig"))
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from split(Given((str(key),), value, path), options)
+
+
+def split(given: Given, options: Mapping[str, Option]) -> Iterator[Given]:
+    """Yield the settings of a section one by one."""
+    key = name_of(given.keys)
+    is_section = key not in options and any(name.startswith(f"{key}.") for name in options)
+    if is_section and isinstance(given.value, dict):
+        for name, value in given.value.items():
+            yield from split(Given((*given.keys, str(name)), value, given.file), options)
+    elif not (is_section and given.value is None):
+        yield given
+
+
+def merged(before: Any, rest: Keys, value: Any) -> Any:
+    """Value of an option of which a part is given, over what it was before."""
+    if not rest:
+        return value if not is_same_class(before, value) else overlaid(before, value)
+    if isinstance(before, list) and before:
+        return [*before[:-1], merged(before[-1], rest, value)]
+    if rest == ("class_path",):
+        return {"class_path": value}
+    known: dict[Any, Any] = before if isinstance(before, dict) else {}
+    if isinstance(before, str) and all(part.isidentifier() for part in before.split(".")):
+        known = {"class_path": before}
+    if rest[0] in ("init_args", "dict_kwargs") and len(rest) == 1:
+        return {**known, rest[0]: value}
+    if not {"class_path", "init_args"} & set(known):
+        return {**known, rest[0]: merged(known.get(rest[0]), rest[1:], value)}
+    rest = rest[1:] if rest[0] == "init_args" else rest
+    arguments = dict(known.get("init_args") or {})
+    arguments[rest[0]] = merged(arguments.get(rest[0]), rest[1:], value)
+    return {**known, "init_args": arguments}
+
+
+def is_same_class(before: Any, value: Any) -> bool:
+    """Whether a value gives arguments to the class that was named before it."""
+    if not (isinstance(before, dict) and isinstance(value, dict) and "class_path" in before and "init_args" in value):
+        return False
+    path = str(value.get("class_path", before["class_path"]))
+    return path.rpartition(".")[2] == str(before["class_path"]).rpartition(".")[2]
+
+
+def overlaid(before: dict[Any, Any], value: dict[Any, Any]) -> dict[Any, Any]:
+    """A class with arguments over those that it had."""
+    arguments = {**(before.get("init_args") or {}), **(value.get("init_args") or {})}
+    return {**before, **value, "init_args": arguments}
+
+
+def listed(value: Any) -> list[Any]:
+    """A list as it is, nothing as an empty one, and anything else as a list of it."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def unwrapped(default: Any) -> Any:
+    """A default as it would be given."""
+    if isinstance(default, Namespace):
+        return default.as_dict()
+    if inspect.isclass(default):
+        return {"class_path": f"{default.__module__}.{default.__qualname__}"}
+    return default
+
+
+def name_of(keys: Keys) -> str:
+    """Name of a setting as one types it."""
+    return ".".join(str(key) for key in keys if key != "init_args" and isinstance(key, str))

@@ -1,0 +1,144 @@
+"""Types of settings: what they take, in words, and the classes that they name."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from dsmr.cli.scalars import Written, alternatives, plain
+
+MOST_SHOWN = 60
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    timedelta: "a duration such as 0:02:00",
+}
+
+
+def words(kind: Any) -> str:
+    """Say what a type takes: `an integer`, `'norm' or 'value'`, `a Callback, a list of such or null`."""
+    kinds = [one for one in alternatives(kind) if one is not int or float not in alternatives(kind)]
+    singles = [part for one in kinds if not is_sequence(one) and one is not NoneType for part in _words(one)]
+    lists = [_list_words(get_args(one), singles) for one in kinds if is_sequence(one)]
+    # a number that stands as text, too, is said once
+    unique = {part.strip("'") if part.strip("'").isdigit() else part: None for part in [*singles, *lists]}
+    *first, last = [*unique, *(["null"] if NoneType in kinds else [])]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _words(one: Any) -> list[str]:
+    """What a type takes that is neither a union nor a list."""
+    if choices(one):
+        return [repr(item) for item in choices(one)]
+    classes = [f"{article(cls.__name__)} {cls.__name__}" for cls in classes_of(one)]
+    other = WORDS[dict] if is_mapping(one) else str(getattr(one, "__name__", one))
+    return classes or [WORDS.get(one, other)]
+
+
+def _list_words(items: tuple[Any, ...], singles: list[str]) -> str:
+    """What a list takes, of given types of items; `of such` where these are taken alone, too."""
+    if not items:
+        return WORDS[list]
+    if len(items) > 1 and items[1] is not Ellipsis:
+        return f"a list of {len(items)} ({', '.join(map(words, items))})"
+    inner = words(items[0])
+    return "a list of such" if inner in singles else f"a list (each item {inner})"
+
+
+def article(noun: str) -> str:
+    """The indefinite article of a noun, or of letters that are spelt out."""
+    is_spelt = noun[:2].isupper()
+    return "an" if noun[0] in ("AEFHILMNORSX" if is_spelt else "AEIO") else "a"
+
+
+def shown(value: Any) -> str:
+    """A value in a message, as it was written."""
+    if isinstance(value, Written):
+        return str(getattr(value, "text", value))
+    if isinstance(value, str):
+        return repr(value if len(value) <= MOST_SHOWN else value[: MOST_SHOWN - 3] + "...")
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = str(plain(value))
+    return text if len(text) <= MOST_SHOWN else "a list" if isinstance(value, list) else "a mapping"
+
+
+def choices(one: Any) -> list[Any]:
+    """Values of a type that has but a few."""
+    if get_origin(one) is Literal:
+        return list(get_args(one))
+    return list(one.__members__) if inspect.isclass(one) and issubclass(one, Enum) else []
+
+
+def classes_of(one: Any) -> tuple[type, ...]:
+    """Classes that a type wants an instance of, or a maker of; none for plain values."""
+    if is_callable(one):
+        results = alternatives(get_args(one)[-1])
+        return tuple(cls for result in results for cls in classes_of(result))
+    is_plain = not inspect.isclass(one) or get_origin(one) is not None or issubclass(one, (Enum, Path))
+    return () if is_plain or one.__module__ in ("builtins", "datetime", "os", "typing", "decimal", "uuid") else (one,)
+
+
+def is_callable(one: Any) -> bool:
+    """Whether a type is a function that makes something, of which the arguments are known."""
+    return get_origin(one) is Callable and isinstance(get_args(one)[0], list)
+
+
+def is_sequence(one: Any) -> bool:
+    """Whether a type is a list, or any other of Python's own sequences."""
+    origin = get_origin(one) or one
+    is_own = inspect.isclass(origin) and origin.__module__ in ("builtins", "collections", "collections.abc")
+    return is_own and issubclass(origin, Iterable) and not issubclass(origin, (str, bytes, Mapping))
+
+
+def is_mapping(one: Any) -> bool:
+    """Whether a type is a mapping."""
+    origin = get_origin(one) or one
+    return inspect.isclass(origin) and issubclass(origin, Mapping)
+
+
+def is_class_name(value: str, whole: Any) -> bool:
+    """Whether a text is meant as the name of a class: where no other text is taken, or it looks like one."""
+    takes_text = any(one is str or choices(one) for one in alternatives(whole))
+    looks = re.fullmatch(r"(\w+\.)*[A-Z]\w*", value) is not None
+    return looks or (not takes_text and re.fullmatch(r"[A-Za-z_][\w.]*", value) is not None)
+
+
+def find_class(path: str, bases: Iterable[type]) -> Any:
+    """Find a class by its path, or by its name among subclasses; gives None or the reason where there is none."""
+    if "." not in path:
+        found = {path_of(cls): cls for base in bases for cls in subclasses(base) if cls.__name__ == path}
+        if len(found) > 1:
+            return f"{path} is ambiguous; write {' or '.join(found)}"
+        return next(iter(found.values()), None)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None) or f"module {module} has no {name}"
+    except ModuleNotFoundError as error:
+        return f"no module {error.name}" if module.startswith(str(error.name)) else f"{module} needs {error.name}"
+    except Exception as error:  # a module of the user's
+        return f"{module} cannot be imported ({error})"
+
+
+def path_of(cls: type) -> str:
+    """Shortest path from which a class can be imported."""
+    parts = cls.__module__.split(".")
+    modules = (".".join(parts[:length]) for length in range(1, len(parts)))
+    short = (module for module in modules if getattr(sys.modules.get(module), cls.__name__, None) is cls)
+    return f"{next(short, cls.__module__)}.{cls.__name__}"
+
+
+def subclasses(base: type) -> list[type]:
+    """A class and all that derive from it."""
+    return [base, *chain.from_iterable(map(subclasses, base.__subclasses__()))]

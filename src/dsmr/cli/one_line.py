@@ -1,0 +1,94 @@
+"""What our two parsers have in common: mistakes of one line, names that stay text, and sections that may be empty."""
+
+from types import NoneType
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from dsmr.cli.given import options_of, read
+from dsmr.cli.kinds import classes_of
+from dsmr.cli.reasons import explain
+from dsmr.cli.scalars import MODE, alternatives, as_written, dump, is_blank, load, plain
+
+
+class OneLineErrors(ArgumentParser):
+    """A parser whose mistakes are a ValueError of one line.
+
+    jsonargparse makes another parser of the same class for each class that a setting names; these raise as it expects.
+    """
+
+    _arguments: list[str] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs, "parser_mode": MODE})
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse a command line.
+
+        Raises:
+            ValueError: something of it is wrong.
+        """
+        if self.exit_on_error:
+            self._arguments = list(args)
+        parsed: Namespace = plain(super().parse_args(args, *rest, **kwargs))
+        if self.exit_on_error:
+            for key, option in options_of(self).items():
+                if is_class_as_text(parsed.get(key), option.kind):
+                    self.error(f"{key} names a class")
+        return parsed
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the content of a config file; a section without anything but comments counts as not given."""
+        return super().parse_string(self._without_empty_sections(content), *args, **kwargs)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Dump settings as YAML, with the header that says what wrote it."""
+        header = "".join(f"# {line}\n" for line in self.dump_header or ())
+        return header + super().dump(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the explanation of a mistake."""
+        if self._arguments is None:
+            super().error(message, ex)
+        raise ValueError(explain(self, self._arguments, message)) from ex
+
+    def _without_empty_sections(self, content: str) -> str:
+        if is_blank(content):
+            return "{}"
+        settings = load(content)
+        if not isinstance(settings, dict):
+            return content
+        is_changed = False
+        for name in sorted(self.groups or {}):
+            *above, last = name.split(".")
+            section: Any = settings
+            for part in above:
+                section = section.get(part)
+                if not isinstance(section, dict):
+                    break
+            if not isinstance(section, dict) or last not in section:
+                continue
+            if section[last] is None:
+                del section[last]
+                is_changed = True
+            elif not isinstance(section[last], (dict, str)):
+                raise TypeError(f"{name} is a section of settings")
+        return dump(settings) if is_changed else content
+
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Check a value of a config file, of which a string option gets the text that was written."""
+        kind = getattr(action, "_typehint", None)
+        if kind is not None:
+            value = as_written(value, kind)
+            is_unset = value is None and action.default is not None
+            if is_unset and not {NoneType, Any, object} & set(alternatives(kind)):
+                raise TypeError(f"{key} is null")
+        return super()._check_value_key(action, value, key, cfg, *args, **kwargs)
+
+
+def is_class_as_text(value: Any, kind: Any) -> bool:
+    """Whether a class with wrong arguments was taken for a text, since its type takes any text, too."""
+    if not isinstance(value, str) or not any(map(classes_of, alternatives(kind))):
+        return False
+    settings = read(value)
+    return isinstance(settings, dict) and "class_path" in settings

@@ -1,0 +1,291 @@
+"""Explain in one line why a setting is refused.
+
+jsonargparse tries every alternative of a type and reports all of them. Here the settings that were given are walked
+along the parser's types, down to the first part that jsonargparse does not accept by itself. Nothing depends on the
+wording of its messages.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import NoneType
+from typing import Any, get_args
+
+from jsonargparse import ArgumentParser
+
+from dsmr.cli import nearest
+from dsmr.cli.given import (
+    Given,
+    Keys,
+    NothingGiven,
+    Option,
+    all_given,
+    listed,
+    merged,
+    name_of,
+    options_of,
+    split,
+    unwrapped,
+)
+from dsmr.cli.kinds import (
+    article,
+    classes_of,
+    find_class,
+    is_callable,
+    is_class_name,
+    is_mapping,
+    is_sequence,
+    path_of,
+    shown,
+    subclasses,
+    words,
+)
+from dsmr.cli.scalars import WrittenFloat, alternatives, as_written, lines, plain
+
+MOST_KNOWN, CLOSE = 12, 0.7
+FORMER = {  # options of older Lightning, and of other programs, that no spelling comes near
+    "gpus": "trainer.accelerator and trainer.devices",
+    "auto_lr_find": "model.optimizer.lr",
+    "resume_from_checkpoint": "--resume RUN",
+    "progress_bar_refresh_rate": "trainer.enable_progress_bar",
+    "batch_size": "data.num_lanes",
+    "lr": "model.optimizer.lr",
+    "learning_rate": "model.optimizer.lr",
+    "epochs": "trainer.max_epochs",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a setting is refused: `{before}{its name}{its place}{after}`.
+
+    Attributes:
+        keys: path of the setting.
+        after: what follows its name.
+        before: what precedes it.
+        is_missing: whether something is only missing, which may be given yet.
+    """
+
+    keys: Keys
+    after: str
+    before: str = ""
+    is_missing: bool = False
+
+
+def explain(parser: ArgumentParser, arguments: list[str], message: str) -> str:
+    """Explain an error of a parser in one line.
+
+    Args:
+        parser: that refused its arguments.
+        arguments: what it was given.
+        message: jsonargparse's own words, for what is not wrong with any single setting.
+    """
+    found = list(refusals(parser, arguments))
+    named = [sentence for key, sentence in found if key in message]
+    sentences = named or [sentence for _, sentence in found]
+    return sentences[0] if sentences else shortened(message)
+
+
+def shortened(message: str) -> str:
+    """Key and first reason of a message of jsonargparse."""
+    rows = [line.strip() for line in message.splitlines() if line.strip()]
+    reasons = [row[2:] for row in rows if row.startswith("- ")]
+    return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join([rows[0], reasons[0]] if reasons else rows))
+
+
+def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the option and the explanation of everything that is wrong, in the order in which it was given."""
+    options = options_of(parser)
+    values: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for given in all_given(arguments, options):
+        key = key_of(given.keys, options) or name_of(given.keys)
+        refusal = refused(options, values, given)
+        missing.pop(key, None)
+        if refusal is None:
+            continue
+        before = refusal.before or ("--" if given.file is None and "." not in key else "")
+        sentence = f"{before}{name_of(refusal.keys)}{place(refusal, given)}{refusal.after}"
+        if refusal.is_missing:
+            missing[key] = sentence
+        else:
+            yield key, sentence
+    yield from missing.items()
+
+
+def key_of(keys: Keys, options: Mapping[str, Option]) -> str | None:
+    """Name of the option of which a part is given; None where there is none."""
+    names = (name_of(keys[:length]).removesuffix("+") for length in range(len(keys), 0, -1))
+    return next((name for name in names if name in options), None)
+
+
+def refused(options: Mapping[str, Option], values: dict[str, Any], given: Given) -> Refusal | None:
+    """Explain a setting, or give None where it is right; adds it to the values so far."""
+    keys = (*given.keys[:-1], str(given.keys[-1]).removesuffix("+"))
+    is_appended = keys != given.keys
+    key = key_of(keys, options)
+    if key is None:
+        return unknown_option(keys, given.value, options)
+    option, rest = options[key], keys[len(key.split(".")) :]
+    if given.value is NothingGiven:
+        return Refusal(keys, " needs a value", before="--")
+    if option.is_flag:
+        return None if isinstance(given.value, bool) else Refusal(keys, f" takes no value, not {shown(given.value)}")
+    before = values.get(key, unwrapped(option.default))
+    if rest and not any(classes_of(one) or is_mapping(one) for one in alternatives(option.kind)):
+        return Refusal(keys, f"; {key} is {words(option.kind)}, which has no keys of its own", before="unknown key ")
+    values[key] = [*listed(before), given.value] if is_appended else merged(before, rest, given.value)
+    if given.value is None and not rest and NoneType not in alternatives(option.kind) and option.default is not None:
+        return Refusal(keys, f" is null; it takes {words(option.kind)}")
+    return why_not(tuple(key.split(".")), option.kind, values[key])
+
+
+def unknown_option(keys: Keys, value: Any, options: Mapping[str, Option]) -> Refusal:
+    """Explain a key that is none, or a section that is given a value."""
+    key = name_of(keys)
+    inner = [name for name in options if name.startswith(f"{key}.")]
+    if inner:
+        return Refusal(keys, f" is {shown(value)}; it is a section of settings such as {inner[0]}")
+    section, _, last = key.replace("-", "_").rpartition(".")
+    same = [name for name in options if name.rpartition(".")[2] == last]
+    if last in FORMER and not same:
+        return Refusal(keys, f"; use {FORMER[last]}", before="unknown key ")
+    beside = [name for name in options if name.rpartition(".")[0] == section]
+    hint = nearest(last, [name.rpartition(".")[2] for name in beside], cutoff=CLOSE)
+    if hint and section:
+        hint = hint.replace("mean ", f"mean {section}.")
+    elif same:
+        hint = f"; did you mean {same[0]}?"
+    hint = hint or nearest(key, options, cutoff=CLOSE) or "; --help lists the known ones"
+    return Refusal(keys, hint, before="unknown key ")
+
+
+def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
+    """Explain why a type refuses a value, or give None where it does not."""
+    if accepts(kind, value):
+        return None
+    for one in alternatives(kind):
+        refusal = inside(keys, one, value, kind)
+        if refusal is not None:
+            return refusal
+    is_whole = isinstance(value, WrittenFloat) and value.is_integer() and int in alternatives(kind)
+    hint = f": write {int(value)}" if is_whole else ""
+    return Refusal(keys, f" is {shown(value)}; it takes {words(kind)}{hint}")
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Whether jsonargparse accepts a value for a type."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        parser.parse_object({"value": plain(as_written(value, kind))})
+    except Exception:  # whatever it is, it is refused
+        return False
+    return True
+
+
+def inside(keys: Keys, one: Any, value: Any, whole: Any) -> Refusal | None:
+    """Explain what is wrong within a value, where an alternative of its type is what was meant."""
+    inner = get_args(one)
+    if isinstance(value, list) and is_sequence(one) and inner:
+        found = (why_not((*keys, number), inner[0], item) for number, item in enumerate(value))
+        return next((refusal for refusal in found if refusal is not None), None)
+    bases = classes_of(one)
+    if not bases:
+        return None
+    if isinstance(value, str) and is_class_name(value, whole):
+        return wrong_class(keys, one, bases, {"class_path": value})
+    if not isinstance(value, dict):
+        return None
+    if {"class_path", "init_args", "dict_kwargs"} & set(value):
+        return wrong_class(keys, one, bases, value)
+    if any(is_mapping(other) for other in alternatives(whole)):
+        return None
+    takes_any = not inspect.isabstract(bases[0]) and arguments_of(bases[0], positional=0)
+    return wrong_arguments(keys, bases[0], value, one) if takes_any else needs_class(keys, one)
+
+
+def needs_class(keys: Keys, one: Any) -> Refusal:
+    """Ask for the class of which arguments are given."""
+    return Refusal(keys, f" needs a class_path, the name of its class{listing(known_classes(classes_of(one)))}")
+
+
+def known_classes(bases: tuple[type, ...]) -> list[str]:
+    """Names of the classes that can be made."""
+    return sorted({cls.__name__ for base in bases for cls in subclasses(base) if not inspect.isabstract(cls)})
+
+
+def listing(known: list[str]) -> str:
+    """`; known: ...`, where there are few enough to read."""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= MOST_KNOWN else ""
+
+
+def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str, Any]) -> Refusal | None:
+    """Explain what is wrong with a class and its arguments."""
+    path = spec.get("class_path")
+    if not isinstance(path, str):
+        return needs_class(keys, one)
+    odd = sorted(set(map(str, spec)) - {"class_path", "init_args", "dict_kwargs"})
+    if odd:
+        return Refusal(
+            (*keys, odd[0]), " stands beside class_path; keys of the class belong under init_args", before="the key "
+        )
+    found, known = find_class(path, bases), known_classes(bases)
+    if found is None or isinstance(found, str):
+        close = nearest(path.rpartition(".")[2], known, cutoff=CLOSE) if found is None else ""
+        return Refusal(keys, f": {found or f'no class {path}'}{close or ('' if found else listing(known))}")
+    if inspect.isclass(found) and not issubclass(found, bases):
+        twin = next((cls for base in bases for cls in subclasses(base) if cls.__name__ == found.__name__), None)
+        hint = f"; did you mean {path_of(twin)}?" if twin else nearest(found.__name__, known, cutoff=CLOSE)
+        base = bases[0].__name__
+        return Refusal(keys, f": {path} is not {article(base)} {base}{hint}")
+    if inspect.isabstract(found):
+        return Refusal(keys, f": {path} is only a base of others{listing(known)}")
+    return wrong_arguments(keys, found, spec.get("init_args") or {}, one)
+
+
+def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal | None:
+    """Explain what is wrong with the arguments of a class, or give None where they are right."""
+    if not isinstance(arguments, dict):
+        return Refusal((*keys, "init_args"), f" is {shown(arguments)}; it takes a mapping of {cls.__name__}'s keys")
+    options = arguments_of(cls, positional=len(get_args(one)[0]) if is_callable(one) else 0)
+    values: dict[str, Any] = {}
+    for key, value in arguments.items():
+        for given in split(Given((str(key),), value, None), options):
+            if given.keys[0] not in {name.partition(".")[0] for name in options}:
+                takes = ", ".join(options) or "none"
+                hint = nearest(str(key), options) or ";"
+                return Refusal((*keys, str(key)), f"{hint} {cls.__name__} takes {takes}", before="unknown key ")
+            refusal = refused(options, values, given)
+            if refusal is not None:
+                return replace(refusal, keys=(*keys, *refusal.keys))
+    missing = [name for name, option in options.items() if option.is_required and name not in values]
+    if missing:
+        needs = f": {cls.__name__} needs {' and '.join(missing)}; give {name_of(keys)}.{missing[0]}"
+        return Refusal(keys, needs, is_missing=True)
+    return None
+
+
+def arguments_of(cls: Any, positional: int) -> dict[str, Option]:
+    """Arguments of a class or function, but for those that its caller gives by position."""
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(cls) else parser.add_function_arguments
+    given = list(inspect.signature(cls).parameters)[:positional]
+    add(cls, fail_untyped=False, skip=set(given))
+    return options_of(parser)
+
+
+def place(refusal: Refusal, given: Given) -> str:
+    """File and line of a setting, or of the nearest one around it, where a config file has it."""
+    if given.file is None:
+        return ""
+    known = {short(keys): line for keys, line in lines(given.file.read_text(encoding="utf-8-sig")).items()}
+    around = (short(refusal.keys[:length]) for length in range(len(refusal.keys), 0, -1))
+    line = next((f", line {known[keys]}" for keys in around if keys in known), "")
+    return f" ({given.file}{line})"
+
+
+def short(keys: Keys) -> Keys:
+    """Path of a setting without `init_args`, which may be left out."""
+    return tuple(key for key in keys if key != "init_args")

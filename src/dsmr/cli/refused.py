@@ -1,0 +1,141 @@
+"""Settings that Lightning or torch refuse, in one line each."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from jsonargparse import Namespace, add_instantiator
+from lightning import LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from dsmr.cli import nearest
+
+LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics")
+"""Their own code raises these errors for settings; what our code raises is for us."""
+BELOW = {*sys.stdlib_module_names, "fsspec"}
+REFUSING = (ValueError, TypeError, RuntimeError, ImportError, OSError, MisconfigurationException)
+
+Made = TypeVar("Made")
+Failures = list[tuple[type, Exception]]
+_failures: ContextVar[Failures | None] = ContextVar("_failures", default=None)
+
+
+def make(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+    """Make an object that a setting names, and keep the error where that fails."""
+    try:
+        return class_type(*args, **kwargs)
+    except Exception as error:
+        failures = _failures.get()
+        if failures is not None:
+            failures.append((class_type, error))
+        raise
+
+
+add_instantiator(make, object)
+
+
+@contextmanager
+def one_line(settings: Namespace) -> Iterator[None]:
+    """Explain what goes wrong while the objects of the settings are made.
+
+    jsonargparse wraps an error in all alternatives of a type; the error itself is what counts.
+
+    Args:
+        settings: from which they are made.
+
+    Raises:
+        ValueError: a library refuses a setting.
+    """
+    failures: Failures = []
+    token = _failures.set(failures)
+    try:
+        yield
+    except Exception as error:
+        cls, cause = next((one for one in reversed(failures) if is_within(one[1], error)), (None, error))
+        if not is_refusal(cause, cls):
+            if cause is error:
+                raise
+            raise cause from None
+        key = "trainer"
+        if cls is not None:
+            own = "model" if issubclass(cls, LightningModule) else "data"
+            key = f"{key_of(cls, settings.as_dict()) or own}: {cls.__name__}"
+        raise ValueError(f"{key}: {words_of(cause)}") from cause
+    finally:
+        _failures.reset(token)
+
+
+def is_within(cause: Exception, error: Exception) -> bool:
+    """Whether an error is another one, or quotes it, indented as jsonargparse does."""
+    return cause is error or " ".join(str(cause).split()) in " ".join(str(error).split())
+
+
+def is_refusal(error: Exception, cls: type | None = None) -> bool:
+    """Whether a library raised an error for a setting, or the constructor of a class that is not ours did."""
+    is_theirs = cls is not None and cls.__module__.partition(".")[0] != "dsmr" and isinstance(error, ValueError)
+    return is_theirs or (isinstance(error, REFUSING) and raised_in(error).partition(".")[0] in LIBRARIES)
+
+
+def raised_in(error: Exception) -> str:
+    """Module that raised an error, beyond what it called of Python's own library."""
+    frames = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    outside = [name for name in frames if name.partition(".")[0] not in BELOW]
+    return outside[-1] if outside else ""
+
+
+@contextmanager
+def in_training(trainer: Trainer) -> Iterator[None]:
+    """Explain what a library refuses only once it trains: metrics to watch, steps of an optimizer, folders.
+
+    Raises:
+        ValueError: a library refuses a setting.
+    """
+    try:
+        yield
+    except Exception as error:
+        module = raised_in(error)
+        if not is_refusal(error) and not module.startswith("torch.optim"):
+            raise
+        reason = unlogged(trainer, error)
+        if isinstance(error, OSError):
+            reason = f"cannot write {error.filename} ({error.strerror}); name another folder"
+        elif module.startswith("torch.optim") and not isinstance(error, TypeError):
+            reason = f"model.{'lr_scheduler' if 'lr_scheduler' in module else 'optimizer'}: {error}"
+        if not reason:
+            raise
+        raise ValueError(reason) from error
+
+
+def unlogged(trainer: Trainer, error: Exception) -> str:
+    """Explain an error of a callback or a schedule that watches what is not logged; empty for any other error."""
+    logged = sorted(trainer.callback_metrics)
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    watched = [(type(one).__name__, getattr(one, "monitor", None)) for one in callbacks]
+    watched += [("model.lr_scheduler", config.monitor) for config in trainer.lr_scheduler_configs]
+    for name, metric in watched:
+        if isinstance(metric, str) and metric not in logged and metric in str(error):
+            return f"{name} watches {metric}, which is not logged{nearest(metric, logged)}"
+    return ""
+
+
+def key_of(cls: type, settings: Any, key: str = "") -> str:
+    """Key of the setting that names a class; empty where there is none."""
+    if isinstance(settings, dict):
+        if str(settings.get("class_path", "")).rpartition(".")[2] == cls.__name__:
+            return key
+        items = [(f"{key}.{name}".strip("."), value) for name, value in settings.items() if name != "init_args"]
+        items += [(key, settings["init_args"])] if "init_args" in settings else []
+    else:
+        items = [(key, value) for value in settings] if isinstance(settings, list) else []
+    return next((found for name, value in items if (found := key_of(cls, value, name))), "")
+
+
+def words_of(error: Exception) -> str:
+    """What an error says; a missing package is named."""
+    name = getattr(error, "name", None)
+    if isinstance(error, ModuleNotFoundError) and name:
+        return f"the package {name.partition('.')[0]} is not installed"
+    return str(error) or type(error).__name__

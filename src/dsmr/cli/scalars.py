@@ -1,0 +1,206 @@
+"""YAML whose numbers keep their text, so that a name written `2024`, `1e3` or `1.10` arrives as written.
+
+jsonargparse loads a config file before it knows the types, and then refuses the integer 2024 for a string option.
+Here a number is loaded as a number that also knows its text; the parser takes the text where only a string is wanted.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from jsonargparse import Namespace, set_dumper, set_loader
+
+MODE = "dsmr"
+"""Parser mode of jsonargparse that loads and dumps with this module."""
+
+FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+"""YAML 1.1 wants a dot and a signed exponent, so that `3e-4` would be a string."""
+
+
+class WrittenInt(int):
+    """An integer and how it was written."""
+
+    text: str
+
+    def __new__(cls, value: int, text: str) -> "WrittenInt":  # noqa: D102
+        made = super().__new__(cls, value)
+        made.text = text
+        return made
+
+    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]
+        return int(self), self.text
+
+
+class WrittenFloat(float):
+    """A number and how it was written."""
+
+    text: str
+
+    def __new__(cls, value: float, text: str) -> "WrittenFloat":  # noqa: D102
+        made = super().__new__(cls, value)
+        made.text = text
+        return made
+
+    def __getnewargs__(self) -> tuple[float, str]:  # type: ignore[override]
+        return float(self), self.text
+
+
+class WrittenBool(str):
+    """What YAML calls a boolean but a person may mean as a word: `yes`, `No`, `on`, `True`."""
+
+    @property
+    def value(self) -> bool:
+        """What YAML says that it is."""
+        return self.lower() in ("yes", "true", "on")
+
+
+Written = (WrittenInt, WrittenFloat, WrittenBool)
+
+
+class Loader(yaml.SafeLoader):
+    """A safe loader of numbers that keep their text; dates stay strings."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every string that `Loader` would take for something else."""
+
+
+def _int(loader: Loader, node: yaml.ScalarNode) -> WrittenInt:
+    return WrittenInt(loader.construct_yaml_int(node), node.value)
+
+
+def _float(loader: Loader, node: yaml.ScalarNode) -> WrittenFloat:
+    return WrittenFloat(loader.construct_yaml_float(node), node.value)
+
+
+def _bool(loader: Loader, node: yaml.ScalarNode) -> bool | WrittenBool:
+    return node.value == "true" if node.value in ("true", "false") else WrittenBool(node.value)
+
+
+def _represent(tag: str, dumper: Dumper, value: Any) -> yaml.ScalarNode:
+    return dumper.represent_scalar(tag, str(getattr(value, "text", value)))
+
+
+for _side in (Loader, Dumper):
+    _side.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":float"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+for _kind, _tag in ((WrittenInt, "int"), (WrittenFloat, "float"), (WrittenBool, "bool")):
+    Dumper.add_representer(_kind, partial(_represent, f"tag:yaml.org,2002:{_tag}"))
+Loader.add_constructor("tag:yaml.org,2002:int", _int)
+Loader.add_constructor("tag:yaml.org,2002:float", _float)
+Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
+
+
+def load(text: str) -> Any:
+    """Load a value; text without any, such as `#1`, is itself the value."""
+    loader = Loader(text)
+    try:
+        node = loader.get_single_node()
+        return text if node is None else loader.construct_document(node)
+    except (ValueError, TypeError) as error:  # such as a list as a key
+        raise yaml.YAMLError(str(error)) from error
+    finally:
+        loader.dispose()
+
+
+def is_blank(text: str) -> bool:
+    """Whether YAML holds nothing, comments aside."""
+    return yaml.compose(text, Loader) is None or load(text) is None
+
+
+def dump(value: Any) -> str:
+    """Dump settings as YAML that `load` reads back as they are."""
+    return str(yaml.dump(value, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
+
+
+set_loader(MODE, load, (yaml.YAMLError,))
+set_dumper(MODE, dump)
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """Types of a union, without the union; a single type is its own alternative."""
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return tuple(one for part in get_args(kind) for one in alternatives(part))
+    if origin is Annotated:
+        return alternatives(get_args(kind)[0])
+    return (NoneType if kind is None else kind,)
+
+
+def as_written(value: Any, kind: Any) -> Any:
+    """Take the text of a value where a type wants a string and nothing that the value is already."""
+    kinds = alternatives(kind)
+    if isinstance(value, (bool, *Written)):
+        return _as_text(value, kinds)
+    for one in kinds:
+        inner = get_args(one)
+        origin = get_origin(one)
+        if isinstance(value, list) and inner and origin is not Literal and not issubclass(_class(origin), Mapping):
+            return [as_written(item, inner[0]) for item in value]
+        if isinstance(value, dict) and len(inner) == 2 and issubclass(_class(origin), Mapping):
+            return {key: as_written(item, inner[1]) for key, item in value.items()}
+    return value
+
+
+def _as_text(value: Any, kinds: tuple[Any, ...]) -> Any:
+    text = str(value).lower() if isinstance(value, bool) else str(getattr(value, "text", value))
+    is_same = {bool: (bool,), WrittenBool: (bool,), WrittenInt: (int, float), WrittenFloat: (float,)}[type(value)]
+    if any(one in kinds for one in (*is_same, Any, object)):
+        return value
+    chosen = [item for one in kinds if get_origin(one) is Literal for item in get_args(one)]
+    if value in chosen and not isinstance(value, str):
+        return value
+    return text if str in kinds or text in chosen else value
+
+
+def _class(origin: Any) -> type:
+    return origin if isinstance(origin, type) else object
+
+
+def plain(value: Any) -> Any:
+    """Drop what a value says of how it was written, in containers too; a namespace is changed in place."""
+    if isinstance(value, WrittenInt):
+        return int(value)
+    if isinstance(value, WrittenFloat):
+        return float(value)
+    if isinstance(value, WrittenBool):
+        return value.value
+    if isinstance(value, Namespace):
+        for key, item in vars(value).items():
+            setattr(value, key, plain(item))
+        return value
+    if type(value) is dict:
+        return {plain(key): plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def lines(text: str) -> dict[tuple[str | int, ...], int]:
+    """Line of every key and item in a YAML document, by its path."""
+    node = yaml.compose(text, Loader)
+    return {} if node is None else dict(_lines(node, ()))
+
+
+def _lines(node: yaml.Node, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*path, str(key.value)), key.start_mark.line + 1
+            yield from _lines(value, (*path, str(key.value)))
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield (*path, number), item.start_mark.line + 1
+            yield from _lines(item, (*path, number))

@@ -288,6 +288,14 @@ def test_runs_of_earlier_versions_tell_their_horizons_by_a_checkpoint(
     assert found["schedule"] is None
 
 
+def test_a_run_of_the_first_version_tells_its_horizons(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parent / "data" / "version1", tmp_path / "first")
+    (run,) = collect(tmp_path).runs
+    assert run.section is not None
+    assert run.horizons == checkpoints.load(tmp_path / "first").backbone.horizons
+    assert run.rule == "boundary"
+
+
 def test_one_broken_run_is_listed_and_the_others_are_shown(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,6 +309,7 @@ def test_one_broken_run_is_listed_and_the_others_are_shown(
         "cells": ("metrics.csv", "step,loss\n1,2,3\n", "TypeError"),
         "bytes": ("metrics.csv", b"\xff\xfe\x00", "codec"),
         "described": ("run.json", "[]", "no description of a run"),
+        "cut": ("run.json", "{", "Expecting"),
         "horizons": ("run.json", '{"horizons": ["much"], "config": {}}', "much"),
         "table": ("pieces.csv", "odd\n1\n", "pieces.csv"),
     }
@@ -349,6 +358,25 @@ def test_every_command_takes_a_run(
         assert dsmr("validate", "--checkpoint", run, "--model.horizons", "2x0") == 0
         output = ["--output", tmp_path / "b.mid"]
         assert dsmr("generate", "--checkpoint", run, "--horizons", "2x64", "--seconds", "1", *output) == 0
+
+
+def test_a_schedule_that_has_changed_since_changes_no_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(folder / "runs" / "schedule", tmp_path / "run")
+    pyramid = sys.modules["ownparts"].Pyramid
+    monkeypatch.setattr(pyramid, "horizons", lambda self, num_layers: (self.base,) * num_layers)
+    best = min(logged(run, "val/perplexity"))
+    assert dsmr("validate", "--checkpoint", run, "--json") == 0
+    result = last_json(capsys)
+    assert result["horizons"] == [256, 128]
+    assert result["metrics"]["val/perplexity"] == pytest.approx(best, rel=1e-5)
+    assert dsmr("validate", "--checkpoint", run, "--model.horizons.base", "128", "--json") == 0  # as it is now
+    assert last_json(capsys)["horizons"] == [128, 128]
+    assert dsmr("analyze", "--checkpoint", run) == 0
+    assert dsmr("fit", "--resume", run, "--trainer.max_steps", "22") == 0
+    assert dsmr("report", tmp_path, "--json") == 0
+    assert [found["horizons"] for found in last_json(capsys)["runs"]] == ["1x256+1x128"]
 
 
 @pytest.mark.parametrize("name", OWN)

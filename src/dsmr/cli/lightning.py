@@ -119,6 +119,7 @@ class DsmrCLI(LightningCLI):
         self.exported: Path | None = None
         self.run_folder: Path | None = None  # of the checkpoint
         self.num_metrics_rows = self.begun_at = 0
+        self._kept_horizons: list[int] | None = None
         self.as_json, arguments = take_flag(arguments, "--json")
         arguments = self._take_run(arguments)
         arguments = resolve_configs(arguments)
@@ -160,6 +161,7 @@ class DsmrCLI(LightningCLI):
             self.exported, self.checkpoint = self.checkpoint, self.checkpoint / exported.WEIGHTS
             exported.read_description(self.exported)
         content = {} if self.exported else checkpoints.read(self.checkpoint)
+        self._kept_horizons = content.get(checkpoints.SECTION, {}).get("config", {}).get("horizons")
         if self.command == "fit":
             if self.exported:
                 raise ValueError(
@@ -230,6 +232,7 @@ class DsmrCLI(LightningCLI):
             settings.data.seed = settings.seed_everything
         if self.run_folder is not None:
             self.folder = self.run_folder
+            self._keep_horizons(settings.model)
             if self.command == "fit":
                 check_resumed(self.folder / CONFIG, settings.model)
             return
@@ -252,6 +255,13 @@ class DsmrCLI(LightningCLI):
         with one_line(self.config):
             super().instantiate_classes()
         check_nodes(self.trainer)
+
+    def _keep_horizons(self, model: Namespace) -> None:
+        """Take the run's own schedule as the run expanded it: the class may give other horizons by now."""
+        if self._kept_horizons and isinstance(model.horizons, Namespace):
+            run = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+            if json.loads(json.dumps(model.horizons.as_dict())) == run["model"]["horizons"]:
+                model.horizons = format_horizons(self._kept_horizons)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Trainer with the run's logger and checkpoints."""

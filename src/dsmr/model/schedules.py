@@ -7,6 +7,8 @@ and a checkpoint keeps what it expands to. A new one is a dataclass with one met
     class Pyramid(Schedule):
         base: int
         def horizons(self, num_layers): return tuple(self.base >> layer for layer in range(num_layers))
+
+Give one of your own by its class path: `--model.horizons mysched.Pyramid --model.horizons.base 512`.
 """
 
 import operator

@@ -109,6 +109,8 @@ def collect(folder: Path) -> Collection:
         except Exception as error:  # whatever is wrong with one run, the others are shown
             unread[str(path.parent.relative_to(folder))] = reason(error)
     for path in sorted(folder.rglob("*.json")):
+        if path.name == checkpoints.RUN:  # read with its run
+            continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError, RecursionError) as error:

@@ -21,6 +21,8 @@ from dsmr.data.tokenizer import MASK, PAD
 
 IGNORED = -100
 """Target that counts nowhere: padding behind a piece's end, and lanes that ran out of pieces."""
+PIANO_KEYS = (21, 108)
+"""Lowest and highest MIDI pitch of a piano with 88 keys."""
 
 
 class Segment(NamedTuple):
@@ -187,14 +189,30 @@ class LaneReader:
         )
 
     def _transposed(self, ids: NDArray[np.uint16], number: int, epoch: int) -> NDArray[np.uint16]:
-        """Transpose by an interval drawn for (seed, epoch, piece) that keeps the piece in range."""
+        """Transpose by an interval drawn for (seed, epoch, piece), see `allowed_shifts`."""
         if self.transpositions is None:
             return ids
         piece, semitones = self.store.pieces[number], len(self.transpositions) // 2
-        lowest = max(-semitones, self.pitch_range[0] - piece.pitch_min)
-        highest = min(semitones, self.pitch_range[1] - piece.pitch_max)
+        lowest, highest = allowed_shifts(piece.pitch_min, piece.pitch_max, semitones, self.pitch_range)
         shift = _draw(self.seed, epoch, number, lowest, highest)
         return self.transpositions[shift + semitones][ids]
+
+
+def allowed_shifts(pitch_min: int, pitch_max: int, semitones: int, pitch_range: tuple[int, int]) -> tuple[int, int]:
+    """Lowest and highest shift in semitones of a piece; 0 is always among them.
+
+    A transposed piece stays within the 88 keys of a piano and the tokenizer's pitches. A piece that itself has pitches
+    beyond the 88 keys stays within its own lowest or highest pitch there.
+
+    Args:
+        pitch_min: lowest pitch of the piece.
+        pitch_max: highest.
+        semitones: the most that a piece is moved, either way.
+        pitch_range: lowest and highest pitch that the tokenizer has.
+    """
+    bottom = max(min(PIANO_KEYS[0], pitch_min), pitch_range[0])
+    top = min(max(PIANO_KEYS[1], pitch_max), pitch_range[1])
+    return max(-semitones, bottom - pitch_min), min(semitones, top - pitch_max)
 
 
 @lru_cache(maxsize=4096)  # every segment of a piece asks; making a generator takes longer than all the rest

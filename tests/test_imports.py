@@ -25,7 +25,7 @@ ALLOWED = {
     "generate": {"model", "data", "checkpoint", "module", "optim"},
     "audio": set(),
     "evaluate": {"data", "generate"},
-    "report": {"model", "evaluate", "analyze", "pieces"},
+    "report": {"model", "checkpoint", "evaluate", "analyze", "pieces"},
     "devices": set(),
     "measure": set(),
     "rows": {"model"},

@@ -7,6 +7,7 @@ arguments (horizons expanded, never a schedule's class), the rule, the tokenizer
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dsmr import exported
 from dsmr import model as networks
 from dsmr.model import Backbone, format_horizons
 from dsmr.model.attention import Form
+from dsmr.model.horizons import MAESTRO_RATE, TokenRate
 
 FORMAT_VERSION = 2
 SECTION = "dsmr"
@@ -34,6 +36,7 @@ class Loaded:
         path: the file.
         vocabulary: ids of all tokens by name, where an exported model has them.
         data: what it was trained on, where that is known: `MAESTRO`, `MIDI files`, ...
+        tokens_per_second: of that music; None if it is not known.
     """
 
     backbone: Backbone
@@ -41,9 +44,20 @@ class Loaded:
     path: Path
     vocabulary: dict[str, int] | None = None
     data: str | None = None
+    tokens_per_second: float | None = None
+
+    @property
+    def rate(self) -> TokenRate | None:
+        """Tokens in a second of music, see `token_rate`."""
+        return token_rate({"tokens_per_second": self.tokens_per_second, "tokenizer": self.tokenizer})
 
 
-def describe(backbone: Backbone, tokenizer: dict[str, Any] | None, data: str | None = None) -> dict[str, Any]:
+def describe(
+    backbone: Backbone,
+    tokenizer: dict[str, Any] | None,
+    data: str | None = None,
+    tokens_per_second: float | None = None,
+) -> dict[str, Any]:
     """Section of a checkpoint about the network, its tokenizer and what it was trained on."""
     return {
         "format_version": FORMAT_VERSION,
@@ -52,7 +66,30 @@ def describe(backbone: Backbone, tokenizer: dict[str, Any] | None, data: str | N
         "rule": backbone.rule,
         "tokenizer": tokenizer,
         "data": data,
+        "tokens_per_second": tokens_per_second,
     }
+
+
+def token_rate(section: Mapping[str, Any]) -> TokenRate | None:
+    """Tokens in a second of the music that a network was trained on.
+
+    A section that does not say so, as of older versions, has MAESTRO's with `performance` tokens, and else none.
+    """
+    known = section.get("tokens_per_second")
+    if known is not None:
+        return TokenRate(known)
+    return MAESTRO_RATE if (section.get("tokenizer") or {}).get("name") == "performance" else None
+
+
+def rate_of_run(folder: Path) -> TokenRate | None:
+    """Tokens in a second of a run's music, from one of its checkpoints; None where none can be read or says so."""
+    for name in (BEST, LAST):
+        try:
+            content = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+            return token_rate(content[SECTION])
+        except Exception:  # there is none, or torch raises nearly anything for what it cannot read
+            continue
+    return None
 
 
 def check_same(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
@@ -151,7 +188,8 @@ def load(given: str | Path, *, horizons: str | None = None, attention: Form = "a
     changed = {"attention": attention} | ({} if horizons is None else {"horizons": horizons})
     backbone = network(**section["config"] | changed)
     backbone.load_state_dict(weights)
-    return Loaded(backbone.eval(), section["tokenizer"], path, vocabulary, section.get("data"))
+    about = section.get("data"), section.get("tokens_per_second")
+    return Loaded(backbone.eval(), section["tokenizer"], path, vocabulary, *about)
 
 
 def backbone_weights(content: dict[str, Any]) -> dict[str, Tensor]:

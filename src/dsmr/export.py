@@ -14,7 +14,6 @@ from dsmr import checkpoint as checkpoints
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_exported, sha256
 from dsmr.model import format_horizons
-from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report.collect import CONFIG as RUN_CONFIG
 from dsmr.report.collect import Run, read_run
 
@@ -87,7 +86,7 @@ def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | N
         (folder / SETTINGS).write_text(yaml.safe_dump(without_paths(run.config), sort_keys=False), encoding="utf-8")
     description = {
         "library": "dsmr",
-        "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data),
+        "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data, loaded.tokens_per_second),
         "parameters": sum(weight.numel() for weight in weights.values()),
         "measured": measured(run),
         "licence": licence or identifier,
@@ -135,11 +134,23 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
+def own_class(tokenizer: str) -> list[str]:
+    """What a user of a tokenizer class outside of MidiTok needs to know."""
+    if "." not in tokenizer:
+        return []
+    return [
+        "",
+        f"Its tokens are those of the Python class `{tokenizer}`, which is not in this folder: install it first.",
+    ]
+
+
 def model_card(name: str, description: Mapping[str, Any], run: Run | None, licence: str) -> str:
     """README.md, in the hub's format."""
     model, figures = description["model"], description["measured"]
     config, horizons = model["config"], model["config"].get("horizons")
     spelling = format_horizons(horizons) if horizons else f"none; a prefix of {config.get('prefix_length')} tokens"
+    rate = checkpoints.token_rate(model)
+    about = "" if rate is None else f", about {rate.seconds(config['segment_length']):.0f} {rate.label}"
     lines = [
         "---",
         f"license: {description['licence']}",
@@ -157,7 +168,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         f"| parameters | {description['parameters']:,} |",
         f"| layers, width, heads | {config['num_layers']}, {config['d_model']}, {config['num_heads']} |",
         f"| horizons, bottom to top | `{spelling}` |",
-        f"| segment | {config['segment_length']} tokens, about {config['segment_length'] / TOKENS_PER_SECOND:.0f} s |",
+        f"| segment | {config['segment_length']} tokens{about} |",
         f"| tokens | {model['tokenizer']['name']}, {config['vocab_size']} |",
         f"| trained on | {model.get('data') or 'not recorded'} |",
     ]
@@ -182,6 +193,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         "",
         "    pip install dsmr",
         f"    dsmr generate --checkpoint {name} --prompt IN.mid --prompt-seconds 30 --output OUT.mid",
+        *own_class(model["tokenizer"]["name"]),
         "",
         "## Licence of what it learned from",
         "",

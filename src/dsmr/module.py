@@ -270,7 +270,8 @@ class RecurrentLM(LightningModule):
         """Add the network's description, and to a checkpoint that can resume, the training memory."""
         spec = None if self._data is None else vars(self._data.tokenizer_spec)
         data = None if self._data is None else self._data.store.description.partition(" in ")[0]
-        section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec, data)
+        rate = None if self._data is None else self._data.tokens_per_second
+        section = checkpoint[checkpoints.SECTION] = checkpoints.describe(self.backbone, spec, data, rate)
         if not checkpoints.is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
             return

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from dsmr import pieces
-from dsmr.model.horizons import Rule, format_horizons
+from dsmr.checkpoint import rate_of_run, token_rate
+from dsmr.model.horizons import Rule, TokenRate, format_horizons
 from dsmr.model.schedules import Schedule, expand
 from dsmr.pieces import PieceTable
 
@@ -30,6 +31,7 @@ class Run:
         rows: of `metrics.csv`, by column, what was not logged left out.
         figures: of the best validation, and performance as last logged.
         pieces: results by piece, where the run has them.
+        rate: tokens in a second of the music that it was trained on; None if it is not known.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Run:
     rows: list[dict[str, float]]
     figures: dict[str, Any] = field(default_factory=dict)
     pieces: PieceTable | None = None
+    rate: TokenRate | None = None
 
     @property
     def horizons(self) -> tuple[int, ...] | None:
@@ -146,6 +149,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{METRICS} is empty: the run logged nothing")
     run = Run(folder.name, config, rows)
     run.figures = figures(run)
+    run.rate = rate_of_run(folder) or token_rate(config["data"])
     if (folder / pieces.NAME).is_file():
         run.pieces = PieceTable.read(folder / pieces.NAME)
     return run

@@ -195,6 +195,8 @@ class DsmrCLI(LightningCLI):
         if settings.resume is not None or settings.checkpoint is not None:
             raise ValueError("resume and checkpoint belong on the command line, not in a config file; take them out")
         check_settings(settings)
+        if self.command == "validate" and settings.trainer.limit_val_batches == 0:  # of a run without validation
+            settings.trainer.limit_val_batches = None
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.checkpoint is not None:
@@ -327,6 +329,8 @@ def run(command: str, arguments: list[str]) -> int:
         raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
     output = check_output(cli.config.output)
     cli.model.check_data(cli.datamodule)
+    if command == "fit":
+        cli.datamodule.check_training(with_validation=cli.trainer.limit_val_batches != 0)
     announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
     if cli.exported:
@@ -419,7 +423,8 @@ def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False, ckpt_path=path, weights_only=True)
     folder = cli.writer.folder
     print(f"{cli.writer.num_written} continuations in {folder}")
-    print(f"next: dsmr evaluate {folder}")
+    reference = ["--data.path", cli.config.data.path] if cli.config.data.path else []
+    print("next:", shlex.join(["dsmr", "evaluate", str(folder), *reference]))
     write_result({"folder": str(folder), "num": cli.writer.num_written}, as_json=cli.as_json, output=output)
     return 0
 

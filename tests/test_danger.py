@@ -15,7 +15,8 @@ from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.errors import DataError
-from dsmr.data.maestro import MAX_FILE_BYTES, find_maestro
+from dsmr.data.maestro import find_maestro
+from dsmr.data.zips import MAX_FILE_BYTES
 from test_data import ROWS, make_maestro, zipped
 
 VERSION_1 = Path(__file__).parent / "data" / "version1"

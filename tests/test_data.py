@@ -13,12 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from symusic import Note, Score, Track
 
 from conftest import write_midi
 from dsmr.data.datamodule import MusicData
 from dsmr.data.errors import DataError
-from dsmr.data.lanes import IGNORED, Segment, plan_epoch
-from dsmr.data.maestro import find_maestro
+from dsmr.data.folder import MidiZip, split_by_digest
+from dsmr.data.lanes import IGNORED, Segment, allowed_shifts, plan_epoch
+from dsmr.data.maestro import MaestroZip, find_maestro
+from dsmr.data.pool import FEW
 from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
@@ -231,10 +234,116 @@ def test_empty_folders_and_missing_paths_are_refused(tmp_path: Path) -> None:
         MusicData(str(tmp_path / "empty")).prepare_data()
     (tmp_path / "empty/garbage.mid").write_bytes(b"MThd")
     write_midi(tmp_path / "empty/one.mid", 1)
-    with pytest.raises(DataError, match="holds 1 readable piano pieces in 2 MIDI files"):
+    with pytest.raises(DataError, match=r"1 of 2 files were refused.*garbage.mid: not a MIDI file"):
         MusicData(str(tmp_path / "empty")).prepare_data()
     with pytest.raises(DataError, match=r"data.path: .*does not exist"):
         MusicData(str(tmp_path / "nowhere")).prepare_data()
+
+
+def test_a_single_piece_is_for_training_and_other_splits_say_that_they_are_empty(tmp_path: Path) -> None:
+    write_midi(tmp_path / "midi/one.mid", 1)
+    shutil.copy(tmp_path / "midi/one.mid", tmp_path / "midi/again.mid")
+    data = MusicData(str(tmp_path / "midi"), segment_length=64, num_lanes=2, transpose=0)
+    assert {piece.split for piece in data.store.pieces} == {"train"}
+    assert sorted(pieces_of(data, data.train_dataloader())) == [0, 1]
+    for split, loader in (("validation", data.val_dataloader), ("test", data.test_dataloader)):
+        with pytest.raises(DataError, match=rf"no piece of the {split} split; add files, or give other --data.path"):
+            loader()
+    data.check_training(with_validation=False)
+    with pytest.raises(DataError, match=r"train without validation \(--trainer.limit_val_batches 0\)"):
+        data.check_training(with_validation=True)
+
+
+@pytest.mark.parametrize(("num_pieces", "counts"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1]), (30, [24, 3, 3])])
+def test_a_tenth_is_held_out_and_something_is_left_to_train(num_pieces: int, counts: list[int]) -> None:
+    splits = Counter(split_by_digest([f"{number:02d}" for number in range(num_pieces)]).values())
+    assert [splits[split] for split in ("train", "validation", "test")] == counts
+
+
+# Zips of MIDI files
+
+
+def test_a_zip_of_midi_files_gives_the_store_of_its_folder(midi_folder: Path) -> None:
+    (midi_folder / "broken.mid").write_bytes(b"MThd but no more")
+    store = MusicData(str(midi_folder), max_refused_share=0.2).store
+    notes = {"LICENSE": "free", "__MACOSX/._piece0.mid": "of a Mac", "deep/._x.mid": "too"}
+    path = zipped(midi_folder, notes)
+    data = MusicData(str(path), max_refused_share=0.2, cache_dir=str(path.parent / "other"))
+    assert isinstance(data.source(), MidiZip)
+    assert data.store.path.name == store.path.name
+    assert data.store.pieces == store.pieces
+    assert data.store.refused.keys() == store.refused.keys() == {"broken.mid"}
+    assert (data.store.tokens == store.tokens).all()
+    assert not list(path.parent.rglob("__MACOSX")), "something was unpacked"
+
+
+def test_a_zip_is_read_in_worker_processes(tmp_path: Path) -> None:
+    for number in range(FEW + 4):
+        write_midi(tmp_path / f"midi/{number:02d}.mid", number, num_notes=5)
+    store = MusicData(str(zipped(tmp_path / "midi"))).store
+    assert [piece.name for piece in store.pieces] == [f"{number:02d}.mid" for number in range(FEW + 4)]
+
+
+def test_a_zip_of_midi_that_climbs_out_links_or_swells_is_refused(midi_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"leads out of the collection; unpack it"):
+        MusicData(str(zipped(midi_folder, {"../../evil.mid": "x"}))).prepare_data()
+    path = zipped(midi_folder)
+    link = zipfile.ZipInfo("link.mid")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.raises(DataError, match="is a link"):
+        MusicData(str(path)).prepare_data()
+    content = bytearray(zipped(midi_folder).read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (0xFFFFFFF0).to_bytes(4, "little")  # what the directory says of its first member
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"would unpack to 4\.0 GiB, more than 2; unpack it"):
+        MusicData(str(path)).prepare_data()
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("readme.txt", "x")
+    with pytest.raises(DataError, match=r"no MIDI file .* in .*midi\.zip"):
+        MusicData(str(path)).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("piece.mid", None, "is a single MIDI file"),
+        ("cut.zip", b"PK but no more", "is not a readable zip: damaged, or not complete"),
+        ("music.tar", b"something", "is neither a folder nor a zip"),
+    ],
+)
+@pytest.mark.parametrize("is_variable", [False, True])
+def test_a_file_that_is_no_collection_is_named_with_what_can_be_given(
+    name: str, content: bytes | None, message: str, is_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_midi(tmp_path / name, 1)
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setenv("DSMR_MAESTRO", str(path))
+    option = "DSMR_MAESTRO" if is_variable else r"data\.path"
+    wanted = "give a folder or a zip of MIDI files, MAESTRO's zip or folder, or a token store"
+    with pytest.raises(DataError, match=f"^{option}: .*{message}; {wanted}$"):
+        MusicData(None if is_variable else str(path)).prepare_data()
+
+
+def test_a_zip_with_maestros_csv_stays_maestro(tmp_path: Path) -> None:
+    data = MusicData(str(zipped(make_maestro(tmp_path / "data", ROWS))))
+    assert isinstance(data.source(), MaestroZip)
+    assert data.store.description.startswith("MAESTRO in ")
+
+
+# Seconds of music
+
+
+def test_the_tokens_of_a_second_are_those_of_the_data(midi_folder: Path) -> None:
+    data = MusicData(str(midi_folder))
+    events = sum(len(encode(data.tokenizer, Score(path)).ids) - 2 for path in midi_folder.rglob("*.mid"))
+    seconds = sum(encode(data.tokenizer, Score(path)).seconds for path in midi_folder.rglob("*.mid"))
+    assert data.tokens_per_second == pytest.approx(events / seconds)
+    other = MusicData(str(midi_folder), tokenizer=TokenizerSpec("REMI"))
+    assert other.tokens_per_second != pytest.approx(data.tokens_per_second, rel=0.05)
 
 
 # Generated pieces
@@ -381,6 +490,74 @@ def test_transposition_moves_whole_pieces_anew_in_each_epoch_and_stays_in_range(
     assert shifts == {-3, -2, -1, 0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("lowest", "highest", "expected"),
+    [
+        (40, 90, (-3, 3)),
+        (21, 90, (0, 3)),
+        (23, 107, (-2, 1)),
+        (21, 108, (0, 0)),
+        (15, 90, (0, 3)),  # below the keys already: no lower than it is
+        (15, 120, (0, 0)),
+        (40, 112, (-3, 0)),
+    ],
+)
+def test_shifts_stay_on_the_piano_or_within_what_the_piece_has(
+    lowest: int, highest: int, expected: tuple[int, int]
+) -> None:
+    assert allowed_shifts(lowest, highest, 3, (0, 127)) == expected
+
+
+def test_shifts_stay_within_the_tokenizers_pitches() -> None:
+    assert allowed_shifts(40, 90, 3, (39, 91)) == (-1, 1)
+    assert allowed_shifts(30, 30, 12, (0, 127)) == (-9, 12)
+
+
+def played_pitches(data: MusicData, epoch: int) -> dict[int, set[int]]:
+    """Pitches of every training piece as it is read in an epoch."""
+    names = {id_: name.split("_") for name, id_ in data.tokenizer.vocab.items()}
+    data.seek(epoch)
+    targets = pieces_of(data, data.train_dataloader())
+    return {n: {int(names[i][1]) for i in ids if names[i][0].startswith("NoteO")} for n, ids in targets.items()}
+
+
+def test_no_transposed_piece_leaves_the_piano(tmp_path: Path) -> None:
+    for number, (low, high) in enumerate(
+        [(21, 60), (23, 60), (60, 107), (60, 108), (18, 60), (60, 111), (40, 70)] * 2
+    ):
+        score = Score(480)
+        score.tracks.append(Track("", 0, False))
+        score.tracks[0].notes.extend(Note(480 * k, 240, pitch, 60 + number) for k, pitch in enumerate((low, high)))
+        (tmp_path / "midi").mkdir(exist_ok=True)
+        score.dump_midi(tmp_path / f"midi/{number}.mid")
+    data = MusicData(str(tmp_path / "midi"), segment_length=16, num_lanes=2, transpose=3)
+    seen: dict[int, set[tuple[int, int]]] = {}
+    for epoch in range(40):
+        for number, pitches in played_pitches(data, epoch).items():
+            seen.setdefault(number, set()).add((min(pitches), max(pitches)))
+    for number, ranges in seen.items():
+        piece = data.store.pieces[number]
+        assert min(low for low, _ in ranges) >= min(21, piece.pitch_min)
+        assert max(high for _, high in ranges) <= max(108, piece.pitch_max)
+        low, high = allowed_shifts(piece.pitch_min, piece.pitch_max, 3, (0, 127))
+        assert {first - piece.pitch_min for first, _ in ranges} == set(range(low, high + 1)), "a shift is never drawn"
+
+
+@pytest.mark.maestro
+def test_no_transposed_piece_of_the_real_maestro_leaves_the_piano(
+    maestro: str,
+) -> None:
+    data = MusicData(maestro, segment_length=2048, num_lanes=32, transpose=3)
+    plain = {n: (data.store.pieces[n].pitch_min, data.store.pieces[n].pitch_max) for n in data.pieces("train")}
+    assert (min(low for low, _ in plain.values()), max(high for _, high in plain.values())) == (21, 108)
+    for epoch in range(2):
+        played = played_pitches(data, epoch)
+        moved = sum((min(pitches), max(pitches)) != plain[number] for number, pitches in played.items())
+        assert moved > len(plain) / 2
+        assert min(map(min, played.values())) == 21
+        assert max(map(max, played.values())) == 108
+
+
 def test_another_number_of_processes_is_refused_by_the_trainers_names(midi_folder: Path) -> None:
     saved = MusicData(str(midi_folder)).state_dict()
     data = MusicData(str(midi_folder))
@@ -506,8 +683,6 @@ def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: 
 
 @pytest.mark.maestro
 def test_the_real_maestro_keeps_every_note_and_its_onset(maestro: str) -> None:
-    from symusic import Score
-
     source = find_maestro(maestro)
     entries = source.entries()
     assert Counter(entry.split for entry in entries) == {"train": 962, "validation": 137, "test": 177}

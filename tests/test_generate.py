@@ -1,5 +1,6 @@
 """Generation: the same function as in training, only valid music, files that hold what was read and drawn."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -17,10 +18,11 @@ from dsmr.data.tokenizer import BOS, EOS, PAD, Performance, TokenizerSpec, build
 from dsmr.generate import Generator, Prompt, Sampling, compose
 from dsmr.generate.continuations import continuations
 from dsmr.generate.grammar import Grammar, PerformanceGrammar, grammar_of
-from dsmr.generate.music import SEAM, closed, file_ticks
+from dsmr.generate.music import SEAM, closed, file_seconds, file_ticks
 from dsmr.generate.prompt import NOTHING, ticks_of
 from dsmr.generate.sampling import draw, within_kinds
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
+from test_tokenizer import ONE_STREAM
 
 SIZES = {"d_model": 32, "num_heads": 2, "init_std": 0.3}
 VARIANTS: dict[str, Callable[[], Backbone]] = {
@@ -211,11 +213,18 @@ def test_pieces_end_and_lanes_that_ended_are_silent(tokenizer: Performance) -> N
     assert steps == [[EOS, shift, shift], [PAD, EOS, shift], [PAD, PAD, EOS]]
 
 
+def other_generator(spec: TokenizerSpec) -> Generator:
+    """Random weights over the tokens of another tokenizer."""
+    tokenizer = build_tokenizer(spec)
+    torch.manual_seed(0)
+    backbone = RecurrentTransformer(len(tokenizer), "1x64+2x16", 16, num_layers=3, memory_block=16, **SIZES).eval()  # type: ignore[arg-type]
+    return Generator(backbone, tokenizer, Sampling(top_p=1.0))
+
+
 @pytest.mark.parametrize("name", ["REMI", "TSD", "MIDILike"])
 def test_other_tokenizers_follow_their_own_graph(name: str) -> None:
-    tokenizer = build_tokenizer(TokenizerSpec(name))
-    backbone = RecurrentTransformer(len(tokenizer), "1x64+2x16", 16, num_layers=3, memory_block=16, **SIZES).eval()  # type: ignore[arg-type]
-    made = Generator(backbone, tokenizer, Sampling(top_p=1.0))
+    made = other_generator(TokenizerSpec(name))
+    tokenizer = made.tokenizer
     (one,) = continuations(made, made.prompt(score(), 6.0), seconds=5.0)
     kinds = [tokenizer[id_].split("_")[0] for id_ in one.ids]
     graph = tokenizer.tokens_types_graph
@@ -224,6 +233,111 @@ def test_other_tokenizers_follow_their_own_graph(name: str) -> None:
     assert sum(note.time < 6 for note in notes) == sum(n.time < 6 for n in score().to("second").tracks[0].notes)
     with pytest.raises(ValueError, match="performance tokens only"):
         made.stream()
+
+
+@pytest.mark.parametrize("name", [*ONE_STREAM, "BEAT"])
+def test_other_tokenizers_allow_what_they_write_and_decode_what_is_drawn(name: str) -> None:
+    tokenizer = build_tokenizer(ONE_STREAM.get(name, TokenizerSpec(name)))
+    grammar = grammar_of(tokenizer)
+    grammar.begin([BOS], 1)
+    last = BOS
+    for id_ in encode(tokenizer, score(seconds=20)).ids[1:].tolist():
+        assert grammar.allowed(may_end=True)[0, id_], f"{tokenizer[id_]} after {tokenizer[last]}"
+        grammar.advance(torch.tensor([id_]))
+        last = id_
+    draws = torch.Generator().manual_seed(0)
+    for may_end in (True, False) * 5:
+        grammar.begin([BOS], 1)
+        ids = []
+        while len(ids) < 150 and EOS not in ids[-1:]:
+            token_B = torch.multinomial(grammar.allowed(may_end=may_end)[0].float(), 1, generator=draws)
+            ids += token_B.tolist()
+            grammar.advance(token_B)
+        assert may_end or EOS not in ids
+        assert min(ids) >= EOS
+        assert len(decode(tokenizer, ids).tracks) <= 1
+
+
+@pytest.mark.parametrize("name", [*ONE_STREAM, "BEAT"])
+def test_other_tokenizers_continue_a_prompt(name: str) -> None:
+    made = other_generator(ONE_STREAM.get(name, TokenizerSpec(name)))
+    music = score(bpm=80.0)
+    prompt = made.prompt(music)
+    assert not {EOS, made.tokenizer.vocab.get("Track_End")} & set(prompt.ids)
+    (one,) = continuations(made, prompt, seconds=2.0)
+    found, given = (
+        Counter((round(n.time, 3), n.pitch) for n in s.to("second").tracks[0].notes) for s in (one.score, music)
+    )
+    assert given <= found, "the prompt is in the file"
+    assert all(time < prompt.seam + 2.0 for time, _ in found - given)
+
+
+@pytest.mark.parametrize("bpm", [60.0, 120.0, 200.0])
+@pytest.mark.parametrize("name", ["REMI", "TSD", "PerTok"])
+def test_a_model_that_knows_a_piece_continues_it_in_time_at_any_tempo(
+    name: str, bpm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, reached = other_generator(ONE_STREAM[name]), []
+    music = score(seconds=30.0, bpm=bpm, pedal=False)
+    prompt = made.prompt(music, 8.0)
+    whole = encode(made.tokenizer, music).ids.tolist()
+    assert whole[: len(prompt.ids)] == prompt.ids
+    monkeypatch.setattr(made, "tokens", lambda *_, **__: ([id_] for id_ in whole[len(prompt.ids) :]))
+    (one,) = continuations(made, prompt, seconds=12.0, progress=reached.append)
+    grid = 60 / bpm / 8
+    assert 20.0 - 1.0 < prompt.seam + one.seconds <= 20.0
+    found, given = (
+        np.sort([note.time for note in s.to("second").tracks[0].notes if note.time < 20.0 - grid])
+        for s in (one.score, music)
+    )
+    assert abs(len(found) - len(given)) <= 2, "what falls onto one grid point is one note"
+    assert np.abs(found[:, None] - given).min(axis=0).max() <= grid
+    assert max(note.time + note.duration for note in one.score.to("second").tracks[0].notes) <= 20.001
+    assert reached == sorted(reached)
+    assert 0 < reached[0] < reached[-1] == 12.0
+    steps = np.diff([0.0, *reached])
+    assert steps.max() < 6.0, "64 tokens are a few seconds"
+
+
+def test_progress_is_never_below_nothing_nor_above_the_goal(tokenizer: Performance) -> None:
+    sparse = Score(480)
+    sparse.tracks.append(Track("", 0, False))
+    sparse.tracks[0].notes.extend([Note(0, 480, 60, 70), Note(480 * 400, 480, 62, 70)])  # at 0 and 200 s
+    reached: list[float] = []
+    for made, seam in ((generator(), 150.0), (other_generator(TokenizerSpec("REMI")), 150.0)):
+        continuations(made, made.prompt(sparse, seam), seconds=0.3, num=3, progress=reached.append)
+        assert reached[-1] <= 0.3 * 3
+    assert min(reached) >= 0
+    assert max(reached) == 0.3 * 3
+
+
+def test_lanes_of_other_tokenizers_stop_where_each_alone_would() -> None:
+    made = other_generator(TokenizerSpec("REMI"))
+    prompt = made.prompt(score(), 6.0)
+    together = continuations(made, prompt, seconds=3.0, num=3, seed=4)
+    assert len({len(one.ids) for one in together}) == 3, "no lane went on for another one"
+    for lane, one in enumerate(together):
+        (alone,) = continuations(made, prompt, seconds=3.0, seed=4 + lane)
+        assert alone.ids == one.ids
+        assert alone.score.dumps_midi() == one.score.dumps_midi()
+        assert alone.seconds == one.seconds
+
+
+@pytest.mark.parametrize("spec", [TokenizerSpec("REMI"), TokenizerSpec("MMM", {"base_tokenizer": "TSD"})])
+def test_other_tokenizers_end_their_pieces(spec: TokenizerSpec) -> None:
+    made, reached = other_generator(spec), []
+    pieces = continuations(made, seconds=3000.0, num=2, until_end=True, progress=reached.append)
+    assert all(one.has_ended and one.ids[-1] == EOS for one in pieces)
+    assert 0 < reached[-1] <= sum(one.seconds for one in pieces) < 6000.0
+
+
+def test_seconds_of_a_file_are_the_inverse_of_its_ticks() -> None:
+    music = score(bpm=93.0)
+    music.tempos.extend([Tempo(1000, 60.0), Tempo(3000, 200.0)])
+    ticks = np.asarray([0, 1, 999, 1000, 1001, 2999, 3000, 9000])
+    assert file_ticks(music, file_seconds(music, ticks)).tolist() == ticks.tolist()
+    notes = music.tracks[0].notes.numpy()["time"]
+    assert file_seconds(music, notes) == pytest.approx(music.to("second").tracks[0].notes.numpy()["time"], abs=1e-4)
 
 
 # sampling

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.model import format_horizons, parse_horizons
-from dsmr.model.horizons import check_horizons, describe, earliest, picture, receptive_field
+from dsmr.model import PerceiverAR, format_horizons, parse_horizons
+from dsmr.model.horizons import TokenRate, check_horizons, describe, earliest, picture, receptive_field
 from dsmr.model.schedules import expand
 
 
@@ -36,8 +36,23 @@ def test_impossible_horizons_are_refused_with_what_would_be_possible() -> None:
         check_horizons((512,), 100, 128)
 
 
-def test_a_description_names_the_budget_and_the_seconds_of_music() -> None:
-    assert describe((3584, 512)) == "1x3584+1x512 (budget 4,096 tokens, longest 90 s of music)"
+def test_a_description_names_the_budget_and_the_seconds_of_music_of_the_data() -> None:
+    start = "1x3584+1x512 (budget 4,096 tokens"
+    assert describe((3584, 512)) == f"{start}, longest 90 s of music in MAESTRO)"
+    assert describe((3584, 512), TokenRate(20.0)) == f"{start}, longest 179 s of music)"
+    assert describe((3584, 512), None) == f"{start})"
+
+
+def test_a_picture_tells_the_seconds_of_the_data_or_none() -> None:
+    assert picture((320,), TokenRate(20.0), width=4) == "    0 \u2588\u2588\u2588\u2588     320 tokens   16.0 s    8%"
+    assert picture((320,), None, width=4) == "    0 \u2588\u2588\u2588\u2588     320 tokens    8%"
+
+
+@pytest.mark.parametrize(("rate", "time"), [(TokenRate(20.0), " (16 s of music)"), (None, "")])
+def test_a_prefix_is_told_in_the_seconds_of_the_data(rate: TokenRate | None, time: str) -> None:
+    network = PerceiverAR(11, None, 16, prefix_length=320, d_model=16, num_layers=1, num_heads=2)
+    assert network.summary(rate) == f"no horizons; a prefix of 320 token ids{time}"
+    assert network.summary() == "no horizons; a prefix of 320 token ids (8 s of music in MAESTRO)"
 
 
 def test_a_picture_has_a_bar_for_each_layer_the_top_one_first() -> None:

@@ -1,5 +1,8 @@
 """The `performance` encoding, other tokenizers, and the way back to MIDI."""
 
+import linecache
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from symusic import ControlChange, Note, Score, Tempo, Track
 
 from conftest import write_midi
 from dsmr.data.errors import Refused
+from dsmr.data.store import store_key
 from dsmr.data.tokenizer import (
     BOS,
     EOS,
@@ -161,6 +165,159 @@ def test_unknown_tokenizers_and_settings_are_refused_by_name() -> None:
         build_tokenizer(TokenizerSpec("performance", {"num_velocities": 8}))
     with pytest.raises(ValueError, match="several streams"):
         build_tokenizer(TokenizerSpec("Octuple"))
+
+
+PERTOK = {
+    "ticks_per_quarter": 320,
+    "use_microtiming": True,
+    "max_microtiming_shift": 0.125,
+    "num_microtiming_bins": 30,
+}
+ONE_STREAM: dict[str, TokenizerSpec] = {
+    "REMI": TokenizerSpec("REMI"),
+    "REMI with programs": TokenizerSpec("REMI", {"use_programs": True}),
+    "REMI with pitch intervals": TokenizerSpec("REMI", {"use_pitch_intervals": True}),
+    "REMI with pedals, rests, chords and tempi": TokenizerSpec(
+        "REMI", {"use_sustain_pedals": True, "use_rests": True, "use_chords": True, "use_tempos": True}
+    ),
+    "REMI with numbered bars": TokenizerSpec("REMI", {"max_bar_embedding": 120}),
+    "TSD": TokenizerSpec("TSD"),
+    "MIDILike": TokenizerSpec("MIDILike", {"max_duration": [4, 0, 8]}),
+    "Structured": TokenizerSpec("Structured"),
+    "PerTok": TokenizerSpec("PerTok", PERTOK),
+    "PerTok with positions": TokenizerSpec("PerTok", {"additional_params": {**PERTOK, "use_position_toks": True}}),
+    "PerTok without microtiming": TokenizerSpec(
+        "PerTok", {"ticks_per_quarter": 320, "use_microtiming": False, "max_microtiming_shift": 0.125}
+    ),
+    "MMM of REMI": TokenizerSpec("MMM", {"base_tokenizer": "REMI", "use_bar_end_tokens": True}),
+    "MMM of TSD": TokenizerSpec("MMM", {"additional_params": {"base_tokenizer": "TSD"}}),
+}
+"""Tokenizers whose notes are as many as their note-on tokens; BEAT's are fewer, since it writes long notes again."""
+
+
+@pytest.mark.parametrize("name", [*ONE_STREAM, "BEAT"])
+def test_every_tokenizer_of_one_stream_encodes_and_decodes(name: str, tmp_path) -> None:
+    tokenizer = build_tokenizer(ONE_STREAM.get(name, TokenizerSpec(name)))
+    score = Score(write_midi(tmp_path / "a.mid", 0))
+    encoded = encode(tokenizer, score)
+    music = decode(tokenizer, encoded.ids)
+    assert len(music.tracks) == 1
+    if name == "BEAT":
+        assert encoded.num_notes > 60
+    else:
+        assert encoded.num_notes == 60
+    assert abs(music.note_num() - 60) <= 2, "what falls onto one grid point is one note"
+    assert encoded.ids[0] == BOS
+    assert encoded.ids[-1] == EOS
+
+
+@pytest.mark.parametrize("name", ONE_STREAM)
+def test_tokens_of_other_tokenizers_transpose_the_music(name: str, tmp_path) -> None:
+    tokenizer = build_tokenizer(ONE_STREAM[name])
+    ids = encode(tokenizer, Score(write_midi(tmp_path / "a.mid", 3))).ids
+    tables = transpositions(tokenizer, 2)
+    pitches = [decode(tokenizer, table[ids]).tracks[0].notes.numpy()["pitch"] for table in tables]
+    for semitones, moved in zip(range(-2, 3), pitches, strict=True):
+        assert np.array_equal(np.sort(moved), np.sort(pitches[2]) + semitones)
+
+
+def test_tokens_that_name_intervals_are_not_transposed() -> None:
+    with pytest.raises(ValueError, match=r"cannot be transposed one by one; set data\.transpose to 0"):
+        transpositions(build_tokenizer(TokenizerSpec("BEAT")), 3)
+
+
+SETTINGS: dict[str, tuple[str, dict[str, object], str]] = {
+    "a typo": ("REMI", {"num_velocites": 8}, "no setting 'num_velocites' for REMI; did you mean num_velocities?"),
+    "a typo of a class's own setting": ("REMI", {"max_bar_embeding": 8}, "did you mean max_bar_embedding?"),
+    "a typo in additional_params": (
+        "PerTok",
+        {"additional_params": PERTOK | {"ticks_per_quater": 1}},
+        "PerTok does not read 'ticks_per_quater' there; did you mean ticks_per_quarter?",
+    ),
+    "another class's setting": ("TSD", {"max_bar_embedding": 8}, "no setting 'max_bar_embedding' for TSD"),
+    "a general setting in additional_params": (
+        "REMI",
+        {"additional_params": {"num_velocities": 8}},
+        "does not read 'num_velocities' there; give it in data.tokenizer.config itself",
+    ),
+    "additional_params that are none": ("REMI", {"additional_params": [1]}, "it must be a mapping"),
+    "the name of MidiTok's own keywords": ("REMI", {"kwargs": 1}, "no setting 'kwargs'"),
+    "what PerTok needs": (
+        "PerTok",
+        {"ticks_per_quarter": 320},
+        "PerTok needs use_microtiming, max_microtiming_shift, num_microtiming_bins; for example",
+    ),
+    "what MMM needs": ("MMM", {}, 'MMM needs base_tokenizer; for example {"base_tokenizer": "REMI"}'),
+    "what MMM cannot be made of": ("MMM", {"base_tokenizer": "Octuple"}, "MidiTok's MMM refuses"),
+    "PerTok with pedals": (
+        "PerTok",
+        PERTOK | {"use_sustain_pedals": True},
+        "cannot encode a piano piece and decode it again (AttributeError: 'int' object has no attribute 'int'); set "
+        "use_sustain_pedals to false",
+    ),
+    "PerTok with tempi": ("PerTok", PERTOK | {"use_tempos": True}, "cannot encode a piano piece and decode it again"),
+    "other special tokens": ("REMI", {"special_tokens": ["PAD"]}, "are always PAD, BOS, EOS, MASK; leave them out"),
+    "several streams": ("CPWord", {}, "CPWord writes several streams at once"),
+    "another spelling": ("pertok", {}, "did you mean PerTok?"),
+    "no tokenizer": ("MusicTokenizer", {}, "known: BEAT"),
+    "a module that is not there": ("nowhere.Mine", {}, "nowhere to PYTHONPATH, or install it"),
+    "a class that is not there": ("miditok.Mine", {}, "miditok.Mine cannot be imported"),
+    "a class that is no tokenizer": ("json.JSONDecoder", {}, "is not a subclass of miditok.MusicTokenizer"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_cannot_be_are_refused_in_one_line(case: str) -> None:
+    name, config, message = SETTINGS[case]
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        build_tokenizer(TokenizerSpec(name, config))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+OWN = """
+from miditok import TSD
+
+class Mine(TSD):
+    def _tweak_config_before_creating_voc(self):
+        super()._tweak_config_before_creating_voc()
+        self.mine = self.config.additional_params.get("mine", 1)
+
+class OneWay(TSD):
+    def _tokens_to_score(self, *arguments):
+        raise NotImplementedError("no way back")
+
+class Mute(TSD):
+    def _tokens_to_score(self, *arguments):
+        score = super()._tokens_to_score(*arguments)
+        score.tracks[0].notes.clear()
+        return score
+"""
+
+
+def test_a_tokenizer_class_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_tokens.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    tokenizer = build_tokenizer(TokenizerSpec("own_tokens.Mine", {"additional_params": {"mine": 3}}))
+    assert tokenizer.mine == 3
+    with pytest.raises(ValueError, match=r"'mine' for Mine; what only your class reads goes into additional_params"):
+        build_tokenizer(TokenizerSpec("own_tokens.Mine", {"mine": 3}))
+    with pytest.raises(ValueError, match=r"own_tokens.OneWay .* decode it again \(NotImplementedError: no way back\)"):
+        build_tokenizer(TokenizerSpec("own_tokens.OneWay"))
+    with pytest.raises(ValueError, match=r"own_tokens.Mute with this config decodes no note"):
+        build_tokenizer(TokenizerSpec("own_tokens.Mute"))
+
+
+def test_a_store_knows_the_source_of_a_tokenizer_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "own_source.py"
+    path.write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    first = store_key(TokenizerSpec("own_source.Mine"), [])
+    assert store_key(TokenizerSpec("own_source.Mine"), []) == first
+    assert first.startswith("own_source.Mine-")
+    path.write_text(OWN + "# changed\n")
+    linecache.clearcache()
+    assert store_key(TokenizerSpec("own_source.Mine"), []) != first
 
 
 def test_only_piano_is_read_and_hands_are_merged() -> None:

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from dsmr import model as networks
 from dsmr.model import Backbone, format_horizons
 from dsmr.model.attention import Form
 from dsmr.model.backbone import is_ours, name_of, without_weights
+from dsmr.model.horizons import MAESTRO_RATE, TokenRate
 
 FORMAT_VERSION = 2
 SECTION = "dsmr"
@@ -44,6 +46,7 @@ class Loaded:
         path: the file.
         vocabulary: ids of all tokens by name, where an exported model has them.
         data: what it was trained on, where that is known: `MAESTRO`, `MIDI files`, ...
+        tokens_per_second: of that music; None if it is not known.
     """
 
     backbone: Backbone
@@ -51,9 +54,20 @@ class Loaded:
     path: Path
     vocabulary: dict[str, int] | None = None
     data: str | None = None
+    tokens_per_second: float | None = None
+
+    @property
+    def rate(self) -> TokenRate | None:
+        """Tokens in a second of music, see `token_rate`."""
+        return token_rate({"tokens_per_second": self.tokens_per_second, "tokenizer": self.tokenizer})
 
 
-def describe(backbone: Backbone, tokenizer: dict[str, Any] | None, data: str | None = None) -> dict[str, Any]:
+def describe(
+    backbone: Backbone,
+    tokenizer: dict[str, Any] | None,
+    data: str | None = None,
+    tokens_per_second: float | None = None,
+) -> dict[str, Any]:
     """Section of a checkpoint about the network, its tokenizer and what it was trained on.
 
     Raises:
@@ -69,6 +83,7 @@ def describe(backbone: Backbone, tokenizer: dict[str, Any] | None, data: str | N
         "vocab_size": backbone.vocab_size,
         "tokenizer": tokenizer,
         "data": data,
+        "tokens_per_second": tokens_per_second,
     }
 
 
@@ -121,6 +136,17 @@ def check_rebuilds(backbone: Backbone) -> None:
     shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (backbone, rebuilt)]
     if shapes[0] != shapes[1] or plain_config(rebuilt) != config:
         raise ValueError(f"{name} becomes another network when it is built again from its config(); {fix}")
+
+
+def token_rate(section: Mapping[str, Any]) -> TokenRate | None:
+    """Tokens in a second of the music that a network was trained on.
+
+    A section that does not say so, as of older versions, has MAESTRO's with `performance` tokens, and else none.
+    """
+    known = section.get("tokens_per_second")
+    if known is not None:
+        return TokenRate(known)
+    return MAESTRO_RATE if (section.get("tokenizer") or {}).get("name") == "performance" else None
 
 
 def check_same(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
@@ -250,7 +276,8 @@ def load(given: str | Path, *, horizons: str | None = None, attention: Form = "a
             f"{path} does not fit the network {section['backbone']} as it is now ({reason}); use the version that "
             "trained it"
         ) from error
-    return Loaded(backbone.eval(), section["tokenizer"], path, vocabulary, section.get("data"))
+    about = section.get("data"), section.get("tokens_per_second")
+    return Loaded(backbone.eval(), section["tokenizer"], path, vocabulary, *about)
 
 
 def network_of(section: dict[str, Any], path: Path) -> type[Backbone]:

@@ -15,7 +15,6 @@ from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_exported, sha256
 from dsmr.model import format_horizons
 from dsmr.model.backbone import is_ours, name_of
-from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report.collect import CONFIG as RUN_CONFIG
 from dsmr.report.collect import Run, read_run
 
@@ -91,7 +90,7 @@ def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | N
         (folder / SETTINGS).write_text(settings, encoding="utf-8")
     description = {
         "library": "dsmr",
-        "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data),
+        "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data, loaded.tokens_per_second),
         "parameters": sum(parameter.numel() for parameter in loaded.backbone.parameters()),
         "measured": measured(run),
         "licence": licence or identifier,
@@ -178,7 +177,8 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
     if not horizons and "prefix_length" in config:
         spelling = f"none; a prefix of {config['prefix_length']} tokens"
     sizes = [f"{config[key]}" for key in ("num_layers", "d_model", "num_heads") if key in config]
-    length = model["segment_length"]
+    length, rate = model["segment_length"], checkpoints.token_rate(model)
+    about = "" if rate is None else f", about {rate.seconds(length):.0f} {rate.label}"
     lines = [
         "---",
         f"license: {description['licence']}",
@@ -197,7 +197,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         *([f"| layers, width, heads | {', '.join(sizes)} |"] if len(sizes) == 3 else []),
         *([] if is_ours(model["backbone"]) else [f"| network | `{model['backbone']}` |"]),
         f"| horizons, bottom to top | `{spelling}` |",
-        f"| segment | {length} tokens, about {length / TOKENS_PER_SECOND:.0f} s |",
+        f"| segment | {length} tokens{about} |",
         f"| tokens | {model['tokenizer']['name']}, {model['vocab_size']} |",
         f"| trained on | {model.get('data') or 'not recorded'} |",
     ]

@@ -350,7 +350,8 @@ class RecurrentLM(LightningModule):
         """What a checkpoint says of the network, its tokenizer and its data; see `dsmr.checkpoint.describe`."""
         spec = None if self._data is None else vars(self._data.tokenizer_spec)
         data = None if self._data is None else self._data.store.description.partition(" in ")[0]
-        return checkpoints.describe(self.backbone, spec, data)
+        rate = None if self._data is None else self._data.tokens_per_second
+        return checkpoints.describe(self.backbone, spec, data, rate)
 
     def training_state(self) -> list[Tensor]:
         """Keys and values of the training memory, (B, H, M, D); none before the first step."""

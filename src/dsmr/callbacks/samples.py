@@ -13,7 +13,6 @@ from dsmr.callbacks.throughput import Throughput
 from dsmr.data.tokenizer import BOS, decode
 from dsmr.generate import Generator, Sampling
 from dsmr.model.backbone import twin
-from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.report import plot_piano_roll
 
 
@@ -25,7 +24,7 @@ class Samples(Callback):
     Args:
         folder: the run.
         every_n_steps: optimizer steps between two samples; 0 means none.
-        seconds: of music, about: a sample has so many seconds' mean number of tokens.
+        seconds: of music, about: a sample has so many seconds' mean number of tokens in the data.
         clock: measures training, and stops meanwhile.
 
     Raises:
@@ -58,9 +57,10 @@ class Samples(Callback):
                 self.clock.go_on(pl_module)
 
     def _write(self, trainer: Trainer, pl_module: Any, step: int) -> None:
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        tokenizer, count = data.tokenizer, round(self.seconds * data.tokens_per_second)
         drawn = Generator(twin(pl_module.backbone), tokenizer, Sampling(top_p=1.0)).tokens(may_end=False)
-        ids = [BOS, *(token for (token,) in islice(drawn, round(self.seconds * TOKENS_PER_SECOND)))]
+        ids = [BOS, *(token for (token,) in islice(drawn, count))]
         score = decode(tokenizer, ids)
         self.folder.mkdir(parents=True, exist_ok=True)
         score.dump_midi(self.folder / f"step-{step:07d}.mid")

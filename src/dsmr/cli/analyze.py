@@ -28,7 +28,7 @@ from dsmr.data.tokenizer import encode
 from dsmr.files import replacing
 from dsmr.model.backbone import name_of
 from dsmr.model.decoder import Decoder
-from dsmr.model.horizons import format_horizons
+from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.pieces import Comparison, PieceTable, compare, ratio, why_without
 from dsmr.report import Depth, check_pictures, plot_schedules
 from dsmr.report.memory import clock, plot_distances, plot_heard
@@ -79,7 +79,8 @@ def run(command: str, arguments: list[str]) -> int:
         raise ValueError("--piece looks at one piece; ask for a --budget in a call of its own")
     if settings.trained is not None and settings.budget is None:
         raise ValueError("--trained compares a run with the suggestion; give the --budget of the suggestion")
-    backbone = checkpoints.load(cli.exported or cli.checkpoint).backbone.to(device)
+    loaded = checkpoints.load(cli.exported or cli.checkpoint)
+    backbone = loaded.backbone.to(device)
     asked = checkpoints.describe(cli.model.backbone, None)
     checkpoints.check_same(checkpoints.describe(backbone, None), asked, horizons_too=True)
     if not isinstance(backbone, Decoder):
@@ -94,12 +95,14 @@ def run(command: str, arguments: list[str]) -> int:
     if settings.budget is not None:
         check_budget(backbone.horizons, settings.budget, backbone.memory_block)
     trained = None if settings.trained is None else read_trained(settings.trained)
+    if settings.piece is None:
+        cli.datamodule.pieces("validation")  # refuses data without any before a folder is made
     folder = made(Path(settings.folder) if settings.folder else cli.folder / "analysis")
-    print(backbone.summary(), flush=True)
+    print(backbone.summary(loaded.rate), flush=True)
     if settings.piece is not None:
         result = one_piece(backbone, cli.datamodule.tokenizer, Path(settings.piece), folder, settings.picture)
     else:
-        result = whole_split(cli, backbone, folder, trained)
+        result = whole_split(cli, backbone, folder, trained, loaded.rate)
     write_result({"checkpoint": str(cli.checkpoint), "commit": commit(), **result}, as_json=cli.as_json, output=output)
     return 0
 
@@ -133,7 +136,9 @@ def read_trained(given: str) -> Trained:
     return Trained(folder.name, horizons, PieceTable.read(folder / pieces.NAME))
 
 
-def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Trained | None) -> dict[str, Any]:
+def whole_split(
+    cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Trained | None, rate: TokenRate | None
+) -> dict[str, Any]:
     """Attention by distance, the worth of every layer's memory, and where asked a suggested schedule."""
     data, settings = cli.datamodule, cli.config
     if data.windows is not None:
@@ -169,7 +174,7 @@ def whole_split(cli: AnalyzeCLI, backbone: Decoder, folder: Path, trained: Train
         name = shlex.quote(str(cli.exported or cli.folder))
         print(f"next: dsmr analyze --checkpoint {name} --budget {budget} suggests a schedule")
         return result
-    result |= tell_suggestion(found, backbone, folder, trained, picture=settings.picture)
+    result |= tell_suggestion(found, backbone, folder, trained, rate, picture=settings.picture)
     own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG))} "
     print(f"next: dsmr fit {own}--config {shlex.quote(result['overlay'])} --name suggested-{settings.budget}")
     return result
@@ -215,7 +220,13 @@ def tell_layers(
 
 
 def tell_suggestion(
-    found: Suggestion, backbone: Decoder, folder: Path, trained: Trained | None, *, picture: bool
+    found: Suggestion,
+    backbone: Decoder,
+    folder: Path,
+    trained: Trained | None,
+    rate: TokenRate | None,
+    *,
+    picture: bool,
 ) -> dict[str, Any]:
     """Write the suggestion as a config to train with, and say what it is expected to cost."""
     spelling = format_horizons(found.horizons)
@@ -246,7 +257,7 @@ def tell_suggestion(
     if picture:
         path = folder / f"suggested-{sum(found.horizons)}.png"
         shapes = {"trained": found.trained, "suggested": found.horizons}
-        depths = {n: Depth(h, backbone.segment_length, backbone.rule) for n, h in shapes.items()}
+        depths = {n: Depth(h, backbone.segment_length, backbone.rule, rate) for n, h in shapes.items()}
         plot_schedules(depths, path)
         print(f"  {path}")
     if trained is not None:

@@ -1,5 +1,6 @@
 """Config files by path or by shipped name: `--config two_scale` finds `configs/horizons/two_scale.yaml`."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,37 @@ def level_given(arguments: list[str], key: str) -> int:
         if found is not None:
             levels.append(position)
     return max(levels)
+
+
+def data_options(arguments: list[str]) -> list[str]:
+    """Options that decide the data: every `--config`, and all that is given of `data`."""
+    return [
+        part for name, parts in grouped(arguments) if belongs(name, ("--config", "-c", "--data")) for part in parts
+    ]
+
+
+def left_out(arguments: list[str], options: Sequence[str]) -> list[str]:
+    """Command line without some options and all keys below them."""
+    return [part for name, parts in grouped(arguments) if not belongs(name, options) for part in parts]
+
+
+def belongs(name: str, options: Sequence[str]) -> bool:
+    """True for one of some options, and for a key below it."""
+    return any(name == option or name.startswith(f"{option}.") for option in options)
+
+
+def grouped(arguments: list[str]) -> list[tuple[str, list[str]]]:
+    """Options of a command line, each with its parts: `--a=1`, or `--a` and what follows it up to the next option."""
+    found: list[tuple[str, list[str]]] = []
+    for argument in arguments:
+        if argument.startswith("--") or argument == "-c" or not found:
+            found.append((argument.partition("=")[0], [argument]))
+        else:
+            found[-1][1].append(argument)
+    return found
+
+
+def has_training_settings(arguments: list[str]) -> bool:
+    """True where a `--config` says how to train, and not only on what."""
+    contents = [yaml.safe_load(find_config(given).read_text(encoding="utf-8")) for given in config_values(arguments)]
+    return any(isinstance(content, dict) and content.keys() & {"model", "trainer"} for content in contents)

@@ -1,5 +1,6 @@
 """`dsmr estimate`: what a training run needs and takes, before anyone trains."""
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import estimate as costs
+from dsmr.cli.configs import left_out
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.results import check_output, write_result
 from dsmr.devices import Device, find_device
@@ -17,6 +19,8 @@ from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import MIB
 from dsmr.rows import FULL_BUDGETS, WINDOW_SEGMENTS, build, paper_rows
 
+OWN_OPTIONS = ("--device", "--fit-memory", "--price-per-hour", "--epoch-tokens", "--output", "--json")
+FITTED_OPTIONS = ("--trainer.precision", "--data.num_lanes", "--model.horizons")
 PRECISIONS = {None: "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -50,7 +54,7 @@ def run(command: str, arguments: list[str]) -> int:
         if settings.fit_memory:
             result["fit_memory"] = fitted(plan, settings.epoch_tokens)
         result["rows"], result["absent"] = rows(plan, settings.epoch_tokens)
-        following = hint(plan, result)
+        following = hint(plan, result, arguments)
     else:
         result = costs.basic_estimate(network, num_lanes, precision, device) | {"rows": [], "absent": {}}
         following = "dsmr fit with the same options begins with a measured time per epoch"
@@ -130,6 +134,7 @@ def text(result: dict[str, Any], device: Device | None) -> str:
     if device is not None:
         low, high = result["tokens_per_second"]
         short, long = result["epoch_hours"]
+        whose = " of MAESTRO" if result["epoch_tokens"] == costs.MAESTRO_TRAINING_TOKENS else ""
         lines += [
             "",
             f"{device.name}: {device.memory_gib:g} GiB, {device.gigabytes_per_second:,g} GB/s ({device.source})",
@@ -137,7 +142,7 @@ def text(result: dict[str, Any], device: Device | None) -> str:
             f"  {'peak':<20}{result['peak_bytes'] / GIB:8.2f} GiB, {'fits' if result['fits'] else 'DOES NOT FIT'} "
             f"{costs.usable_bytes(device) / GIB:.1f} GiB (a tenth is left free)",
             f"  {low:,.0f} to {high:,.0f} tokens/s at {costs.UTILISATION[0]:.0%} to {costs.UTILISATION[1]:.0%} of the "
-            f"peak; an epoch of {result['epoch_tokens']:,} tokens takes {short:.2f} to {long:.2f} h"
+            f"peak; an epoch of {result['epoch_tokens']:,} tokens{whose} takes {short:.2f} to {long:.2f} h"
             + ("" if "epoch_cost" not in result else " and costs {:.2f} to {:.2f}".format(*result["epoch_cost"])),
             "  bytes are arithmetic, not measured on this device: expect 15 %; the share of the peak is a guess",
         ]
@@ -174,16 +179,15 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines + left_out
 
 
-def hint(plan: Plan, result: dict[str, Any]) -> str:
-    """The next useful command."""
+def hint(plan: Plan, result: dict[str, Any], arguments: list[str]) -> str:
+    """The next useful command, with the options that were given."""
     if plan.device is None:
         return "dsmr estimate --device rtx-3060-12gb --trainer.precision bf16-mixed tells what a GPU would take"
     if "fit_memory" in result:
         fit = result["fit_memory"]
-        return (
-            f"dsmr fit --trainer.precision {plan.precision} --data.num_lanes {fit['num_lanes']} "
-            f"--model.horizons {fit['spelling']}"
-        )
+        given = left_out(arguments, OWN_OPTIONS + FITTED_OPTIONS)
+        largest = ["--data.num_lanes", str(fit["num_lanes"]), "--model.horizons", fit["spelling"]]
+        return shlex.join(["dsmr", "fit", *given, "--trainer.precision", plan.precision, *largest])
     if plan.precision == "32-true":
         return "the same with --trainer.precision bf16-mixed"
     return "the same with --fit-memory finds the largest budget"

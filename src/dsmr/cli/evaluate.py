@@ -59,7 +59,7 @@ def parser() -> ArgumentParser:
     made.add_argument("folders", type=str, nargs="+", help="Folders of MIDI files; each is judged after its seam.")
     made.add_argument("--split", type=str, default="validation", help="The reference: train, validation or test.")
     made.add_argument(
-        "--data.path", type=str | None, default=None, help="MAESTRO, a folder of MIDI files or a store, as of fit."
+        "--data.path", type=str | None, default=None, help="MAESTRO, MIDI files (folder or zip) or a store, as of fit."
     )
     made.add_argument("--window", type=float, default=10.0, help="Seconds of the windows of time.")
     made.add_argument("--output", type=str | None, default=None, help="Folder for table, picture, JSON; null: FOLDER.")

@@ -85,6 +85,11 @@ def run(command: str, arguments: list[str]) -> int:
         print(f"continuing {options.prompt} from {prompt.seam:.2f} s on, after {len(prompt.ids):,} tokens", flush=True)
     began = time.perf_counter()
     with tqdm(total=seconds * options.num, desc="music", unit="s", bar_format=BAR) as bar:
+
+        def advance(done: float) -> None:
+            bar.n = min(done, bar.total)  # a sum of steps would be rounded beyond it
+            bar.update(0)
+
         made = continuations(
             generator,
             prompt,
@@ -92,7 +97,7 @@ def run(command: str, arguments: list[str]) -> int:
             num=options.num,
             seed=options.seed,
             until_end=options.until_end,
-            progress=lambda done: bar.update(done - bar.n),
+            progress=advance,
         )
     elapsed = time.perf_counter() - began
     pieces = [

@@ -228,6 +228,8 @@ class DsmrCLI(LightningCLI):
         check_callbacks(settings.trainer.callbacks)
         settle_length(settings.trainer, self._arguments)
         settle_validation(settings.trainer, self._arguments)
+        if self.command == "validate" and settings.trainer.limit_val_batches == 0:  # of a run without validation
+            settings.trainer.limit_val_batches = None
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.run_folder is not None:
@@ -397,6 +399,7 @@ def run(command: str, arguments: list[str]) -> int:
     cli.model.check_data(cli.datamodule)
     if command == "fit":
         checkpoints.check_rebuilds(cli.model.backbone)
+        cli.datamodule.check_training(with_validation=cli.trainer.limit_val_batches != 0)
     announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
     if cli.exported:
@@ -492,7 +495,8 @@ def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
     cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False, ckpt_path=path, weights_only=True)
     folder = cli.writer.folder
     print(f"{cli.writer.num_written} continuations in {folder}")
-    print(f"next: dsmr evaluate {folder}")
+    reference = ["--data.path", cli.config.data.path] if cli.config.data.path else []
+    print("next:", shlex.join(["dsmr", "evaluate", str(folder), *reference]))
     write_result({"folder": str(folder), "num": cli.writer.num_written}, as_json=cli.as_json, output=output)
     return 0
 

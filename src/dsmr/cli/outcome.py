@@ -8,9 +8,10 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from dsmr.checkpoint import BEST
+from dsmr.checkpoint import BEST, LAST
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
+from dsmr.model.horizons import TokenRate
 from dsmr.model.memory import MIB
 from dsmr.module import RecurrentLM
 
@@ -21,7 +22,7 @@ def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
     backbone, precision = model.backbone, str(trainer.precision)
     parameters = sum(p.numel() for p in backbone.parameters())
     size = backbone.state_bytes(data.num_lanes, 2 if "16" in precision else 8 if "64" in precision else 4)
-    print(backbone.summary())
+    print(backbone.summary(TokenRate(data.tokens_per_second)))
     print(f"{parameters:,} parameters, memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes", flush=True)
 
 
@@ -59,7 +60,13 @@ def conclude(
         result |= {"split": split, "partial": seen != tokens}
     if command == "fit":
         is_scored = (folder / BEST).is_file() or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if not is_scored:
+        run = shlex.quote(str(folder))
+        if is_scored:
+            print(f"next: dsmr validate --checkpoint {run}")
+        elif not trainer.limit_val_batches:
+            print(f"trained without validation, so that there is no {BEST}; other commands take {LAST}")
+            print(f"next: dsmr generate --checkpoint {run} --output music.mid")
+        else:
             print("no validation has come, so that there is no best checkpoint: lower trainer.val_check_interval")
-        print(f"next: dsmr {'validate --checkpoint' if is_scored else 'fit --resume'} {shlex.quote(str(folder))}")
+            print(f"next: dsmr fit --resume {run}")
     return result

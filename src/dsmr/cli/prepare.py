@@ -3,11 +3,12 @@
 import shlex
 import time
 from collections import Counter
+from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from dsmr.cli.configs import take_flag
-from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.configs import data_options, has_training_settings, take_flag
+from dsmr.cli.lightning import CONFIG, DsmrCLI
 from dsmr.cli.progress import bar
 from dsmr.cli.results import check_output, write_result
 from dsmr.data.download import LICENCE, download_maestro
@@ -25,6 +26,18 @@ class PrepareCLI(DsmrCLI):
         """Build the datamodule and no model."""
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self.config_init.data
+
+
+def following(arguments: list[str], checkpoint: Path | None, *, has_validation: bool) -> str:
+    """The command that trains on the store: with all options that decided it."""
+    options = data_options(arguments)
+    if checkpoint is not None:
+        options = ["--config", str(checkpoint.parent / CONFIG), *options]
+    if not has_training_settings(options):
+        options = ["--config", "laptop", *options]
+    if not has_validation:
+        options += ["--trainer.limit_val_batches", "0"]
+    return shlex.join(["dsmr", "fit", *options])
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -56,11 +69,10 @@ def run(command: str, arguments: list[str]) -> int:
         f"{store.description}: {len(store.pieces):,} pieces "
         f"({', '.join(f'{count:,} {split}' for split, count in splits.items())}), "
         f"{len(store.refused)} refused, {hours:.1f} hours, {notes:,} notes, {tokens:,} tokens "
-        f"({events / notes:.2f} per note, {events / hours / 3600:.1f} per second), {seconds:.0f} s"
+        f"({events / notes:.2f} per note, {store.tokens_per_second:.1f} per second), {seconds:.0f} s"
     )
     print(f"token store: {store.path}")
-    given = f" --data.path {shlex.quote(cli.datamodule.path)}" if cli.config.data.path else ""
-    print(f"next: dsmr fit --config laptop{given}")
+    print(f"next: {following(arguments, cli.checkpoint, has_validation='validation' in splits)}")
     result = {
         "store": str(store.path),
         "pieces": dict(splits),

@@ -120,7 +120,7 @@ def run_pictures(runs: list[Run], target: Path, suffix: str) -> list[str]:
         lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
     depths: dict[str, Depth] = {}
     for run in runs:
-        depth = Depth(run.horizons, run.segment_length, run.rule) if run.horizons else None
+        depth = Depth(run.horizons, run.segment_length, run.rule, run.rate) if run.horizons else None
         if depth is not None and depth not in depths.values():  # seeds look alike
             depths[run.name] = depth
     if depths:

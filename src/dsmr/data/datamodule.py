@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sequential
 
 from dsmr.data.download import NAME
 from dsmr.data.errors import DataError
-from dsmr.data.folder import MidiFolder
+from dsmr.data.folder import SUFFIXES, MidiFolder, MidiZip
 from dsmr.data.lanes import LaneReader, Plan, Segment, plan_epoch
-from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, find_csv, find_maestro, only_child
+from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, csv_names, find_csv, find_maestro, only_child
 from dsmr.data.sources import Source, Split
 from dsmr.data.store import Progress, TokenStore, cache_folder, is_store, open_store, prepare_midi
 from dsmr.data.synthetic import RecallTask, prepare_recall
@@ -31,6 +32,8 @@ from dsmr.data.tokenizer import (
     transpositions,
 )
 from dsmr.data.windows import Windows, plan_random, plan_strided, plan_training
+
+WANTED = "give a folder or a zip of MIDI files, MAESTRO's zip or folder, or a token store"
 
 
 class PieceTokens(NamedTuple):
@@ -49,8 +52,8 @@ class MusicData(LightningDataModule):
     """Pieces of music as lanes of segments.
 
     Args:
-        path: a folder of MIDI files, MAESTRO (zip or folder), or a token store that was prepared elsewhere; None
-            means `$DSMR_MAESTRO`, or what `dsmr prepare --download` has fetched.
+        path: a folder or a zip of MIDI files, MAESTRO (zip or folder), or a token store that was prepared elsewhere;
+            None means `$DSMR_MAESTRO`, or what `dsmr prepare --download` has fetched.
         recall: generated pieces instead of MIDI files.
         windows: isolated windows of `segment_length` tokens instead of streams with a memory.
         tokenizer: how MIDI becomes tokens.
@@ -140,6 +143,11 @@ class MusicData(LightningDataModule):
         return tuple(sorted(self.recall.distances)) if self.recall else ()
 
     @property
+    def tokens_per_second(self) -> float:
+        """Tokens in one second of music, the mean over all pieces."""
+        return self.store.tokens_per_second
+
+    @property
     def store(self) -> TokenStore:
         """The token store, built where it is not there yet."""
         if self._store is None:
@@ -162,11 +170,14 @@ class MusicData(LightningDataModule):
         """Where the MIDI files come from.
 
         Raises:
-            DataError: no path is given, or there is nothing at it.
+            DataError: no path is given, or nothing there can be used.
         """
-        folder = self._folder()
-        is_maestro = not folder.is_dir() or bool(find_csv(folder) or find_csv(only_child(folder)))
-        return find_maestro(folder) if is_maestro else MidiFolder(folder)
+        return find_source(self._folder(), self._option)
+
+    @property
+    def _option(self) -> str:
+        """Where the path was given."""
+        return "data.path" if self.path else ENVIRONMENT_VARIABLE
 
     def _folder(self) -> Path:
         """What was given: MIDI files, MAESTRO's zip, or a token store."""
@@ -175,11 +186,10 @@ class MusicData(LightningDataModule):
         if not given and downloaded.is_file():
             return downloaded
         if not given:
-            raise DataError(f"no data: give a folder of MIDI files with --data.path FOLDER, or {ADVICE}")
+            raise DataError(f"no data: give a folder or a zip of MIDI files with --data.path, or {ADVICE}")
         folder = Path(given).expanduser()
         if not folder.exists():
-            name = "data.path" if self.path else ENVIRONMENT_VARIABLE
-            raise DataError(f"{name}: {given} does not exist; give a folder of MIDI files or the MAESTRO zip")
+            raise DataError(f"{self._option}: {given} does not exist; {WANTED}")
         return folder
 
     def prepare_data(self) -> None:
@@ -194,8 +204,23 @@ class MusicData(LightningDataModule):
         """
         numbers = self.store.of_split(split)[:: self.validation_stride if split == "validation" else 1]
         if not numbers:
-            raise DataError(f"{self.store.description} has no {split} pieces; add files, or validate on another split")
+            raise DataError(
+                f"{self.store.description}: no piece of the {split} split; add files, or give other --data.path"
+            )
         return numbers
+
+    def check_training(self, *, with_validation: bool) -> None:
+        """Refuse to train without training pieces, or to validate without validation pieces.
+
+        Raises:
+            DataError: a split has none.
+        """
+        self.pieces("train")
+        if with_validation and not self.store.of_split("validation"):
+            raise DataError(
+                f"{self.store.description}: no piece of the validation split; add files, or train without validation "
+                "(--trainer.limit_val_batches 0)"
+            )
 
     def train_dataloader(self) -> DataLoader[Segment]:
         """Training segments; an epoch that was interrupted goes on at its next batch."""
@@ -313,6 +338,29 @@ class MusicData(LightningDataModule):
                     "use the run's own value, or begin a new run"
                 )
         self.seek(state_dict["epoch"], state_dict["next_step"])
+
+
+def find_source(path: Path, option: str) -> Source:
+    """MIDI files at a path: MAESTRO where its CSV is, else a folder or a zip of MIDI files.
+
+    Args:
+        path: which exists.
+        option: where it was given, for messages.
+
+    Raises:
+        DataError: it is a file, but no zip that can be read.
+    """
+    if path.is_dir():
+        is_maestro = bool(find_csv(path) or find_csv(only_child(path)))
+        return find_maestro(path) if is_maestro else MidiFolder(path)
+    if path.suffix.lower() in SUFFIXES:
+        raise DataError(f"{option}: {path} is a single MIDI file; {WANTED}")
+    if not is_zipfile(path):
+        is_damaged = path.suffix.lower() == ".zip"
+        what = "is not a readable zip: damaged, or not complete" if is_damaged else "is neither a folder nor a zip"
+        raise DataError(f"{option}: {path} {what}; {WANTED}")
+    files = MidiZip(path)
+    return find_maestro(path) if csv_names(files.zip.names) else files
 
 
 @dataclass(frozen=True)

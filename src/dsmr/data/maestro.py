@@ -7,19 +7,17 @@ that leads out of the collection is refused before anything is read.
 import csv
 import io
 import os
-import stat
-import zipfile
-import zlib
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from dsmr.data.errors import DataError, Refused
 from dsmr.data.sources import SPLITS, Entry
+from dsmr.data.zips import ZipReader, check_inside, read_bounded
 
 ENVIRONMENT_VARIABLE = "DSMR_MAESTRO"
 CSV_PATTERN = "maestro-v*.csv"
-MAX_FILE_BYTES = 16 * 2**20
-MAX_UNPACKED_BYTES = 2 * 2**30  # of all members; MAESTRO v3.0.0 has 85 MB
+OFFICIAL = "take the official zip"
 ADVICE = f"dsmr prepare --download fetches it, or set {ENVIRONMENT_VARIABLE} to maestro-v3.0.0-midi.zip"
 
 
@@ -28,12 +26,7 @@ class MaestroZip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def __getstate__(self) -> dict[str, Path]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.path = state["path"]
+        self.zip = ZipReader(path, OFFICIAL)
 
     @property
     def description(self) -> str:
@@ -41,22 +34,8 @@ class MaestroZip:
         return f"MAESTRO in {self.path}"
 
     @cached_property
-    def _zip(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"{self.path} is not a readable zip ({error}); {ADVICE}") from error
-
-    @cached_property
     def _csv_name(self) -> str:
-        for info in self._zip.infolist():
-            check_inside(info.filename, str(self.path))
-            if stat.S_ISLNK(info.external_attr >> 16):
-                raise DataError(f"{self.path}: member {info.filename!r} is a link; take the official zip")
-        unpacked = sum(info.file_size for info in self._zip.infolist())
-        if unpacked > MAX_UNPACKED_BYTES:
-            raise DataError(f"{self.path} would unpack to {unpacked / 2**30:,.1f} GiB; take the official zip")
-        names = [n for n in self._zip.namelist() if PurePosixPath(n).match(CSV_PATTERN)]
+        names = csv_names(self.zip.names)
         if len(names) != 1:
             raise DataError(f"{self.path} holds {len(names)} files named {CSV_PATTERN}, not one; {ADVICE}")
         return names[0]
@@ -65,27 +44,20 @@ class MaestroZip:
         """Pieces in the order of the CSV."""
         where = f"{self.path}:{self._csv_name}"
         try:
-            text = self._read_member(self._csv_name)
+            text = self.zip.read(self._csv_name)
         except Refused as refused:
             raise DataError(f"{where} {refused}; {ADVICE}") from refused
         entries = read_csv(text, where)
-        present = set(self._zip.namelist())
+        present = set(self.zip.names)
         missing = [e.name for e in entries if self._member(e.name) not in present]
         return complete(entries, missing, self._csv_name)
 
     def read(self, name: str) -> bytes:
         """Bytes of one piece; a member that is too large or damaged is refused."""
-        return self._read_member(self._member(name))
+        return self.zip.read(self._member(name))
 
     def _member(self, name: str) -> str:
         return str(PurePosixPath(self._csv_name).parent / name)
-
-    def _read_member(self, member: str) -> bytes:
-        try:
-            with self._zip.open(member) as file:
-                return bounded(file.read(MAX_FILE_BYTES + 1))
-        except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, zlib.error) as error:
-            raise Refused(f"cannot be read from the zip: {error}") from error
 
 
 class MaestroFolder:
@@ -149,6 +121,11 @@ def find_csv(folder: Path) -> list[Path]:
     return sorted(folder.glob(CSV_PATTERN))
 
 
+def csv_names(names: Iterable[str]) -> list[str]:
+    """The CSV files of MAESTRO among the members of a zip."""
+    return [name for name in names if PurePosixPath(name).match(CSV_PATTERN)]
+
+
 def read_csv(content: bytes, where: str) -> list[Entry]:
     """Entries of the official CSV.
 
@@ -168,7 +145,7 @@ def read_csv(content: bytes, where: str) -> list[Entry]:
     entries = []
     for row in reader:
         name, split = row["midi_filename"], row["split"]
-        check_inside(name or "", f"{where}, line {reader.line_num}")
+        check_inside(name or "", f"{where}, line {reader.line_num}", "take the official files")
         if split not in SPLITS:
             raise DataError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
         entries.append(Entry(name, split))
@@ -188,40 +165,3 @@ def complete(entries: list[Entry], missing: list[str], csv_name: str) -> list[En
             f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {ADVICE}"
         )
     return entries
-
-
-def check_inside(name: str, where: str) -> None:
-    """Refuse a name that is absolute or climbs out.
-
-    Raises:
-        DataError: it is one of those.
-    """
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]:
-        raise DataError(f"{where}: the path {name!r} leads out of the collection; take the official files")
-
-
-def read_bounded(path: Path) -> bytes:
-    """Bytes of a file.
-
-    Raises:
-        Refused: it cannot be read, or is larger than 16 MiB.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise Refused("is no file, but a folder or a device")
-        with path.open("rb") as file:
-            return bounded(file.read(MAX_FILE_BYTES + 1))
-    except OSError as error:
-        raise Refused(f"cannot be read: {error.strerror}") from error
-
-
-def bounded(content: bytes) -> bytes:
-    """The content, unless it is larger than any piece of music needs to be.
-
-    Raises:
-        Refused: it is.
-    """
-    if len(content) > MAX_FILE_BYTES:
-        raise Refused(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
-    return content

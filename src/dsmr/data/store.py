@@ -32,6 +32,7 @@ from dsmr.data.midi import read_midi
 from dsmr.data.pool import each
 from dsmr.data.sources import Entry, Source, Split
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer, encode
+from dsmr.data.tokenizer_settings import source_of
 from dsmr.files import flush, flush_folder
 
 FORMAT_VERSION = 2
@@ -119,6 +120,11 @@ class TokenStore:
     def marks(self) -> NDArray[np.uint16] | None:
         """Per token, the distance in tokens of what it asks for, 0 where nothing is asked; None without marks."""
         return np.memmap(self.path / "marks.bin", np.uint16, "r") if self.marks_are_kept else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens in one second of music, without BOS and EOS: the mean over all pieces."""
+        return sum(piece.length - 2 for piece in self.pieces) / sum(piece.seconds for piece in self.pieces)
 
     def of_split(self, split: Split) -> list[int]:
         """Numbers of the split's pieces, in the source's order."""
@@ -342,10 +348,14 @@ def check_refused(refused: dict[str, str], total: int, max_share: float) -> None
 
 
 def store_key(spec: TokenizerSpec, content: Iterable[tuple[str, ...]]) -> str:
-    """Name of a store: a digest of content, splits, tokenizer settings and the versions that matter."""
+    """Name of a store: a digest of content, splits, tokenizer settings and the versions that matter.
+
+    A tokenizer class of the user's own counts with the source of its module.
+    """
     digest = hashlib.blake2b(digest_size=12)
     head = (ENCODING_VERSION, version("miditok"), version("symusic"), asdict(spec))
     digest.update(json.dumps(head, sort_keys=True).encode())
+    digest.update(source_of(spec.name).encode())
     for row in content:
         digest.update(json.dumps(row).encode())
     return f"{spec.name}-{digest.hexdigest()}"

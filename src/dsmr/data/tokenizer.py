@@ -2,38 +2,40 @@
 
 `performance` is the encoding of Performance RNN and Music Transformer (Oore et al. 2018, arXiv 1808.03715; Huang
 et al. 2019, arXiv 1809.04281), also Perceiver AR's: 128 note-ons, 128 note-offs, 100 time shifts of 10 ms, 32
-velocities. Any other MidiTok tokenizer is chosen by its class name. Ids are flat uint16; the special tokens come
-first, so that PAD is 0. No torch, no Lightning in this file.
+velocities. Any other MidiTok tokenizer is chosen by its class name, one of your own by its dotted path. Ids are flat
+uint16; the special tokens come first, so that PAD is 0. No torch, no Lightning in this file.
 """
 
-import difflib
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import miditok
 import numpy as np
 from miditok import MIDILike, MusicTokenizer, TokenizerConfig, TokSequence
 from numpy.typing import NDArray
-from symusic import Note, Score, Tempo, TimeSignature, Track
+from symusic import ControlChange, Note, Score, Tempo, TimeSignature, Track
 
 from dsmr.data.errors import Refused
+from dsmr.data.tokenizer_settings import EXTRA_SETTINGS, label, make_tokenizer
 
 SPECIAL_TOKENS = ["PAD", "BOS", "EOS", "MASK"]
 PAD, BOS, EOS, MASK = range(4)
 NOTE_ON_TYPES = ("NoteOn", "Pitch")
+INTERVAL_TYPES = ("PitchIntervalTime", "PitchIntervalChord")
+"""With `use_pitch_intervals`: notes by their interval from the note before, or from a chord's lowest note."""
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "pitch": (*NOTE_ON_TYPES, "PitchDrum", "NoteOnDrum"),
+    "pitch": (*NOTE_ON_TYPES, *INTERVAL_TYPES, "PitchDrum", "NoteOnDrum"),
     "end": ("NoteOff", "NoteOffDrum", "Duration"),
-    "time": ("TimeShift", "Rest", "Bar", "Position"),
+    "time": ("TimeShift", "Rest", "Bar", "Beat", "Position", "MicroTiming", "Pattern"),
     "velocity": ("Velocity",),
     "other": (),
 }
 """What a token is about, by MidiTok's types: which note begins, when one ends, when something happens, how loud."""
 TICKS_PER_SECOND = 100
+TRACK_START, TRACK_END = "Track_Start", "Track_End"
+"""What MMM writes around a track, of which there is one here."""
 
 Ids = NDArray[np.uint16]
 
@@ -43,10 +45,10 @@ class TokenizerSpec:
     """Which tokenizer: all that is needed to build it again.
 
     Attributes:
-        name: `performance`, or the class name of any MidiTok tokenizer that yields one stream of tokens (REMI,
-            TSD, MIDILike, ...).
-        config: arguments of MidiTok's `TokenizerConfig`; in YAML and JSON, ranges such as `beat_res` are keyed
-            `"0_4"`. `performance` takes none.
+        name: `performance`, the class name of any MidiTok tokenizer that yields one stream of tokens (REMI, TSD,
+            MIDILike, PerTok, ...), or the dotted path of a tokenizer class of your own (`mytok.Mine`).
+        config: arguments of MidiTok's `TokenizerConfig`, `additional_params` among them; in YAML and JSON, ranges such
+            as `beat_res` are keyed `"0_4"`. `performance` takes none.
     """
 
     name: str = "performance"
@@ -254,42 +256,59 @@ def _built(name: str, config: str) -> MusicTokenizer:
         if settings:
             raise ValueError("data.tokenizer.config: performance is one fixed encoding and takes no settings")
         return Performance()
-    tokenizer_class = getattr(miditok, name, None)
-    if not (isinstance(tokenizer_class, type) and issubclass(tokenizer_class, MusicTokenizer)):
-        known = sorted(c.__name__ for c in vars(miditok).values() if _is_tokenizer(c))
-        raise ValueError(
-            f"data.tokenizer.name: {name!r} is neither performance nor a MidiTok tokenizer; known: {', '.join(known)}"
-        )
-    known = list(inspect.signature(TokenizerConfig).parameters)
-    for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"data.tokenizer.config: MidiTok has no setting {key!r}{hint}")
-    try:
-        for key in settings.keys() & {"beat_res", "beat_res_rest"}:
-            settings[key] = {tuple(map(int, k.split("_"))): v for k, v in settings[key].items()}
-        tokenizer = tokenizer_class(
-            TokenizerConfig(**{"use_pitchdrum_tokens": False, **settings, "special_tokens": SPECIAL_TOKENS})
-        )
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError) as error:
-        raise ValueError(f"data.tokenizer.config: MidiTok's {name} refuses {settings}: {error}") from error
-    if tokenizer.is_multi_voc:
-        raise ValueError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
+    tokenizer = make_tokenizer(name, settings, SPECIAL_TOKENS)
+    check_way_back(tokenizer, label(name), settings)
     return tokenizer
-
-
-def _is_tokenizer(candidate: object) -> bool:
-    return isinstance(candidate, type) and issubclass(candidate, MusicTokenizer) and candidate is not MusicTokenizer
 
 
 def build_tokenizer(spec: TokenizerSpec) -> MusicTokenizer:
     """MidiTok tokenizer of a spec.
 
     Raises:
-        ValueError: the name is unknown, the settings are refused, or there is more than one stream.
+        ValueError: the name is unknown, the settings are refused, there is more than one stream, or the tokenizer
+            cannot decode what it encodes.
     """
     return _built(spec.name, json.dumps(spec.config, sort_keys=True))
+
+
+def check_way_back(tokenizer: MusicTokenizer, name: str, settings: dict[str, Any]) -> None:
+    """Encode and decode a few bars, so that a tokenizer that cannot do it is refused before anything is prepared.
+
+    Raises:
+        ValueError: it raises, or no note is left.
+    """
+    try:
+        num_notes = decode(tokenizer, encode(tokenizer, trial_piece(tokenizer)).ids).note_num()
+    except Exception as error:  # whatever a library or a class of the user's own raises
+        own = {key for keys in EXTRA_SETTINGS.values() for key in keys}
+        switches = " or ".join(k for k, on in settings.items() if k.startswith("use_") and on is True and k not in own)
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ValueError(
+            f"data.tokenizer: {name} with this config cannot encode a piano piece and decode it again ({reason}); "
+            f"{f'set {switches} to false' if switches else 'change its config'}, or choose another tokenizer"
+        ) from error
+    if not num_notes:
+        raise ValueError(f"data.tokenizer: {name} with this config decodes no note of a piano piece that it encoded")
+
+
+def trial_piece(tokenizer: MusicTokenizer) -> Score:
+    """A few bars with chords, a repeated note, a rest, pedals, another tempo and time signature.
+
+    Its pitches are within the tokenizer's, without the lowest.
+    """
+    lowest, highest = tokenizer.config.pitch_range
+    middle = (lowest + highest) // 2
+    score = Score(480)
+    score.tempos.extend([Tempo(0, 120), Tempo(480 * 8, 90)])
+    score.time_signatures.extend([TimeSignature(0, 4, 4), TimeSignature(480 * 8, 3, 4)])
+    track = Track("Piano", 0, False)
+    for beat in (0, 1, 1.5, 2, 5, 7.75, 12):
+        for step in (0, 3):
+            track.notes.append(Note(int(480 * beat), 360, max(middle - step, lowest + 1), 70))
+    for down, up in ((0, 2), (5, 7)):
+        track.controls.extend([ControlChange(480 * down, 64, 127), ControlChange(480 * up, 64, 0)])
+    score.tracks.append(track)
+    return Score.from_midi(score.dumps_midi())
 
 
 def encode(tokenizer: MusicTokenizer, score: Score) -> Encoded:
@@ -316,12 +335,26 @@ def encode(tokenizer: MusicTokenizer, score: Score) -> Encoded:
 
 
 def decode(tokenizer: MusicTokenizer, ids: Sequence[int] | Ids) -> Score:
-    """Music of a token stream; BOS, EOS and other special tokens are passed over."""
+    """Music of a token stream, in one track; BOS, EOS and other special tokens are passed over."""
     events = [int(id_) for id_ in ids if id_ >= len(SPECIAL_TOKENS)]
     sequence = TokSequence(ids=events)
     tokenizer.complete_sequence(sequence)
-    one_stream = tokenizer.config.one_token_stream_for_programs
-    return tokenizer.decode(sequence if one_stream else [sequence])
+    score: Score = tokenizer.decode(sequence if tokenizer.one_token_stream else [sequence])
+    for other in score.tracks[1:]:  # of programs that the tokens name
+        score.tracks[0].notes.extend(other.notes)
+    if len(score.tracks) > 1:
+        score.tracks[0].sort()
+        score.tracks = type(score.tracks)(score.tracks[:1])
+    return score
+
+
+def open_ended(tokenizer: MusicTokenizer, ids: Sequence[int]) -> list[int]:
+    """Ids of a piece without what says that it, or its only track, ends (EOS, MMM's `Track_End`)."""
+    ends = {EOS, tokenizer.vocab.get(TRACK_END)}
+    last = len(ids)
+    while last and ids[last - 1] in ends:
+        last -= 1
+    return [int(id_) for id_ in ids[:last]]
 
 
 def piano_part(score: Score) -> Score:
@@ -350,7 +383,7 @@ def note_on_mask(tokenizer: MusicTokenizer) -> NDArray[np.bool_]:
     """Which ids begin a note, (V,)."""
     mask = np.zeros(len(tokenizer.vocab), bool)
     for name, id_ in tokenizer.vocab.items():
-        mask[id_] = name.split("_")[0] in NOTE_ON_TYPES
+        mask[id_] = name.split("_")[0] in (*NOTE_ON_TYPES, *INTERVAL_TYPES)
     return mask
 
 
@@ -370,15 +403,27 @@ def transpositions(tokenizer: MusicTokenizer, semitones: int) -> NDArray[np.uint
     A pitch that leaves the tokenizer's range keeps its id: callers choose shifts that keep a piece in range.
 
     Raises:
-        ValueError: the tokenizer was trained (BPE), so that its ids are not single events.
+        ValueError: tokens cannot be transposed one by one: the tokenizer was trained (BPE), or writes a pitch as an
+            interval to the note before (BEAT).
     """
     if tokenizer.is_trained:
         raise ValueError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
-    names = {id_: name for name, id_ in tokenizer.vocab.items()}
-    tables = np.tile(np.arange(len(names), dtype=np.uint16), (2 * semitones + 1, 1))
-    for id_, name in names.items():
+    tables = _tables(tokenizer, range(-semitones, semitones + 1))
+    ids = encode(tokenizer, trial_piece(tokenizer)).ids
+    (down,) = _tables(tokenizer, [-1])
+    before, after = (decode(tokenizer, part).tracks[0].notes.numpy()["pitch"] for part in (ids, down[ids]))
+    if not np.array_equal(np.sort(before) - 1, np.sort(after)):
+        raise ValueError(
+            "data.transpose: the tokens of data.tokenizer cannot be transposed one by one; set data.transpose to 0"
+        )
+    return tables
+
+
+def _tables(tokenizer: MusicTokenizer, shifts: Sequence[int]) -> NDArray[np.uint16]:
+    tables = np.tile(np.arange(len(tokenizer.vocab), dtype=np.uint16), (len(shifts), 1))
+    for name, id_ in tokenizer.vocab.items():
         kind, _, value = name.partition("_")
         if kind in (*NOTE_ON_TYPES, "NoteOff"):
-            for row, shift in enumerate(range(-semitones, semitones + 1)):
+            for row, shift in enumerate(shifts):
                 tables[row, id_] = tokenizer.vocab.get(f"{kind}_{int(value) + shift}", id_)
     return tables

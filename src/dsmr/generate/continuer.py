@@ -7,14 +7,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from miditok import MusicTokenizer
 
 from dsmr.data.datamodule import PieceTokens
-from dsmr.data.tokenizer import Performance, decode
+from dsmr.data.tokenizer import Performance, decode, open_ended
 from dsmr.generate.continuations import Continuation, continuations
 from dsmr.generate.generator import Generator, check_seed
 from dsmr.generate.prompt import Prompt, cut
 from dsmr.generate.sampling import Sampling
 from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import twin
-from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.module import BackboneCallable, RecurrentLM
 from dsmr.optim import AdamW, WarmupCosine
 
@@ -91,16 +90,18 @@ class Continuer(RecurrentLM):
 
     def predict_step(self, batch: PieceTokens) -> Predicted:
         """Continue the beginning of a piece."""
-        tokenizer: MusicTokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        prompt = self.prompt_of(tokenizer, batch.ids[:-1].tolist(), batch.name)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        tokenizer: MusicTokenizer = data.tokenizer
+        prompt = self.prompt_of(tokenizer, batch.ids.tolist(), batch.name, data.tokens_per_second)
         generator = Generator(twin(self.backbone), tokenizer, self.sampling, self.max_note_seconds)
         made = continuations(generator, prompt, seconds=self.seconds, num=self.num, seed=self.seed)
         return Predicted(batch.name, prompt, made)
 
-    def prompt_of(self, tokenizer: MusicTokenizer, ids: list[int], name: str) -> Prompt:
-        """The beginning of a piece; by the mean number of tokens in a second where tokens tell no time."""
+    def prompt_of(self, tokenizer: MusicTokenizer, ids: list[int], name: str, tokens_per_second: float) -> Prompt:
+        """The beginning of a piece; by the data's mean number of tokens in a second where tokens tell no time."""
+        ids = open_ended(tokenizer, ids)
         if isinstance(tokenizer, Performance):
             return cut(tokenizer, ids, self.prompt_seconds, name)
-        ids = ids[: 1 + round(self.prompt_seconds * TOKENS_PER_SECOND)]
+        ids = ids[: 1 + round(self.prompt_seconds * tokens_per_second)]
         end = float(decode(tokenizer, np.asarray(ids[1:], np.uint16)).to("second").end())
         return Prompt(ids, seam=end)

@@ -5,16 +5,32 @@ B lanes, P = 128 pitches, Q = P + 1, V vocabulary, K kinds of tokens.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
-from miditok import MusicTokenizer
+from miditok import MusicTokenizer, PerTok
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsmr.data.tokenizer import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, TICKS_PER_SECOND, Performance
+from dsmr.data.tokenizer import (
+    BOS,
+    EOS,
+    MASK,
+    NOTE_ON_TYPES,
+    PAD,
+    SPECIAL_TOKENS,
+    TICKS_PER_SECOND,
+    TRACK_END,
+    TRACK_START,
+    Performance,
+)
 
 NUM_PITCHES = 128
+GLOBAL_TYPES = ("TimeSig", "Tempo", "KeySig", "Program")
+"""MidiTok's types that may stand before the first note."""
+LATE_TYPES = ("PedalOff", "ControlChange", "PitchBend")
+"""MidiTok's types that may stand after the last note."""
 FREE, WHOLE, REST, VELOCITY, NOTE_ON, NOTE_OFF = range(6)
 """What the last token was: none, a shift of a whole second, a shorter one, and so on."""
 
@@ -195,7 +211,8 @@ class PerformanceGrammar(Grammar):
 class TypeGrammar(Grammar):
     """For any other tokenizer: which types of tokens may follow which, as MidiTok's own graph has it.
 
-    What is drawn can be decoded; that encoding it again gives the same tokens is not promised.
+    What is drawn can be decoded; that encoding it again gives the same tokens is not promised. Where a tokenizer has
+    no graph, any token may follow any other. A piece of MMM is one track, from its start to its end.
 
     Args:
         tokenizer: whose ids these are.
@@ -205,20 +222,33 @@ class TypeGrammar(Grammar):
     def __init__(self, tokenizer: MusicTokenizer, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         names = {id_: name.split("_")[0] for name, id_ in tokenizer.vocab.items()}
-        followers = {
-            kind: {name.split("_")[0] for name in after} for kind, after in tokenizer.tokens_types_graph.items()
-        }
+        followers = types_graph(tokenizer)
         size = len(tokenizer)
         self.allowed_VV = torch.zeros(size, size, dtype=torch.bool)
         for last, kind in names.items():
             for id_, follower in names.items():
                 self.allowed_VV[last, id_] = id_ >= len(SPECIAL_TOKENS) and follower in followers.get(kind, set())
-        ends = [id_ for id_, kind in names.items() if kind in ("Duration", "NoteOff")]  # of what a note is written as
-        if ends:  # a piece begins with what may follow a note
+        ends = note_ends(names)
+        if ends:  # a piece begins with what may follow a note, or with what holds for all of it
             self.allowed_VV[BOS] = self.allowed_VV[ends[0]]
+            self.allowed_VV[BOS, ids_of(names, GLOBAL_TYPES)] = True
+            if not tokenizer.config.one_token_stream_for_programs:  # a track begins with its program
+                self.allowed_VV[ids_of(names, ("Program",))] |= self.allowed_VV[BOS]
         self.allowed_VV[~self.allowed_VV.any(dim=-1), len(SPECIAL_TOKENS) :] = True
-        self.allowed_VV[ends, EOS] = True
-        self.allowed_VV[PAD, PAD] = True
+        late = ids_of(names, LATE_TYPES)
+        self.endings = [EOS]  # what is forbidden where a piece may not end
+        if TRACK_END in tokenizer.vocab:
+            start, end = tokenizer.vocab[TRACK_START], tokenizer.vocab[TRACK_END]
+            self.endings = [EOS, end]
+            self.allowed_VV[:, [start, end]] = False
+            self.allowed_VV[start] = self.allowed_VV[BOS]
+            self.allowed_VV[[BOS, end]] = False
+            self.allowed_VV[BOS, start] = True
+            self.allowed_VV[ends + late, end] = True
+            ends, late = [end], []
+        self.allowed_VV[ends + late, EOS] = True
+        self.allowed_VV[[PAD, EOS]] = False
+        self.allowed_VV[[PAD, EOS], PAD] = True
         self.allowed_VV = self.allowed_VV.to(self.device)
 
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
@@ -230,12 +260,34 @@ class TypeGrammar(Grammar):
         """See `Grammar.allowed`."""
         allowed_BV = self.allowed_VV[self.last_B]
         if not may_end:
-            allowed_BV[:, EOS] = False
+            allowed_BV[:, self.endings] = False
         return allowed_BV
 
     def advance(self, tokens_B: Tensor) -> None:
         """See `Grammar.advance`."""
         self.last_B = tokens_B
+
+
+def types_graph(tokenizer: MusicTokenizer) -> dict[str, set[str]]:
+    """Which types of tokens may follow each type; MidiTok's own graph, and one for PerTok, whose graph is empty."""
+    if not isinstance(tokenizer, PerTok):
+        graph = tokenizer.tokens_types_graph.items()
+        return {kind: {name.split("_")[0] for name in after} for kind, after in graph}
+    kinds = {name.split("_")[0] for name in tokenizer.vocab} - set(SPECIAL_TOKENS)
+    note = [kind for kind in ("Pitch", "MicroTiming", "Velocity", "Duration") if kind in kinds]
+    free = {*(kinds - set(note)), "Pitch"}
+    return dict.fromkeys(free, free) | {kind: {after} for kind, after in pairwise(note)} | {note[-1]: free}
+
+
+def note_ends(kinds: dict[int, str]) -> list[int]:
+    """Ids of the type that a note's tokens end with, given the type of every id."""
+    candidates = (ids_of(kinds, last) for last in (("Duration", "NoteOff"), ("Velocity",), NOTE_ON_TYPES))
+    return next(filter(None, candidates), [])
+
+
+def ids_of(kinds: dict[int, str], wanted: Sequence[str]) -> list[int]:
+    """Ids of some types."""
+    return [id_ for id_, kind in kinds.items() if kind in wanted]
 
 
 def grammar_of(

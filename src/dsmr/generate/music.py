@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from miditok import MusicTokenizer
@@ -13,6 +14,7 @@ from dsmr.data.tokenizer import EOS, TICKS_PER_SECOND, Performance, decode
 from dsmr.generate.prompt import Prompt, played_ticks, ticks_of
 
 SEAM = "dsmr continues"
+NOTE = ("time", "duration", "pitch", "velocity")
 TICKS_PER_QUARTER, MAX_TICKS_PER_QUARTER = 500, 32_767
 LEAST_RESOLUTION = 400  # ticks per second of a file that is written
 SUSTAIN, DOWN = 64, 64  # the control, and its least value that counts as down
@@ -44,7 +46,51 @@ def closed(tokenizer: Performance, prompt: Prompt, ids: Sequence[int], last_tick
     return new
 
 
-def compose(tokenizer: MusicTokenizer, prompt: Prompt, ids: Sequence[int]) -> Score:
+class NewMusic:
+    """What new tokens add to a prompt, for tokenizers whose tokens do not tell the time in ticks of 10 ms.
+
+    Their music is decoded in beats, which last as long as in the prompt's file; without a file, as decoded.
+
+    Args:
+        tokenizer: of the tokens.
+        prompt: what was read.
+    """
+
+    def __init__(self, tokenizer: MusicTokenizer, prompt: Prompt) -> None:
+        self.tokenizer, self.prompt = tokenizer, prompt
+        self.known = Counter(rows_of(notes_of(decode(tokenizer, prompt.ids[1:]))))
+
+    def notes(self, ids: Sequence[int]) -> tuple[dict[str, NDArray[np.int64]], Score]:
+        """Notes that the prompt's tokens do not have, and the whole decoded score in whose ticks they are."""
+        music = decode(self.tokenizer, [*self.prompt.ids[1:], *ids])
+        everything, known, is_new = notes_of(music), self.known.copy(), []
+        for note in rows_of(everything):
+            is_new.append(known[note] == 0)
+            known[note] -= known[note] > 0
+        return {name: values[np.asarray(is_new, bool)] for name, values in everything.items()}, music
+
+    def times(self, ids: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Onsets and ends of the new notes in seconds after the seam; negative before it."""
+        notes, music = self.notes(ids)
+        score = music if self.prompt.score is None else self.prompt.score
+        ratio = score.ticks_per_quarter / music.ticks_per_quarter
+        start, stop = (
+            file_seconds(score, tick * ratio) - self.prompt.seam
+            for tick in ticks_and_ends(notes["time"], notes["duration"])
+        )
+        return start, stop
+
+    def reached(self, ids: Sequence[int]) -> float:
+        """Seconds after the seam at which the last new note begins; 0 where there is none."""
+        return max(float(self.times(ids)[0].max(initial=0.0)), 0.0)
+
+    def end(self, ids: Sequence[int], goal: float) -> float:
+        """Seconds after the seam at which the last note ends that begins before the goal, and ends there at last."""
+        start, stop = self.times(ids)
+        return min(max(float(stop[start < goal].max(initial=0.0)), 0.0), goal)
+
+
+def compose(tokenizer: MusicTokenizer, prompt: Prompt, ids: Sequence[int], seconds: float | None = None) -> Score:
     """Score of a prompt and the new tokens after it.
 
     The prompt's notes, pedals and tempi are those of its file, up to the seam. Notes that sound there end where the
@@ -54,27 +100,23 @@ def compose(tokenizer: MusicTokenizer, prompt: Prompt, ids: Sequence[int]) -> Sc
         tokenizer: of the tokens.
         prompt: what was read.
         ids: the tokens after it.
+        seconds: of new music, after which no note begins or sounds; None keeps all of it.
     """
-    music = decode(tokenizer, [*prompt.ids[1:], *ids])
     if prompt.score is None:
-        return _plain(tokenizer, music, prompt)
+        return _plain(tokenizer, decode(tokenizer, [*prompt.ids[1:], *ids]), prompt, seconds)
     score = _resolved(prompt.score)
     seam = int(file_ticks(score, prompt.seam))
     track = score.tracks[0]
     notes = {name: values.astype(np.int64) for name, values in track.notes.numpy().items()}
-    new = {name: values.astype(np.int64) for name, values in music.tracks[0].notes.numpy().items()}
     if isinstance(tokenizer, Performance):
-        notes, new = _joined(score, prompt, notes, new)
+        notes, new = _joined(score, prompt, notes, notes_of(decode(tokenizer, [*prompt.ids[1:], *ids])))
     else:
-        new = _added(tokenizer, score, prompt, new)
+        new = _added(score, *NewMusic(tokenizer, prompt).notes(ids))
+        if seconds is not None:
+            new = _cut(new, int(file_ticks(score, prompt.seam + seconds)))
         notes = {name: values[notes["time"] < seam] for name, values in notes.items()}
     made = Track(track.name or "Piano", track.program, is_drum=False)
-    made.notes = Note.from_numpy(
-        time=np.concatenate([notes["time"], new["time"]]).astype(np.int32),
-        duration=np.concatenate([notes["duration"], new["duration"]]).astype(np.int32),
-        pitch=np.concatenate([notes["pitch"], new["pitch"]]).astype(np.int8),
-        velocity=np.concatenate([notes["velocity"], new["velocity"]]).astype(np.int8),
-    )
+    made.notes = _as_notes({name: np.concatenate([notes[name], new[name]]) for name in NOTE})
     made.controls.extend(_controls(track, seam))
     made.sort()
     score.tracks = type(score.tracks)([made])
@@ -85,10 +127,13 @@ def compose(tokenizer: MusicTokenizer, prompt: Prompt, ids: Sequence[int]) -> Sc
     return score
 
 
-def _plain(tokenizer: MusicTokenizer, music: Score, prompt: Prompt) -> Score:
-    """A decoded score as it is, in ticks of a usual size; with a marker where a prompt of tokens ends."""
+def _plain(tokenizer: MusicTokenizer, music: Score, prompt: Prompt, seconds: float | None) -> Score:
+    """A decoded score, in ticks of a usual size; with a marker where a prompt of tokens ends."""
     if isinstance(tokenizer, Performance):
         music = _scaled(music, TICKS_PER_QUARTER // music.ticks_per_quarter)
+    if seconds is not None and music.tracks:
+        cut = _cut(notes_of(music), int(file_ticks(music, prompt.seam + seconds)))
+        music.tracks[0].notes = _as_notes(cut)
     if prompt.seam:
         music.markers.append(TextMeta(int(file_ticks(music, prompt.seam)), SEAM))
     return music
@@ -122,22 +167,36 @@ def ticks_and_ends(
     return time, time + duration
 
 
-def _added(
-    tokenizer: MusicTokenizer, score: Score, prompt: Prompt, everything: dict[str, NDArray[np.int64]]
-) -> dict[str, NDArray[np.int64]]:
-    """The notes that the prompt's tokens do not have, from beats of the tokenizer to ticks of the file."""
-    read = decode(tokenizer, prompt.ids[1:])
-    names = ("time", "duration", "pitch", "velocity")
-    old = {name: values.astype(np.int64) for name, values in read.tracks[0].notes.numpy().items()}
-    known = Counter(zip(*(old[name].tolist() for name in names), strict=True))
-    is_new = []
-    for note in zip(*(everything[name].tolist() for name in names), strict=True):
-        is_new.append(known[note] == 0)
-        known[note] -= known[note] > 0
-    ratio = score.ticks_per_quarter / read.ticks_per_quarter
-    added = {name: values[np.asarray(is_new, bool)] for name, values in everything.items()}
-    start, stop = (np.rint(tick * ratio).astype(np.int64) for tick in ticks_and_ends(added["time"], added["duration"]))
-    return added | {"time": start, "duration": np.maximum(stop - start, 1)}
+def _added(score: Score, new: dict[str, NDArray[np.int64]], music: Score) -> dict[str, NDArray[np.int64]]:
+    """New notes from ticks of the decoded music to ticks of the file."""
+    ratio = score.ticks_per_quarter / music.ticks_per_quarter
+    start, stop = (np.rint(tick * ratio).astype(np.int64) for tick in ticks_and_ends(new["time"], new["duration"]))
+    return new | {"time": start, "duration": np.maximum(stop - start, 1)}
+
+
+def _cut(notes: dict[str, NDArray[np.int64]], end: int) -> dict[str, NDArray[np.int64]]:
+    """The notes that begin before a tick, none of which sounds there."""
+    kept = {name: values[notes["time"] < end] for name, values in notes.items()}
+    return kept | {"duration": np.minimum(kept["duration"], end - kept["time"])}
+
+
+def notes_of(score: Score) -> dict[str, NDArray[np.int64]]:
+    """Notes of a score's first track; none where there is no track."""
+    if not score.tracks:
+        return {name: np.empty(0, np.int64) for name in NOTE}
+    found = score.tracks[0].notes.numpy()
+    return {name: found[name].astype(np.int64) for name in NOTE}
+
+
+def rows_of(notes: dict[str, NDArray[np.int64]]) -> Iterator[tuple[int, ...]]:
+    """A tuple for each note."""
+    return zip(*(notes[name].tolist() for name in NOTE), strict=True)
+
+
+def _as_notes(notes: dict[str, NDArray[np.int64]]) -> Any:
+    """A list of symusic's notes."""
+    types = zip(NOTE, (np.int32, np.int32, np.int8, np.int8), strict=True)
+    return Note.from_numpy(**{name: notes[name].astype(kind) for name, kind in types})
 
 
 def _controls(track: Track, seam: int) -> list[ControlChange]:
@@ -180,14 +239,28 @@ def _scaled(score: Score, factor: int) -> Score:
 
 def file_ticks(score: Score, seconds: ArrayLike) -> NDArray[np.int64]:
     """Ticks of a score at which so many seconds have passed, by its tempi; the last one goes on."""
+    tick_N, second_N, per_second_N = _tempo_map(score)
+    at = np.searchsorted(second_N, seconds, side="right") - 1
+    made: NDArray[np.int64] = np.rint(tick_N[at] + (np.asarray(seconds) - second_N[at]) * per_second_N[at]).astype(
+        np.int64
+    )
+    return made
+
+
+def file_seconds(score: Score, ticks: ArrayLike) -> NDArray[np.float64]:
+    """Seconds at which ticks of a score have passed, by its tempi; the inverse of `file_ticks`."""
+    tick_N, second_N, per_second_N = _tempo_map(score)
+    at = np.searchsorted(tick_N, ticks, side="right") - 1
+    made: NDArray[np.float64] = second_N[at] + (np.asarray(ticks) - tick_N[at]) / per_second_N[at]
+    return made
+
+
+def _tempo_map(score: Score) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Tick and second at which each tempo begins, the first one at 0, and its ticks per second."""
     tempos = sorted(((tempo.time, tempo.mspq) for tempo in score.tempos), key=lambda tempo: tempo[0])
     if not tempos or tempos[0][0] > 0:
         tempos = [(0, 500_000), *tempos]
     tick_N, mspq_N = (np.asarray(column, np.float64) for column in zip(*tempos, strict=True))
     per_second_N = 1e6 * score.ticks_per_quarter / mspq_N
     second_N = np.concatenate([[0.0], np.cumsum(np.diff(tick_N) / per_second_N[:-1])])
-    at = np.searchsorted(second_N, seconds, side="right") - 1
-    made: NDArray[np.int64] = np.rint(tick_N[at] + (np.asarray(seconds) - second_N[at]) * per_second_N[at]).astype(
-        np.int64
-    )
-    return made
+    return tick_N, second_N, per_second_N

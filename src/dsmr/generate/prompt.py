@@ -11,7 +11,16 @@ from symusic import Score
 
 from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
-from dsmr.data.tokenizer import BOS, TICKS_PER_SECOND, Performance, encode, extend_by_pedal, piano_part, quantize
+from dsmr.data.tokenizer import (
+    BOS,
+    TICKS_PER_SECOND,
+    Performance,
+    encode,
+    extend_by_pedal,
+    open_ended,
+    piano_part,
+    quantize,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: 
         else:
             score, _ = read_midi(Path(file).expanduser().read_bytes())
         piano = piano_part(score)
-        whole = [int(id_) for id_ in encode(tokenizer, piano).ids[:-1]]
+        whole = open_ended(tokenizer, encode(tokenizer, piano).ids.tolist())
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error.strerror or error})") from error
     except Refused as refused:
@@ -110,7 +119,7 @@ def _clipped(tokenizer: MusicTokenizer, piano: Score, ids: list[int], seconds: f
     part = piano.copy()
     kept = [note for note, is_begun in zip(part.tracks[0].notes, begun, strict=True) if is_begun]
     part.tracks[0].notes = type(part.tracks[0].notes)(kept)
-    return Prompt([int(id_) for id_ in encode(tokenizer, part).ids[:-1]], 0, seconds, piano)
+    return Prompt(open_ended(tokenizer, encode(tokenizer, part).ids.tolist()), 0, seconds, piano)
 
 
 def ticks_of(tokenizer: Performance, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dsmr.model.horizons import Rule
+from dsmr.model.horizons import MAESTRO_RATE, Rule, TokenRate
 from dsmr.model.memory import Memory, Update
 
 Made = TypeVar("Made")
@@ -100,8 +100,8 @@ class Backbone(nn.Module, ABC):
         """Bytes that `init_memory` allocates for B lanes at `itemsize` bytes a number, as a formula."""
 
     @abstractmethod
-    def summary(self) -> str:
-        """What the network remembers, in a few lines to read."""
+    def summary(self, rate: TokenRate | None = MAESTRO_RATE) -> str:
+        """What the network remembers, in a few lines to read; with seconds of music, unless `rate` is None."""
 
 
 def name_of(network: type[Backbone]) -> str:

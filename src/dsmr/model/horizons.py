@@ -10,11 +10,38 @@ Music Recurrence (arXiv 2602.19816); its window lengths are not public, so the n
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
 TOKENS_PER_SECOND = 39.8
 """Tokens of the `performance` encoding in one second of music: the mean over the whole of MAESTRO v3.0.0."""
+
+
+@dataclass(frozen=True)
+class TokenRate:
+    """How many tokens one second of music has, to tell a number of tokens as time.
+
+    Attributes:
+        per_second: mean over a collection of pieces.
+        collection: its name, where it is not the data at hand.
+    """
+
+    per_second: float
+    collection: str | None = None
+
+    def seconds(self, tokens: float) -> float:
+        """Seconds of music in so many tokens."""
+        return tokens / self.per_second
+
+    @property
+    def label(self) -> str:
+        """What stands behind a time: `s of music`, or `s of music in MAESTRO`."""
+        return "s of music" + (f" in {self.collection}" if self.collection else "")
+
+
+MAESTRO_RATE = TokenRate(TOKENS_PER_SECOND, "MAESTRO")
+"""What is shown where no data are known."""
 
 FULL_HORIZON = 4096
 """Tokens that every layer of the reference keeps, about 103 seconds of music: hence its name, full-4096."""
@@ -88,21 +115,31 @@ def receptive_field(horizons: Sequence[int], segment_length: int, rule: Rule = "
     return tuple(far - earliest(far, horizons[: layer + 1], segment_length, rule) for layer in range(len(horizons)))
 
 
-def describe(horizons: Sequence[int]) -> str:
-    """One line: the spelling, its budget in tokens, and the longest horizon in seconds of music."""
-    seconds = max(horizons) / TOKENS_PER_SECOND
-    return f"{format_horizons(horizons)} (budget {sum(horizons):,} tokens, longest {seconds:.0f} s of music)"
+def describe(horizons: Sequence[int], rate: TokenRate | None = MAESTRO_RATE) -> str:
+    """One line: the spelling, its budget in tokens, and the longest horizon in seconds of music.
+
+    Args:
+        horizons: bottom to top.
+        rate: of the data; None leaves out the seconds.
+    """
+    longest = max(horizons)
+    time = "" if rate is None else f", longest {rate.seconds(longest):.0f} {rate.label}"
+    return f"{format_horizons(horizons)} (budget {sum(horizons):,} tokens{time})"
 
 
-def picture(horizons: Sequence[int], *, width: int = 32) -> str:
+def picture(horizons: Sequence[int], rate: TokenRate | None = MAESTRO_RATE, *, width: int = 32) -> str:
     """One line for each layer, the top layer first: a bar, tokens, seconds of music, share of full-4096.
 
-    The longest bar has `width` characters. Seconds are those of the `performance` encoding.
+    Args:
+        horizons: bottom to top.
+        rate: of the data; None leaves out the seconds.
+        width: of the longest bar, in characters.
     """
     unit = max(*horizons, 1) / width
     return "\n".join(
         f"  {layer:>3} {_bar(horizons[layer] / unit):<{width}} {horizons[layer]:>7,} tokens "
-        f"{horizons[layer] / TOKENS_PER_SECOND:>6.1f} s {horizons[layer] / FULL_HORIZON:>5.0%}"
+        + ("" if rate is None else f"{rate.seconds(horizons[layer]):>6.1f} s ")
+        + f"{horizons[layer] / FULL_HORIZON:>5.0%}"
         for layer in reversed(range(len(horizons)))
     )
 

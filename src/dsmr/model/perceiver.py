@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmr.model.attention import Form
 from dsmr.model.decoder import Compilation, Decoder, KeysValues, Rotation
-from dsmr.model.horizons import FULL_HORIZON, TOKENS_PER_SECOND
+from dsmr.model.horizons import FULL_HORIZON, MAESTRO_RATE, TokenRate
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule
 from dsmr.model.view import Past, View
@@ -133,10 +133,10 @@ class PerceiverAR(Decoder):
         opened = open_bytes(len(self.blocks), segment_length=self.segment_length, **sizes)
         return ids + opened + ring_bytes([self.prefix_length], **sizes)
 
-    def summary(self) -> str:
+    def summary(self, rate: TokenRate | None = MAESTRO_RATE) -> str:
         """The prefix, in tokens and in seconds of music."""
-        seconds = self.prefix_length / TOKENS_PER_SECOND
-        return f"no horizons; a prefix of {self.prefix_length:,} token ids ({seconds:.0f} s of music)"
+        time = "" if rate is None else f" ({rate.seconds(self.prefix_length):.0f} {rate.label})"
+        return f"no horizons; a prefix of {self.prefix_length:,} token ids{time}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsmr.model.attention import Form
 from dsmr.model.decoder import Compilation, Decoder
-from dsmr.model.horizons import Rule, check_horizons, describe, picture
+from dsmr.model.horizons import MAESTRO_RATE, Rule, TokenRate, check_horizons, describe, picture
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule, expand
 from dsmr.model.view import View
@@ -139,9 +139,9 @@ class RecurrentTransformer(Decoder):
         opened = open_bytes(len(self.horizons), segment_length=self.segment_length, **sizes) if decoding else 0
         return ring_bytes(self.horizons, **sizes) + opened
 
-    def summary(self) -> str:
+    def summary(self, rate: TokenRate | None = MAESTRO_RATE) -> str:
         """Horizons in one line, and as a picture with one line for each layer."""
-        return f"horizons {describe(self.horizons)}, rule {self.rule}\n{picture(self.horizons)}"
+        return f"horizons {describe(self.horizons, rate)}, rule {self.rule}\n{picture(self.horizons, rate)}"
 
 
 def last(part_BHTD: Tensor, count: int) -> Tensor:

@@ -13,7 +13,8 @@ import yaml
 
 from dsmr import checkpoint as checkpoints
 from dsmr import pieces
-from dsmr.model.horizons import Rule, format_horizons, parse_horizons
+from dsmr.checkpoint import token_rate
+from dsmr.model.horizons import Rule, TokenRate, format_horizons, parse_horizons
 from dsmr.pieces import PieceTable
 
 CONFIG, METRICS = "config.yaml", "metrics.csv"
@@ -31,6 +32,7 @@ class Run:
         figures: of the best validation, and performance as last logged.
         pieces: results by piece, where the run has them.
         section: what the run itself kept of its network, as of `dsmr.checkpoint.describe`; None where it kept nothing.
+        rate: tokens in a second of the music that it was trained on; None if it is not known.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Run:
     figures: dict[str, Any] = field(default_factory=dict)
     pieces: PieceTable | None = None
     section: dict[str, Any] | None = None
+    rate: TokenRate | None = None
 
     @property
     def horizons(self) -> tuple[int, ...] | None:
@@ -159,6 +162,7 @@ def read_run(folder: Path) -> Run:
     run = Run(folder.name, config, rows, section=checkpoints.read_section(folder))
     run.figures = figures(run)
     _ = run.rule, run.segment_length, run.tokens_per_step  # what is wrong with them is told here
+    run.rate = token_rate(run.section or config["data"])
     if (folder / pieces.NAME).is_file():
         run.pieces = PieceTable.read(folder / pieces.NAME)
     return run

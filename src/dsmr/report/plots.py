@@ -1,13 +1,13 @@
 """Pictures of what was configured and measured. They need matplotlib, which comes with `dsmr[app]`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsmr.model.horizons import TOKENS_PER_SECOND, Rule, format_horizons, receptive_field
+from dsmr.model.horizons import Rule, TokenRate, format_horizons, receptive_field
 from dsmr.pieces import ratio, why_without
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ class Depth:
         horizons: tokens, bottom to top.
         segment_length: T.
         rule: what a query sees of them.
+        rate: tokens in a second of its music; None leaves out the seconds.
     """
 
     horizons: tuple[int, ...]
     segment_length: int
     rule: Rule = "boundary"
+    rate: TokenRate | None = None
 
 
 def plot_schedules(depths: Mapping[str, Depth], path: Path) -> None:
@@ -60,6 +62,7 @@ def plot_schedules(depths: Mapping[str, Depth], path: Path) -> None:
         ValueError: matplotlib is missing.
     """
     figure, panels = grid(len(depths), height=2.3)
+    rate = common_rate([depth.rate for depth in depths.values()])
     longest = max(max(receptive_field(d.horizons, d.segment_length, d.rule)) for d in depths.values())
     for axes, (name, depth) in zip(panels, depths.items(), strict=True):
         layers = range(len(depth.horizons))
@@ -69,10 +72,10 @@ def plot_schedules(depths: Mapping[str, Depth], path: Path) -> None:
         axes.set_xscale("symlog", base=2, linthresh=depth.segment_length / 4)
         axes.set_xlim(0, 1.5 * max(longest, 1))
         axes.set_xticks([depth.segment_length * 4**k for k in range(5) if depth.segment_length * 4**k <= 2 * longest])
-        axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}\n{tokens / TOKENS_PER_SECOND:.0f} s")
+        axes.xaxis.set_major_formatter(tokens_and_seconds(rate))
         axes.set_yticks([0, len(depth.horizons) - 1], ["bottom", "top"])
         axes.set_title(f"{name}\n{shortened(format_horizons(depth.horizons))}", fontsize=8)
-    figure.supxlabel("tokens before the segment, and seconds of music", fontsize=9)
+    figure.supxlabel(f"tokens before the segment{and_seconds(rate)}", fontsize=9)
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False
     )
@@ -187,6 +190,21 @@ def grid(count: int, height: float, columns: int = 4, *, shared: bool = True) ->
     return figure, panels[:count]
 
 
+def common_rate(rates: "Sequence[TokenRate | None]") -> TokenRate | None:
+    """The rate of all that share an axis; None where they differ or one is not known."""
+    return rates[0] if rates and all(rate == rates[0] for rate in rates) else None
+
+
+def tokens_and_seconds(rate: TokenRate | None) -> Callable[[float, Any], str]:
+    """How an axis of tokens is labelled: tokens, and seconds of music below them."""
+    return lambda tokens, _: f"{tokens:,.0f}" + ("" if rate is None else f"\n{rate.seconds(tokens):.0f} s")
+
+
+def and_seconds(rate: TokenRate | None) -> str:
+    """End of an axis' title."""
+    return "" if rate is None else f", and {rate.label.replace('s of', 'seconds of', 1)}"
+
+
 def shortened(spelling: str, limit: int = 32) -> str:
     """A long spelling of horizons by its ends."""
     terms = spelling.split("+")
@@ -267,8 +285,9 @@ def plot_positions(runs: "Sequence[Run]", path: Path) -> bool:
         return False
     axes.set_xscale("symlog", base=2, linthresh=128)  # the first stretch begins at 0
     axes.set_xlim(left=-8)
-    axes.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}\n{tokens / TOKENS_PER_SECOND:.0f} s")
-    axes.set_xlabel("first token of the stretch, and seconds of music", fontsize=8)
+    rate = common_rate([run.rate for run in runs])
+    axes.xaxis.set_major_formatter(tokens_and_seconds(rate))
+    axes.set_xlabel(f"first token of the stretch{and_seconds(rate)}", fontsize=8)
     axes.set_ylabel("perplexity", fontsize=8)
     axes.grid(linewidth=0.3, color=FAINT)
     if without:

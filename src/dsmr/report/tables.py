@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsmr.model.horizons import TOKENS_PER_SECOND
+from dsmr.model.horizons import MAESTRO_RATE
 from dsmr.report.collect import Run
 
 Columns = Mapping[str, tuple[str, str]]
@@ -71,7 +71,7 @@ def pieces_table(pieces: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         {
             "name": curve["name"],
-            "music": point["tokens"] / TOKENS_PER_SECOND / 60,
+            "music": MAESTRO_RATE.seconds(point["tokens"]) / 60,
             **point,
         }
         for curve in pieces
@@ -79,7 +79,7 @@ def pieces_table(pieces: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     columns = {
         "tokens": ("tokens of a piece", "{:,}"),
-        "music": ("min of music", "{:.1f}"),
+        "music": ("min of music in MAESTRO", "{:.1f}"),
         "seconds": ("seconds", "{:.2f}"),
         "state_mib": ("state MiB", "{:,.1f}"),
         "peak_memory_gib": ("peak GiB", "{:.2f}"),

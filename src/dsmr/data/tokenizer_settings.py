@@ -1,0 +1,178 @@
+"""A MidiTok tokenizer from a name and settings: the class behind the name, and which settings it reads.
+
+A name without a dot is a class of MidiTok; `package.module.Class` is a class of the user's own, a subclass of
+`miditok.MusicTokenizer` that Python can import. No torch, no Lightning in this file.
+"""
+
+import difflib
+import importlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import miditok
+from miditok import MusicTokenizer, TokenizerConfig
+
+EXTRA_SETTINGS: dict[str, tuple[str, ...]] = {
+    "PerTok": (
+        "ticks_per_quarter",
+        "use_microtiming",
+        "max_microtiming_shift",
+        "num_microtiming_bins",
+        "use_position_toks",
+    ),
+    "MMM": ("base_tokenizer", "density_bins_max"),
+    "REMI": ("max_bar_embedding", "use_bar_end_tokens", "add_trailing_bars"),
+    "MIDILike": ("max_duration",),
+}
+"""What each class reads from `TokenizerConfig.additional_params`, as of MidiTok 3.1."""
+NEEDED: dict[str, dict[str, Any]] = {
+    "PerTok": {
+        "ticks_per_quarter": 320,
+        "use_microtiming": True,
+        "max_microtiming_shift": 0.125,
+        "num_microtiming_bins": 30,
+    },
+    "MMM": {"base_tokenizer": "REMI"},
+}
+"""Extra settings without which a class cannot be made, with values that work."""
+ADDITIONAL = "additional_params"
+TUPLE_KEYS = ("beat_res", "beat_res_rest")
+KEY = "data.tokenizer.config"
+
+
+def make_tokenizer(name: str, settings: Mapping[str, Any], special_tokens: Sequence[str]) -> MusicTokenizer:
+    """Tokenizer of a class and its settings.
+
+    Args:
+        name: class of MidiTok, or dotted path of the user's own class.
+        settings: arguments of `TokenizerConfig`; what only this class reads may stand among them or in
+            `additional_params`. Keys of `beat_res` are strings such as `"0_4"`.
+        special_tokens: PAD, BOS, EOS, MASK.
+
+    Raises:
+        ValueError: the class is unknown, a setting is unknown, missing or refused, or there is more than one stream.
+    """
+    tokenizer_class = find_class(name)
+    config, additional = sorted_out(tokenizer_class, settings, special_tokens)
+    try:
+        for key in config.keys() & set(TUPLE_KEYS):
+            config[key] = {tuple(map(int, k.split("_"))): v for k, v in config[key].items()}
+        if isinstance(config.get("time_signature_range"), dict):  # JSON has no whole numbers as keys
+            config["time_signature_range"] = {int(k): v for k, v in config["time_signature_range"].items()}
+        defaults = {"use_pitchdrum_tokens": False, "special_tokens": list(special_tokens)}
+        tokenizer = tokenizer_class(TokenizerConfig(**defaults | config, **additional))
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError) as error:
+        raise ValueError(f"{KEY}: {label(name)} refuses {dict(settings)}: {error!r}") from error
+    if tokenizer.is_multi_voc:
+        raise ValueError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
+    if [tokenizer.vocab.get(f"{token}_None") for token in special_tokens] != list(range(len(special_tokens))):
+        raise ValueError(f"data.tokenizer.name: the first tokens of {name} must be {', '.join(special_tokens)}")
+    return tokenizer
+
+
+def find_class(name: str) -> type[MusicTokenizer]:
+    """Tokenizer class of a name.
+
+    Raises:
+        ValueError: there is none, or it cannot be imported.
+    """
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        known = {c.__name__: c for c in vars(miditok).values() if is_tokenizer(c)}
+        if name not in known:
+            hint = _nearest(name, known)
+            raise ValueError(
+                f"data.tokenizer.name: {name!r} is neither performance nor a MidiTok tokenizer{hint}; known: "
+                f"{', '.join(known)}, or the dotted path of a class of your own"
+            )
+        return known[name]
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a module of the user's own raises
+        raise ValueError(
+            f"data.tokenizer.name: {name} cannot be imported ({error!r}); add the folder that holds "
+            f"{module.partition('.')[0]} to PYTHONPATH, or install it"
+        ) from error
+    if not is_tokenizer(found):
+        raise ValueError(f"data.tokenizer.name: {name} is not a subclass of miditok.MusicTokenizer")
+    return found
+
+
+def source_of(name: str) -> str:
+    """Source of the module that holds a class of the user's own; empty for MidiTok's and for `performance`."""
+    if "." not in name:
+        return ""
+    try:
+        return inspect.getsource(importlib.import_module(name.rpartition(".")[0]))
+    except (OSError, TypeError):  # compiled
+        return ""
+
+
+def sorted_out(
+    tokenizer_class: type[MusicTokenizer], settings: Mapping[str, Any], special_tokens: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of every tokenizer, and those that only this class reads.
+
+    Raises:
+        ValueError: one is unknown or misspelt, or a needed one is missing.
+    """
+    family = [c.__name__ for c in tokenizer_class.__mro__]
+    additional = settings.get(ADDITIONAL) or {}
+    if not isinstance(additional, Mapping):
+        raise ValueError(f"{KEY}.{ADDITIONAL} is {additional!r}; it must be a mapping of names to values")
+    families = [*family, additional.get("base_tokenizer", settings.get("base_tokenizer"))]
+    extra = [key for one in families for key in EXTRA_SETTINGS.get(str(one), ())]
+    parameters = inspect.signature(TokenizerConfig).parameters.values()
+    general = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    found: tuple[dict[str, Any], dict[str, Any]] = ({}, dict(additional))
+    for key in additional:
+        close = difflib.get_close_matches(key, [*extra, *general], n=1, cutoff=0.8)
+        if key in general or (close and key not in extra):
+            where = f"; give it in {KEY} itself" if key in general else f"; did you mean {close[0]}?"
+            raise ValueError(f"{KEY}.{ADDITIONAL}: {family[0]} does not read {key!r} there{where}")
+    for key, value in settings.items():
+        if key == ADDITIONAL:
+            continue
+        if key not in general and key not in extra:
+            is_own = not tokenizer_class.__module__.startswith("miditok.")
+            own = f"; what only your class reads goes into {ADDITIONAL}" if is_own else ""
+            hint = _nearest(key, [*general, *extra, ADDITIONAL]) or own
+            raise ValueError(f"{KEY}: MidiTok has no setting {key!r} for {family[0]}{hint}")
+        found[key in extra][key] = value
+    if list(found[0].pop("special_tokens", special_tokens)) != list(special_tokens):
+        raise ValueError(f"{KEY}.special_tokens are always {', '.join(special_tokens)}; leave them out")
+    check_needed(family, found[1])
+    return found
+
+
+def check_needed(family: Sequence[str], extra: Mapping[str, Any]) -> None:
+    """Refuse settings that lack what a class cannot do without.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    for one in family:
+        missing = [key for key in NEEDED.get(one, {}) if key not in extra]
+        if extra.get("use_microtiming") is False and "num_microtiming_bins" in missing:
+            missing.remove("num_microtiming_bins")
+        if missing:
+            example = json.dumps({key: NEEDED[one][key] for key in missing})
+            raise ValueError(f"{KEY}: {one} needs {', '.join(missing)}; for example {example}")
+
+
+def is_tokenizer(candidate: object) -> bool:
+    """True for a class that can be a tokenizer."""
+    return isinstance(candidate, type) and issubclass(candidate, MusicTokenizer) and candidate is not MusicTokenizer
+
+
+def label(name: str) -> str:
+    """A tokenizer in messages."""
+    return name if "." in name else f"MidiTok's {name}"
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    spelt = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word.lower(), list(spelt), n=1)
+    return f"; did you mean {spelt[close[0]]}?" if close else ""

@@ -43,7 +43,7 @@ class Population:
     Attributes:
         sample: draws `over_NP` and `under_NP`, given N and P.
         truth: `E[over] / E[under]`.
-        is_stress: harsher than anything seen in real results.
+        is_stress: left out of the criterion, since no candidate holds there with few pieces.
     """
 
     sample: Sample

@@ -20,7 +20,7 @@ from dsmr.files import replacing
 NAME = "pieces.csv"
 NUM_DRAWS = 3999  # with one more, both tails are whole numbers of draws
 LEVEL = 0.95
-FEWEST = 12  # pieces: with fewer, an interval may cover less than 93 % (experiments/intervals)
+FEWEST = 12  # pieces: from here on an interval covers 93 to 97 % of ordinary cases (experiments/intervals)
 NO_INTERVAL = f"no interval with fewer than {FEWEST} pieces, or where too few of them differ: it would not hold"
 ROUNDING, FAR = 1e-12, 1e6  # a smaller share of a figure is no spread; so many standard errors mean that there is none
 FLOAT = NDArray[np.float64]

@@ -201,6 +201,10 @@ def test_a_share_of_an_epoch_may_be_the_interval_of_validation(tmp_path: Path) -
     assert [int(row["step"]) for row in csv_rows(tmp_path / "half") if row["val/perplexity"]] == [3, 7, 11, 15]
     assert dsmr("fit", *SMOKE, *options, "--name", "every", "--trainer.check_val_every_n_epoch", 1) == 0
     assert [int(row["step"]) for row in csv_rows(tmp_path / "every") if row["val/perplexity"]] == [7, 15]
+    assert (tmp_path / "every" / "pieces.csv").is_file()
+    states = checkpoints.read(tmp_path / "every" / "last.ckpt")["callbacks"]
+    scores = [state["best_model_score"] for state in states.values() if "best_model_score" in state]
+    assert scores == [min(float(r["val/perplexity"]) for r in csv_rows(tmp_path / "every") if r["val/perplexity"])]
 
 
 def test_the_default_root_dir_is_the_folder_of_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

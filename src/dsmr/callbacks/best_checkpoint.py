@@ -25,6 +25,7 @@ class BestCheckpoint(ModelCheckpoint):
             monitor="val/perplexity",
             mode="min",
             save_weights_only=True,
+            save_on_train_epoch_end=False,  # Lightning's choice with one validation an epoch; `last.ckpt` would miss it
             enable_version_counter=False,
         )
 

@@ -27,10 +27,10 @@ def find_config(given: str) -> Path:
     """
     if Path(given).is_file():
         return check_config(Path(given))
-    if given == "" or Path(given).is_dir():
-        raise ValueError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
     known = shipped()
     matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]
+    if not matches and (given == "" or Path(given).is_dir()):
+        raise ValueError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
     if not matches:
         raise ValueError(
             f"--config {given}: no such file, and no shipped config of that name{nearest(given, known)}; "

@@ -1,17 +1,16 @@
 """What our two parsers have in common: mistakes of one line, names that stay text, and sections that may be empty."""
 
-from types import NoneType
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
 from dsmr.cli.given import options_of, read
 from dsmr.cli.kinds import classes_of
 from dsmr.cli.reasons import explain
-from dsmr.cli.scalars import MODE, alternatives, as_written, dump, is_blank, load, plain
+from dsmr.cli.scalars import MODE, WrittenParser, alternatives, dump, is_blank, is_unset, load, plain
 
 
-class OneLineErrors(ArgumentParser):
+class OneLineErrors(WrittenParser):
     """A parser whose mistakes are a ValueError of one line.
 
     jsonargparse makes another parser of the same class for each class that a setting names; these raise as it expects.
@@ -33,8 +32,9 @@ class OneLineErrors(ArgumentParser):
         parsed: Namespace = plain(super().parse_args(args, *rest, **kwargs))
         if self.exit_on_error:
             for key, option in options_of(self).items():
-                if is_class_as_text(parsed.get(key), option.kind):
-                    self.error(f"{key} names a class")
+                value = parsed.get(key, option.default)  # what another setting gives has no value of its own
+                if is_class_as_text(value, option.kind) or is_unset(value, option.kind, option.default):
+                    self.error(f"{key} is no such value")
         return parsed
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
@@ -74,16 +74,6 @@ class OneLineErrors(ArgumentParser):
             elif not isinstance(section[last], (dict, str)):
                 raise TypeError(f"{name} is a section of settings")
         return dump(settings) if is_changed else content
-
-    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Check a value of a config file, of which a string option gets the text that was written."""
-        kind = getattr(action, "_typehint", None)
-        if kind is not None:
-            value = as_written(value, kind)
-            is_unset = value is None and action.default is not None
-            if is_unset and not {NoneType, Any, object} & set(alternatives(kind)):
-                raise TypeError(f"{key} is null")
-        return super()._check_value_key(action, value, key, cfg, *args, **kwargs)
 
 
 def is_class_as_text(value: Any, kind: Any) -> bool:

@@ -9,7 +9,6 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import NoneType
 from typing import Any, get_args
 
 from jsonargparse import ArgumentParser
@@ -41,7 +40,7 @@ from dsmr.cli.kinds import (
     subclasses,
     words,
 )
-from dsmr.cli.scalars import WrittenFloat, alternatives, as_written, lines, plain
+from dsmr.cli.scalars import WrittenFloat, WrittenParser, alternatives, is_unset, lines
 
 MOST_KNOWN, CLOSE = 12, 0.7
 FORMER = {  # options of older Lightning, and of other programs, that no spelling comes near
@@ -125,18 +124,18 @@ def refused(options: Mapping[str, Option], values: dict[str, Any], given: Given)
     keys = (*given.keys[:-1], str(given.keys[-1]).removesuffix("+"))
     is_appended = keys != given.keys
     key = key_of(keys, options)
+    if given.value is NothingGiven and (key or keys == ("config",)):
+        return Refusal(keys, " needs a value", before="--")
     if key is None:
         return unknown_option(keys, given.value, options)
     option, rest = options[key], keys[len(key.split(".")) :]
-    if given.value is NothingGiven:
-        return Refusal(keys, " needs a value", before="--")
     if option.is_flag:
         return None if isinstance(given.value, bool) else Refusal(keys, f" takes no value, not {shown(given.value)}")
     before = values.get(key, unwrapped(option.default))
     if rest and not any(classes_of(one) or is_mapping(one) for one in alternatives(option.kind)):
         return Refusal(keys, f"; {key} is {words(option.kind)}, which has no keys of its own", before="unknown key ")
     values[key] = [*listed(before), given.value] if is_appended else merged(before, rest, given.value)
-    if given.value is None and not rest and NoneType not in alternatives(option.kind) and option.default is not None:
+    if not rest and is_unset(given.value, option.kind, option.default):
         return Refusal(keys, f" is null; it takes {words(option.kind)}")
     return why_not(tuple(key.split(".")), option.kind, values[key])
 
@@ -176,10 +175,10 @@ def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
 
 def accepts(kind: Any, value: Any) -> bool:
     """Whether jsonargparse accepts a value for a type."""
-    parser = ArgumentParser(exit_on_error=False)
+    parser = WrittenParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
     try:
-        parser.parse_object({"value": plain(as_written(value, kind))})
+        parser.parse_object({"value": value})
     except Exception:  # whatever it is, it is refused
         return False
     return True

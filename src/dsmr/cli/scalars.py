@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import Namespace, set_dumper, set_loader
+from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
 MODE = "dsmr"
 """Parser mode of jsonargparse that loads and dumps with this module."""
@@ -156,18 +156,36 @@ def as_written(value: Any, kind: Any) -> Any:
 
 
 def _as_text(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """The text of a scalar where a string is wanted and not what it is; otherwise the value, a word a boolean."""
     text = str(value).lower() if isinstance(value, bool) else str(getattr(value, "text", value))
-    is_same = {bool: (bool,), WrittenBool: (bool,), WrittenInt: (int, float), WrittenFloat: (float,)}[type(value)]
-    if any(one in kinds for one in (*is_same, Any, object)):
-        return value
+    value = value.value if isinstance(value, WrittenBool) else value
+    same = (bool,) if isinstance(value, bool) else (int, float) if isinstance(value, int) else (float,)
     chosen = [item for one in kinds if get_origin(one) is Literal for item in get_args(one)]
-    if value in chosen and not isinstance(value, str):
+    if value in chosen or any(one in kinds for one in (*same, Any, object)):
         return value
     return text if str in kinds or text in chosen else value
 
 
 def _class(origin: Any) -> type:
     return origin if isinstance(origin, type) else object
+
+
+class WrittenParser(ArgumentParser):
+    """A parser that gives a string option the text that was written, and refuses null where a value is needed."""
+
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        """Check a value of a config file, as jsonargparse does for each, in the parsers of classes too."""
+        kind = getattr(action, "_typehint", None)
+        if kind is not None:
+            value = as_written(value, kind)
+            if is_unset(value, kind, action.default):
+                raise TypeError(f"{key} is null")
+        return super()._check_value_key(action, value, key, cfg, *args, **kwargs)
+
+
+def is_unset(value: Any, kind: Any, default: Any) -> bool:
+    """Whether null stands where a value is needed."""
+    return value is None and default is not None and not {NoneType, Any, object} & set(alternatives(kind))
 
 
 def plain(value: Any) -> Any:

@@ -301,7 +301,7 @@ def test_a_tokenizer_of_ones_own_goes_all_the_way(
     assert dsmr("validate", "--checkpoint", run, bar) == 0
     assert dsmr("export", run, tmp_path / "model") == 0
     card = (tmp_path / "model/README.md").read_text()
-    assert "Its tokens are those of the Python class `my_tokens.Mine`" in card
+    assert "It needs code that is not part of dsmr: `my_tokens.Mine`" in card
     for checkpoint in (run, tmp_path / "model"):
         assert dsmr("generate", "--checkpoint", checkpoint, "--seconds", 1, "--output", tmp_path / "music.mid") == 0
     monkeypatch.undo()

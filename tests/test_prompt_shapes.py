@@ -154,7 +154,9 @@ def test_predicting_compiles_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
         prompt_seconds=1.0,
         segment_length=T,
     )
-    made._trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=build_tokenizer(TokenizerSpec())))
+    made._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(tokenizer=build_tokenizer(TokenizerSpec()), tokens_per_second=39.8)
+    )
     tokenizer = made._trainer.datamodule.tokenizer
     note = [tokenizer.note_on + 60, tokenizer.shift + 49, tokenizer.note_off + 60]
     made.predict_step(PieceTokens("piece", torch.tensor([BOS, tokenizer.velocity + 9, *note * 4, EOS])))

@@ -25,7 +25,7 @@ class BestCheckpoint(ModelCheckpoint):
             monitor="val/perplexity",
             mode="min",
             save_weights_only=True,
-            save_on_train_epoch_end=False,  # Lightning's choice with one validation an epoch; `last.ckpt` would miss it
+            save_on_train_epoch_end=False,  # which Lightning chooses for one validation an epoch: after `last.ckpt`
             enable_version_counter=False,
         )
 

@@ -26,7 +26,7 @@ from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
 from dsmr.data.tokenizer import encode
 from dsmr.files import replacing
-from dsmr.model.backbone import name_of
+from dsmr.model.backbone import name_of, summary_of
 from dsmr.model.decoder import Decoder
 from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.pieces import Comparison, PieceTable, compare, ratio, why_without
@@ -98,7 +98,7 @@ def run(command: str, arguments: list[str]) -> int:
     if settings.piece is None:
         cli.datamodule.pieces("validation")  # refuses data without any before a folder is made
     folder = made(Path(settings.folder) if settings.folder else cli.folder / "analysis")
-    print(backbone.summary(loaded.rate), flush=True)
+    print(summary_of(backbone, loaded.rate), flush=True)
     if settings.piece is not None:
         result = one_piece(backbone, cli.datamodule.tokenizer, Path(settings.piece), folder, settings.picture)
     else:

@@ -104,6 +104,11 @@ class Backbone(nn.Module, ABC):
         """What the network remembers, in a few lines to read; with seconds of music, unless `rate` is None."""
 
 
+def summary_of(backbone: Backbone, rate: TokenRate | None) -> str:
+    """Return the summary of a network; one of a user's own need not take `rate`."""
+    return backbone.summary(rate) if inspect.signature(backbone.summary).parameters else backbone.summary()
+
+
 def name_of(network: type[Backbone]) -> str:
     """Name of a network in checkpoints and messages: the class of one of ours, the class path of a user's own."""
     is_own = not network.__module__.startswith("dsmr.model.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 
 from dsmr.cli import main
 from dsmr.cli.checks import check_devices, check_resumed
@@ -360,6 +361,23 @@ METRICS = {
 }
 
 
+STEPS: dict[str, Case] = {
+    "an optimizer of sparse gradients": (["--model.optimizer=SparseAdam"], ["model.optimizer: SparseAdam does not"]),
+    "a schedule of no steps": (
+        ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=0"],
+        ["model.lr_scheduler: integer modulo by zero"],
+    ),
+}
+
+
+@pytest.mark.parametrize("who", STEPS)
+def test_what_torch_refuses_at_its_first_step_names_the_setting(
+    who: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, expected = STEPS[who]
+    one_line([*FIT, "--root", str(tmp_path), *options], expected, capsys)
+
+
 @pytest.mark.parametrize("who", METRICS)
 def test_a_metric_that_is_not_logged_has_its_nearest_named(
     who: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -670,6 +688,7 @@ def test_what_a_library_raises_is_told_from_what_our_code_raises() -> None:
         raise AssertionError("nothing was raised")
 
     assert is_refusal(caught(lambda: torch.nn.Linear(-1, 2)))
+    assert not is_refusal(caught(lambda: Trainer(nonsense=1)))  # type: ignore[call-arg]
     assert not is_refusal(caught(lambda: {}["x"]))
     assert not is_refusal(caught(lambda: int("x")))
     assert is_refusal(caught(lambda: int("x")), cls=torch.nn.Linear)

@@ -109,7 +109,6 @@ def test_horizons_and_folders_that_look_like_numbers_are_text(tmp_path: Path) ->
 
 
 def test_text_that_begins_like_a_comment_is_a_name(tmp_path: Path) -> None:
-    assert config(tmp_path, "", "--name=#1").name == "#1"
     assert config(tmp_path, "name: '#1'\n").name == "#1"
     assert config(tmp_path, "name: null\n").name.startswith("1x320+1x64-")
 

@@ -16,7 +16,7 @@ from dsmr.cli import nearest
 LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics")
 """Their own code raises these errors for settings; what our code raises is for us."""
 BELOW = {*sys.stdlib_module_names, "fsspec"}
-REFUSING = (ValueError, TypeError, RuntimeError, ImportError, OSError, MisconfigurationException)
+REFUSING = (ValueError, RuntimeError, ImportError, OSError, MisconfigurationException)
 
 Made = TypeVar("Made")
 Failures = list[tuple[type, Exception]]
@@ -74,9 +74,15 @@ def is_within(cause: Exception, error: Exception) -> bool:
 
 
 def is_refusal(error: Exception, cls: type | None = None) -> bool:
-    """Whether a library raised an error for a setting, or the constructor of a class that is not ours did."""
-    is_theirs = cls is not None and cls.__module__.partition(".")[0] != "dsmr" and isinstance(error, ValueError)
-    return is_theirs or (isinstance(error, REFUSING) and raised_in(error).partition(".")[0] in LIBRARIES)
+    """Whether an error is about a setting.
+
+    A library raised it, or the constructor of a class that is not ours. A TypeError counts only where a setting names
+    the class that raised it: elsewhere, we have called a library wrongly.
+    """
+    is_theirs = cls is not None and cls.__module__.partition(".")[0] != "dsmr"
+    kinds = (*REFUSING, TypeError) if is_theirs else REFUSING
+    is_raised = isinstance(error, kinds) and raised_in(error).partition(".")[0] in LIBRARIES
+    return is_raised or (is_theirs and isinstance(error, ValueError))
 
 
 def raised_in(error: Exception) -> str:
@@ -96,17 +102,23 @@ def in_training(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        module = raised_in(error)
-        if not is_refusal(error) and not module.startswith("torch.optim"):
-            raise
-        reason = unlogged(trainer, error)
-        if isinstance(error, OSError):
+        reason = unlogged(trainer, error) if is_refusal(error) else ""
+        if isinstance(error, OSError) and error.filename and is_refusal(error):
             reason = f"cannot write {error.filename} ({error.strerror}); name another folder"
-        elif module.startswith("torch.optim") and not isinstance(error, TypeError):
-            reason = f"model.{'lr_scheduler' if 'lr_scheduler' in module else 'optimizer'}: {error}"
+        reason = reason or unsteppable(trainer, error)
         if not reason:
             raise
         raise ValueError(reason) from error
+
+
+def unsteppable(trainer: Trainer, error: Exception) -> str:
+    """Explain an error of torch's optimizers and schedules over their settings; empty for any other."""
+    module = raised_in(error)
+    is_ours = any(type(one).__module__.startswith("dsmr.") for one in trainer.optimizers)
+    is_setting = isinstance(error, (ValueError, ZeroDivisionError)) or (type(error) is RuntimeError and not is_ours)
+    if not module.startswith("torch.optim") or not is_setting:
+        return ""
+    return f"model.{'lr_scheduler' if 'lr_scheduler' in module else 'optimizer'}: {error}"
 
 
 def unlogged(trainer: Trainer, error: Exception) -> str:

@@ -170,7 +170,7 @@ CLASSES: dict[str, Case] = {
     ),
     "horizons below nothing": (
         ["--model.horizons", "Uniform", "--model.horizons.horizon", "-64"],
-        ["horizon -64", "below 0"],
+        ["Uniform.horizons(2) gives (-64, -64)", "at least 0"],
     ),
     "horizons that look like a number": (["--model.horizons", "512"], ["for 2 layers write, for example, 2x512"]),
     "a key of generated pieces": (
@@ -247,7 +247,11 @@ HABITS: dict[str, Case] = {
         ["trainer.max_steps is 1e3; it takes an integer: write 1000"],
     ),
     "steps below nothing": (["--trainer.max_steps", "-5"], ["`max_steps` must be a non-negative integer or -1"]),
-    "a cosine without an end": (["--trainer.max_steps", "-1"], ["the cosine needs an end"]),
+    "a run without an end": (["--trainer.max_steps", "-1"], ["nothing ends the run: set trainer.max_steps"]),
+    "a cosine without an end": (
+        ["--trainer.max_steps", "-1", "--trainer.max_time", "00:01:00:00"],
+        ["the cosine needs an end"],
+    ),
     "no batches": (["--trainer.limit_train_batches", "0"], ["trainer.limit_train_batches is 0"]),
     "more than all batches": (["--trainer.limit_train_batches", "1.5"], ["1.5 for limit_train_batches"]),
     "a share without a batch": (
@@ -274,7 +278,10 @@ HABITS: dict[str, Case] = {
         [f"{CALLBACK}+=StochasticWeightAveraging", f"{CALLBACK}.swa_lrs=1e-3"],
         ["SWA with `swa_epoch_start`"],
     ),
-    "a network that is frozen whole": ([f"{CALLBACK}+=BackboneFinetuning"], ["every weight is frozen"]),
+    "a network that is frozen whole": (
+        [f"{CALLBACK}+=BackboneFinetuning"],
+        ["BackboneFinetuning does not work here; it would freeze the whole network"],
+    ),
     "an option of old Lightning": (
         ["--trainer.gpus", "1"],
         ["unknown key trainer.gpus; use trainer.accelerator and trainer.devices"],

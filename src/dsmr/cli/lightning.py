@@ -34,7 +34,14 @@ from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.cli.refused import in_training, one_line
 from dsmr.cli.results import check_output, write_result
-from dsmr.cli.trainer_settings import check_callbacks, plain_strings, settle_length, settle_root, settle_validation
+from dsmr.cli.trainer_settings import (
+    check_callbacks,
+    lift_no_validation,
+    plain_strings,
+    settle_length,
+    settle_root,
+    settle_validation,
+)
 from dsmr.data.datamodule import MusicData
 from dsmr.files import replacing
 from dsmr.generate.continuer import Continuer
@@ -228,8 +235,8 @@ class DsmrCLI(LightningCLI):
         check_callbacks(settings.trainer.callbacks)
         settle_length(settings.trainer, self._arguments)
         settle_validation(settings.trainer, self._arguments)
-        if self.command == "validate" and settings.trainer.limit_val_batches == 0:  # of a run without validation
-            settings.trainer.limit_val_batches = None
+        if self.command == "validate":
+            lift_no_validation(settings.trainer, self._arguments)
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.run_folder is not None:

@@ -31,12 +31,17 @@ def settle_length(trainer: Namespace, arguments: list[str]) -> None:
 
     base.yaml gives `max_steps`, so that `--trainer.max_epochs 3` alone would end at whichever comes first. Given
     together on the command line, both hold.
+
+    Raises:
+        ValueError: nothing ends the run, which Lightning would stop after 1,000 epochs.
     """
     steps, epochs = (level_given(arguments, f"trainer.{name}") for name in ("max_steps", "max_epochs"))
     if trainer.max_epochs is not None and epochs > steps:
         trainer.max_steps = -1
     elif trainer.max_epochs is not None and steps > epochs:
         trainer.max_epochs = None
+    if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
+        raise ValueError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
 
 
 def settle_validation(trainer: Namespace, arguments: list[str]) -> None:
@@ -47,6 +52,12 @@ def settle_validation(trainer: Namespace, arguments: list[str]) -> None:
         trainer.check_val_every_n_epoch = 1
     elif trainer.check_val_every_n_epoch is not None and every > interval:
         trainer.val_check_interval = 1.0
+
+
+def lift_no_validation(trainer: Namespace, arguments: list[str]) -> None:
+    """Validate on the whole split though the run was trained without; asked for on the command line, 0 stays."""
+    if trainer.limit_val_batches == 0 and level_given(arguments, "trainer.limit_val_batches") < len(arguments):
+        trainer.limit_val_batches = None
 
 
 def settle_root(settings: Namespace, arguments: list[str]) -> None:

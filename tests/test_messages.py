@@ -144,7 +144,10 @@ CLASSES: dict[str, Case] = {
         ["model.lr_scheduler watches val/nll, but is stepped after every optimizer step", "train/nll"],
     ),
     "a warm-up below nothing": (["--model.lr_scheduler.warmup_steps", "-1"], ["warmup_steps (-1) must be at least 0"]),
-    "an unknown network": (["--model.backbone", "Nope"], ["no class Nope; known: PerceiverAR, RecurrentTransformer"]),
+    "an unknown network": (
+        ["--model.backbone", "Nope"],
+        ["no class Nope; known: ", "PerceiverAR, RecurrentTransformer"],
+    ),
     "a network that is none": (["--model.backbone", "torch.nn.Linear"], ["torch.nn.Linear is not a Backbone"]),
     "a network's number": (
         ["--model.backbone.num_layers", "x"],
@@ -162,7 +165,11 @@ CLASSES: dict[str, Case] = {
     ),
     "a key of horizons that are text": (
         ["--model.horizons.long", "3"],
-        ["model.horizons needs a class_path", "known: Ascending, Binary, Descending, Fitted, Full, TwoScale, Uniform"],
+        [
+            "model.horizons needs a class_path",
+            "known: Ascending, Binary, Descending, Fitted, Full, ",
+            "TwoScale, Uniform",
+        ],
     ),
     "a schedule within a schedule": (
         ["--model.horizons=Fitted", "--model.horizons.schedule=TwoScal", "--model.horizons.budget=640"],

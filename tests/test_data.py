@@ -277,6 +277,21 @@ def test_a_zip_of_midi_files_gives_the_store_of_its_folder(midi_folder: Path) ->
     assert not list(path.parent.rglob("__MACOSX")), "something was unpacked"
 
 
+def test_odd_names_in_a_zip_are_read(midi_folder: Path) -> None:
+    content = (midi_folder / "piece0.mid").read_bytes()
+    path = midi_folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("Chopin: Op. 9 No. 2.mid", "./a.mid", "b//c.mid"):
+            file.writestr(name, content)
+    source = MidiZip(path)
+    assert source.names() == ["Chopin: Op. 9 No. 2.mid", "a.mid", "b/c.mid"]
+    assert {source.read(name) for name in source.names()} == {content}
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("C:\\evil.mid", content)
+    with pytest.raises(DataError, match="leads out of the collection"):
+        MidiZip(path).names()
+
+
 def test_a_zip_is_read_in_worker_processes(tmp_path: Path) -> None:
     for number in range(FEW + 4):
         write_midi(tmp_path / f"midi/{number:02d}.mid", number, num_notes=5)

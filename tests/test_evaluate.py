@@ -180,6 +180,9 @@ def test_fewer_excerpts_have_a_lower_and_wider_floor_and_one_seed_draws_alike() 
     assert compare(made, real) == compare(made, real)
     gapless = {"pitch": made["pitch"], "inter_onset": np.zeros((4, 3))}
     assert set(compare(gapless, {"pitch": real["pitch"], "inter_onset": np.ones((60, 3))})) == {"pitch"}
+    some = np.ones((60, 3)) * (np.arange(60) > 0)[:, None]  # a real excerpt of one note has no gap between notes
+    (found,) = compare({"inter_onset": np.ones((1, 3))}, {"inter_onset": some}).values()
+    assert found["floor"]["overlap"] == {"mean": 1, "low": 1, "high": 1}
 
 
 @pytest.mark.filterwarnings("ignore:.*instantiate_classes.*")

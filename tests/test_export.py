@@ -1,6 +1,7 @@
 """Exported models: whole, checked, without paths, and the same function as the run."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,13 @@ def test_hub_addresses_are_fetched_and_wrong_ones_named(tmp_path: Path, monkeypa
     assert asked == [("someone/model", "v2"), ("someone/model", None)]
     with pytest.raises(ValueError, match="hf://OWNER/NAME"):
         checkpoints.load("hf://model")
+
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["model"]["backbone"] = "antigravity.Network"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"needs code that is not part of dsmr \(antigravity\.Network\)"):
+        checkpoints.load("hf://someone/model")
+    assert "antigravity" not in sys.modules
 
     def offline(*given: object, **named: object) -> str:
         raise OSError("no route to host")

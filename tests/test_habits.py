@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from conftest import write_midi
 from dsmr import checkpoint as checkpoints
 from dsmr.cli import main
-from dsmr.cli.configs import level_given
+from dsmr.cli.given import Option, Settings, level_given
 from dsmr.cli.lightning import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
@@ -110,6 +110,14 @@ def test_limited_epochs_go_through_the_whole_stream(tmp_path: Path) -> None:
     assert steps == [k % whole for k in range(len(steps))]
 
 
+def test_a_second_trainer_sees_whole_epochs_again(tmp_path: Path) -> None:
+    data, seen = recall_data(), Seen()
+    trainer(tmp_path, overfit_batches=2, max_epochs=1).fit(module(data), data)
+    data.seek(0)
+    trainer(tmp_path, seen, max_epochs=1, limit_val_batches=0).fit(module(data), data)
+    assert [step for step, *_ in seen.epochs[0]] == list(range(len(data.train_dataloader())))
+
+
 def test_epochs_of_windows_all_have_as_many_batches(tmp_path: Path) -> None:
     folder = tmp_path / "midi"
     for number in range(12):
@@ -158,6 +166,7 @@ def test_a_module_is_loaded_from_a_checkpoint_as_lightning_users_do(tmp_path: Pa
     found, expected = (trainer(tmp_path).validate(one, data, verbose=False) for one in (loaded, lm))
     assert found == expected
     assert loaded.backbone.horizons == (64, 32)
+    assert RecurrentLM.load_from_checkpoint(tmp_path / "x.ckpt").backbone.training  # to go on training with dropout
 
 
 def test_predictions_are_returned_to_python(tmp_path: Path) -> None:
@@ -187,12 +196,29 @@ def test_epochs_on_the_command_line_lift_the_steps_of_a_config(tmp_path: Path) -
 
 
 def test_where_a_setting_is_given_last(tmp_path: Path) -> None:
-    one, two = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    one, two, three = (tmp_path / name for name in ("1.yaml", "2.yaml", "3.yaml"))
     one.write_text("trainer: {max_steps: 5, max_epochs: null}\n")
-    two.write_text("trainer:\n  max_epochs: 5\n")
-    arguments = ["--config", str(one), f"--config={two}", "--trainer.devices", "1"]
-    levels = {key: level_given(arguments, f"trainer.{key}") for key in ("max_steps", "max_epochs", "devices", "limit")}
-    assert levels == {"max_steps": 0, "max_epochs": 2, "devices": 5, "limit": -1}
+    two.write_text("trainer:\n  max_epochs: 5\ntrainer.min_steps: 3\n")  # jsonargparse takes flat keys too
+    three.write_text("min_epochs: 2\n")
+    arguments = ["--config", str(one), f"--config={two}", "--trainer.devices", "1", "--trainer", str(three)]
+    arguments += ["--trainer", "{num_nodes: 2}"]
+    names = ("max_steps", "max_epochs", "min_steps", "min_epochs", "devices", "num_nodes", "max_time")
+    options = {f"trainer.{name}": Option(int | None, None, False, False) for name in names}
+    given = Settings(arguments, options)
+    levels = {name: level_given(given, f"trainer.{name}") for name in names}
+    top = given.command_line
+    expected = {"max_steps": 0, "max_epochs": 1, "min_steps": 1, "min_epochs": top, "devices": top, "num_nodes": top}
+    assert levels == {**expected, "max_time": -1}
+
+
+def test_minus_one_is_no_limit_and_lifts_none(tmp_path: Path) -> None:
+    config = tmp_path / "epochs.yaml"
+    config.write_text("trainer: {max_epochs: 1, limit_train_batches: 6, limit_val_batches: 1}\n")
+    options = ["--root", tmp_path, "--config", config]
+    assert dsmr("fit", *SMOKE, *options, "--name", "steps", "--trainer.max_steps", -1) == 0
+    assert checkpoints.read(tmp_path / "steps" / "last.ckpt")["global_step"] == 6
+    assert dsmr("fit", *SMOKE, *options, "--name", "epochs", "--trainer.max_steps=3", "--trainer.max_epochs=-1") == 0
+    assert checkpoints.read(tmp_path / "epochs" / "last.ckpt")["global_step"] == 3
 
 
 def test_a_share_of_an_epoch_may_be_the_interval_of_validation(tmp_path: Path) -> None:
@@ -202,6 +228,11 @@ def test_a_share_of_an_epoch_may_be_the_interval_of_validation(tmp_path: Path) -
     assert dsmr("fit", *SMOKE, *options, "--name", "every", "--trainer.check_val_every_n_epoch", 1) == 0
     assert [int(row["step"]) for row in csv_rows(tmp_path / "every") if row["val/perplexity"]] == [7, 15]
     assert (tmp_path / "every" / "pieces.csv").is_file()
+    config = tmp_path / "every.yaml"
+    config.write_text("trainer: {check_val_every_n_epoch: 1}\n")
+    batches = ["--config", config, "--name", "batches", "--trainer.val_check_interval", 6]
+    assert dsmr("fit", *SMOKE, *options, *batches) == 0
+    assert [int(row["step"]) for row in csv_rows(tmp_path / "batches") if row["val/perplexity"]] == [5, 11]
     states = checkpoints.read(tmp_path / "every" / "last.ckpt")["callbacks"]
     scores = [state["best_model_score"] for state in states.values() if "best_model_score" in state]
     assert scores == [min(float(r["val/perplexity"]) for r in csv_rows(tmp_path / "every") if r["val/perplexity"])]
@@ -268,6 +299,32 @@ def test_a_run_resumes_from_checkpoints_of_lightnings_own_callback(
     before, after = (checkpoints.read(folder / "last.ckpt")["state_dict"] for folder in (with_checkpoints, run))
     for key, value in before.items():
         assert torch.equal(value, after[key]), key
+
+
+def test_their_checkpoints_know_the_best_score_so_far(with_checkpoints: Path) -> None:
+    content = checkpoints.read(with_checkpoints / "checkpoints" / "validated-step=10.ckpt")
+    scores = {
+        float(s["best_model_score"]) for s in content["callbacks"].values() if s.get("best_model_score") is not None
+    }
+    assert scores == {float(r["val/perplexity"]) for r in csv_rows(with_checkpoints)[:3] if r["val/perplexity"]}
+
+
+def test_a_run_resumes_from_a_checkpoint_of_an_epochs_end(tmp_path: Path) -> None:
+    options = ["--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.save_top_k=-1", "--root", tmp_path]
+    options += ["--trainer.limit_train_batches", 7, "--trainer.max_epochs", 3, "--trainer.val_check_interval", 1.0]
+    assert dsmr("fit", *SMOKE, *options, "--name", "run") == 0
+    for name in ("epoch=0-step=7", "epoch=1-step=14"):
+        again = tmp_path / name
+        shutil.copytree(tmp_path / "run", again)
+        warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
+        assert dsmr("fit", "--resume", again / "checkpoints" / f"{name}.ckpt") == 0
+        kept = [
+            [{key: value for key, value in row.items() if not key.startswith("perf/")} for row in csv_rows(folder)]
+            for folder in (tmp_path / "run", again)
+        ]
+        assert kept[0] == kept[1]
+        before, after = (checkpoints.read(folder / "last.ckpt")["state_dict"] for folder in (tmp_path / "run", again))
+        assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def test_a_checkpoint_without_its_run_says_what_to_do(

@@ -139,9 +139,18 @@ CLASSES: dict[str, Case] = {
         ["--model.lr_scheduler", "null"],
         ["model.lr_scheduler is null; it takes an LRScheduler"],
     ),
-    "a plateau of the validation": (
+    "a schedule that waits for a plateau": (
         ["--model.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor", "val/nll"],
-        ["model.lr_scheduler watches val/nll, but is stepped after every optimizer step", "train/nll"],
+        ["model.lr_scheduler: ReduceLROnPlateau is not supported", "use dsmr.optim.WarmupCosine"],
+    ),
+    "no epochs": (["--trainer.max_epochs", "0"], ["trainer.max_epochs is 0"]),
+    "neither steps nor epochs": (
+        ["--trainer.max_steps", "-1", "--trainer.max_epochs", "-1"],
+        ["nothing ends the run: set trainer.max_steps"],
+    ),
+    "an interval that no epoch reaches": (
+        ["--trainer.val_check_interval", "500", "--trainer.check_val_every_n_epoch", "1"],
+        ["`val_check_interval` (500) must be less than or equal"],
     ),
     "a warm-up below nothing": (["--model.lr_scheduler.warmup_steps", "-1"], ["warmup_steps (-1) must be at least 0"]),
     "an unknown network": (
@@ -399,26 +408,6 @@ def test_a_metric_that_is_not_logged_has_its_nearest_named(
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--root", str(tmp_path)]
     expected = "watches val/perplexiti, which is not logged; did you mean val/perplexity?"
     one_line([*FIT, *short, "--trainer.callbacks", METRICS[who]], [expected], capsys)
-
-
-def test_a_plateau_of_training_lowers_the_rate_and_a_wrong_one_has_its_nearest_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plateau = ["--model.lr_scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--trainer.max_steps=4"]
-    plateau += ["--model.lr_scheduler.patience=0", "--model.lr_scheduler.mode=max", "--model.lr_scheduler.factor=0.5"]
-    plateau += [
-        "--model.optimizer.lr=0.008",
-        f"--trainer.callbacks+={RATES}",
-        "--trainer.log_every_n_steps=1",
-    ]
-    common = [*plateau, "--root", tmp_path]
-    assert dsmr("fit", *SMOKE, *common, "--name", "a", "--model.lr_scheduler.monitor=train/nll") == 0
-    rates = {float(row["lr-AdamW/pg1"]) for row in rows(tmp_path / "a") if row["lr-AdamW/pg1"]}
-    assert min(rates) < 0.008  # a loss that falls never grows, which is a plateau for `max`
-    capsys.readouterr()
-    options = [str(option) for option in common]
-    expected = "model.lr_scheduler watches train/nlll, which is not logged; did you mean train/nll?"
-    one_line([*FIT, *options, "--model.lr_scheduler.monitor=train/nlll"], [expected], capsys)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 `last.ckpt` is Lightning's whole state with the stream's place and the training memory; `best.ckpt` holds the
 weights and cannot resume. Both carry a section `dsmr`: format version, the network's class name and constructor
 arguments (horizons expanded, never a schedule's class), the rule, the tokenizer. Checkpoints are read with
-`weights_only=True`: tensors, numbers and texts, no code. The run's `run.json` holds the same section, so that reports
+`weights_only=True`: tensors, numbers and strings. The run's `run.json` holds the same section, so that reports
 need neither weights nor a user's classes.
 
 A network of ours is named by its class; a user's own by its class path, whose module is imported to load it.
@@ -100,7 +100,7 @@ def plain_config(backbone: Backbone) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{name_of(type(backbone))}: config() holds {key} = {value!r} ({type(value).__name__}), which a "
-                "checkpoint cannot keep; give numbers, texts, lists or None"
+                "checkpoint cannot keep; give numbers, strings, lists or None"
             ) from error
     return plain
 
@@ -259,6 +259,12 @@ def load(given: str | Path, *, horizons: str | None = None, attention: Form = "a
         content, vocabulary = read(path), None
         section, weights = content[SECTION], backbone_weights(content)
     check_version(section, path)
+    needed = [name for name in (section["backbone"], (section["tokenizer"] or {}).get("name", "")) if "." in name]
+    if needed and str(given).startswith(exported.HUB):
+        raise ValueError(
+            f"checkpoint {given} needs code that is not part of dsmr ({', '.join(needed)}), which is not imported for "
+            "models from the hub; read that code, then download the model and give its folder"
+        )
     network = network_of(section, path)
     config: dict[str, Any] = section["config"]
     if horizons is not None:

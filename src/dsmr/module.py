@@ -125,7 +125,7 @@ class RecurrentLM(LightningModule):
         backbone = checkpoints.load(checkpoint_path).backbone
         sizes = {"vocab_size": backbone.vocab_size, "segment_length": backbone.segment_length}
         made = cls(None, lambda *_: backbone, **{**sizes, **settings})
-        return made.to(map_location or "cpu").eval()
+        return made.to(map_location or "cpu").train()
 
     def setup(self, stage: str) -> None:
         """Take from the data what tokens are about, which pieces there are, and what generated ones ask.
@@ -272,11 +272,11 @@ class RecurrentLM(LightningModule):
         """Optimizer over matrices and the rest, and its schedule.
 
         Raises:
-            ValueError: a cosine without an end, a plateau of what is not measured at each step, or nothing to train.
+            ValueError: a cosine without an end, a plateau schedule, or nothing to train.
         """
         parameters = [p for p in self.backbone.parameters() if p.requires_grad]
         if not parameters:
-            raise ValueError("every weight is frozen, so that nothing would be trained; take out what freezes them")
+            raise ValueError("all parameters are frozen; remove the callback that freezes them")
         embedded = {m.weight for m in self.backbone.modules() if isinstance(m, nn.Embedding)}
         decayed = [p for p in parameters if p.dim() >= 2]
         stacked = self.backbone.stacked_rows()
@@ -293,6 +293,11 @@ class RecurrentLM(LightningModule):
         except ValueError as error:  # torch's word on a setting
             raise ValueError(f"model.optimizer: {error}") from error
         scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise ValueError(
+                "model.lr_scheduler: ReduceLROnPlateau is not supported, since a resumed run would take other rates; "
+                "use dsmr.optim.WarmupCosine or another schedule of torch.optim.lr_scheduler"
+            )
         if isinstance(scheduler, WarmupCosine) and scheduler.total_steps is None:
             steps = self.trainer.estimated_stepping_batches
             if steps < 1 or math.isinf(steps):
@@ -301,10 +306,7 @@ class RecurrentLM(LightningModule):
                     "model.lr_scheduler.total_steps"
                 )
             scheduler.total_steps = int(steps)
-        schedule: Any = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            schedule["monitor"] = watched_metric(scheduler)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's description, and to a checkpoint that can resume, the training memory."""
@@ -446,21 +448,6 @@ class RecurrentLM(LightningModule):
         is_shared = self._trainer is not None and self.trainer.world_size > 1
         named = {f"{prefix}/{name}": value.float().to(self.device) for name, value in figures.items()}
         self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
-
-
-def watched_metric(scheduler: torch.optim.lr_scheduler.ReduceLROnPlateau) -> str:
-    """Metric whose plateau lowers the learning rate.
-
-    Raises:
-        ValueError: it is none that each step measures.
-    """
-    metric = getattr(scheduler, "monitor", None)
-    if metric is None or not metric.startswith("train/"):
-        raise ValueError(
-            f"model.lr_scheduler watches {metric}, but is stepped after every optimizer step: give "
-            "lightning.pytorch.cli.ReduceLROnPlateau a monitor such as train/nll"
-        )
-    return str(metric)
 
 
 def piece_table(metric: PieceNLL, data: Any) -> PieceTable:

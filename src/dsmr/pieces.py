@@ -21,7 +21,7 @@ NAME = "pieces.csv"
 NUM_DRAWS = 3999  # with one more, both tails are whole numbers of draws
 LEVEL = 0.95
 FEWEST = 12  # pieces: from here on an interval covers 93 to 97 % of ordinary cases (experiments/intervals)
-NO_INTERVAL = f"no interval with fewer than {FEWEST} pieces, or where too few of them differ: it would not hold"
+NO_INTERVAL = f"no interval: fewer than {FEWEST} pieces, or too few of them differ, for reliable coverage"
 ROUNDING, FAR = 1e-12, 1e6  # a smaller share of a figure is no spread; so many standard errors mean that there is none
 FLOAT = NDArray[np.float64]
 
@@ -219,7 +219,7 @@ class Comparison:
         better, worse = (self.first, self.second) if value <= 0 else (self.second, self.first)
         told = f"cannot tell {self.first} from {self.second}: {value:+.3f} nats per note"
         if ends is None:
-            return f"{told}, on {self.num_pieces} pieces, too few for an interval that holds"
+            return f"{told}, on {self.num_pieces} pieces; too few of them, or too few that differ, for an interval"
         low, high = ends
         if low <= 0 <= high:
             return f"{told} [{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces"

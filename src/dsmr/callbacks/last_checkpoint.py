@@ -165,8 +165,12 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let Lightning's counters stand exactly at the optimizer step.
 
-        Another callback may save at the end of a batch, before its row is logged and its validation is done.
+        Another callback may save at the end of a batch, before its row is logged and its validation is done, or at the
+        end of an epoch, where Lightning counts right.
         """
+        epochs = trainer.fit_loop.epoch_progress.current
+        if epochs.processed > epochs.completed:  # type: ignore[attr-defined]
+            return
         batches, validation = trainer.fit_loop.epoch_loop.batch_progress.current, self._validation
         if batches.processed > batches.completed:  # type: ignore[attr-defined]
             is_due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ LEAST = {
     "num_sanity_val_steps": -1,
 }
 NEEDED = {
-    "fit": ("max_steps", "limit_train_batches"),
+    "fit": ("max_steps", "max_epochs", "limit_train_batches"),
     "validate": ("limit_val_batches",),
     "test": ("limit_test_batches",),
     "predict": ("limit_predict_batches",),

@@ -133,28 +133,6 @@ def config_values(arguments: list[str]) -> list[str]:
     return values + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
 
 
-def level_given(arguments: list[str], key: str) -> int:
-    """Return how late a dotted key is given, as later settings win.
-
-    -1: only base.yaml or a default gives it; from 0 on: the config file at this position of the command line; the
-    number of arguments: the command line itself. A null in a config file does not count.
-    """
-    if any(argument.partition("=")[0] == f"--{key}" for argument in arguments):
-        return len(arguments)
-    levels = [-1]
-    for position, argument in enumerate(arguments):
-        option, _, value = argument.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        path = Path(value or arguments[position + 1])
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-        for name in key.split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        if found is not None:
-            levels.append(position)
-    return max(levels)
-
-
 def data_options(arguments: list[str]) -> list[str]:
     """Options that decide the data: every `--config`, and all that is given of `data`."""
     return [

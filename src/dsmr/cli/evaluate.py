@@ -25,8 +25,8 @@ EXPLANATION = (
     "piece, the median over pieces; the reference's own shows what is common property."
 )
 FLOOR = (
-    "OA and KL depend on how many excerpts there are. So below each set stands what as many real ones reach: "
-    f"excerpts drawn from the reference at random, {NUM_DRAWS:,} times, against the rest of it; their mean and, in "
+    "OA and KL depend on the number of excerpts. Below each set is its floor: the same number of real excerpts, drawn "
+    f"from the reference at random, {NUM_DRAWS:,} times, and compared with the rest of it; the mean and, in "
     "brackets, the range of 95 % of the draws. The set is compared with the same rests. Within the range, its "
     "histogram cannot be told from that of real excerpts; real music from elsewhere, such as another split, may lie "
     "outside. A set of more than half the reference is thinned to half of it at random, anew in each draw. "

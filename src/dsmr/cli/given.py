@@ -166,3 +166,42 @@ def unwrapped(default: Any) -> Any:
 def name_of(keys: Keys) -> str:
     """Name of a setting as one types it."""
     return ".".join(str(key) for key in keys if key != "init_args" and isinstance(key, str))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a command line and its config files, to ask which of two was given last.
+
+    Attributes:
+        arguments: of the command line, config files resolved.
+        options: of the parser.
+    """
+
+    arguments: list[str]
+    options: Mapping[str, Option]
+
+    @property
+    def command_line(self) -> int:
+        """Level of the command line, above all config files."""
+        return len(self.arguments)
+
+
+def level_given(settings: Settings, key: str) -> int:
+    """Return how late a dotted key is given, as later settings win.
+
+    -1: only base.yaml or a default gives it; from 0 on: that config file, counted in order; `Settings.command_line`:
+    the command line itself. A null does not count.
+    """
+    levels, files = [-1], list[Path]()
+    for given in all_given(settings.arguments, settings.options):
+        if given.file is not None and given.file not in files:
+            files.append(given.file)
+        values = [given]
+        section = name_of(given.keys)
+        if isinstance(given.value, str) and key.startswith(f"{section}.") and Path(given.value).is_file():
+            content = load(Path(given.value).read_text(encoding="utf-8-sig"))  # `--trainer trainer.yaml`
+            values = list(split(Given(given.keys, content, given.file), settings.options))
+        for one in values:
+            if name_of(one.keys) == key and one.value not in (None, NothingGiven):
+                levels.append(settings.command_line if one.file is None else files.index(one.file))
+    return max(levels)

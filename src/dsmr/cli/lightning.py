@@ -15,7 +15,7 @@ from uuid import uuid4
 import yaml
 from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
@@ -29,6 +29,7 @@ from dsmr.checkpoint_io import AtomicCheckpointIO
 from dsmr.cli.by_piece import is_as_in_training, tell_pieces, tell_savings
 from dsmr.cli.checks import check_folder, check_nodes, check_resumed, check_seed, check_trainer, cleared
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
+from dsmr.cli.given import Settings, options_of
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
@@ -36,6 +37,7 @@ from dsmr.cli.refused import in_training, one_line
 from dsmr.cli.results import check_output, write_result
 from dsmr.cli.trainer_settings import (
     check_callbacks,
+    check_end,
     lift_no_validation,
     plain_strings,
     settle_length,
@@ -233,10 +235,13 @@ class DsmrCLI(LightningCLI):
             settings.trainer.callbacks = [settings.trainer.callbacks]
         plain_strings(settings.trainer)
         check_callbacks(settings.trainer.callbacks)
-        settle_length(settings.trainer, self._arguments)
-        settle_validation(settings.trainer, self._arguments)
+        given = Settings(self._arguments, options_of(self.parser))
+        settle_length(settings.trainer, given)
+        if self.command == "fit":
+            check_end(settings.trainer)
+        settle_validation(settings.trainer, given)
         if self.command == "validate":
-            lift_no_validation(settings.trainer, self._arguments)
+            lift_no_validation(settings.trainer, given)
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.run_folder is not None:
@@ -245,7 +250,7 @@ class DsmrCLI(LightningCLI):
             if self.command == "fit":
                 check_resumed(self.folder / CONFIG, settings.model)
             return
-        settle_root(settings, self._arguments)
+        settle_root(settings, given)
         if settings.name is None:
             settings.name = new_name(settings.model)
         self.folder = Path(settings.root) / settings.name
@@ -286,6 +291,11 @@ class DsmrCLI(LightningCLI):
             self.writer = MidiWriter(Path(self.config.predictions or self.folder / "predictions"))
             callbacks.append(self.writer)
         if is_run:
+            for one in settings.callbacks or []:
+                if isinstance(one, ModelCheckpoint) and one.dirpath is None:  # whichever logger there is
+                    one.dirpath = str(self.folder / "checkpoints")
+            # before those of the user's, which save its score; ours comes after all others
+            settings.callbacks = [BestCheckpoint(self.folder), *(settings.callbacks or [])]
             callbacks += self._run_callbacks()
         if settings.logger is None:
             kwargs["logger"] = MetricsLogger(self.folder, self.num_metrics_rows) if is_run else False
@@ -303,7 +313,6 @@ class DsmrCLI(LightningCLI):
             clock,
             PeakMemory(),
             Samples(self.folder, self.config.sample_every_n_steps, clock=clock),
-            BestCheckpoint(self.folder),
             LastCheckpoint(self.folder, self.config.save_every_n_steps, self.config.save_every_minutes),
         ]
 

@@ -70,7 +70,8 @@ def one_line(settings: Namespace) -> Iterator[None]:
 
 def is_within(cause: Exception, error: Exception) -> bool:
     """Whether an error is another one, or quotes it, indented as jsonargparse does."""
-    return cause is error or " ".join(str(cause).split()) in " ".join(str(error).split())
+    text = " ".join(str(cause).split())
+    return cause is error or (bool(text) and text in " ".join(str(error).split()))
 
 
 def is_refusal(error: Exception, cls: type | None = None) -> bool:
@@ -106,6 +107,8 @@ def in_training(trainer: Trainer) -> Iterator[None]:
         if isinstance(error, OSError) and error.filename and is_refusal(error):
             reason = f"cannot write {error.filename} ({error.strerror}); name another folder"
         reason = reason or unsteppable(trainer, error)
+        if isinstance(error, ValueError) and raised_in(error).partition(".")[0] in ("lightning", "pytorch_lightning"):
+            reason = reason or str(error)
         if not reason:
             raise
         raise ValueError(reason) from error

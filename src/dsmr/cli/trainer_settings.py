@@ -5,7 +5,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from dsmr.cli.configs import level_given
+from dsmr.cli.given import Settings, level_given
 
 UNSUPPORTED_CALLBACKS = {
     "LearningRateFinder": "compare learning rates with dsmr sweep, such as experiments/learning_rate.yaml",
@@ -26,41 +26,50 @@ def plain_strings(settings: Any) -> Any:
     return settings
 
 
-def settle_length(trainer: Namespace, arguments: list[str]) -> None:
+def settle_length(trainer: Namespace, given: Settings) -> None:
     """Let `max_epochs` lift a `max_steps` that was given before it, and the reverse.
 
     base.yaml gives `max_steps`, so that `--trainer.max_epochs 3` alone would end at whichever comes first. Given
-    together on the command line, both hold.
+    together on the command line, both hold. -1 is no limit and lifts none.
+    """
+    steps, epochs = (level_given(given, f"trainer.{name}") for name in ("max_steps", "max_epochs"))
+    if trainer.max_epochs in (None, -1):
+        return
+    if epochs > steps:
+        trainer.max_steps = -1
+    elif steps > epochs and trainer.max_steps != -1:
+        trainer.max_epochs = None
+
+
+def check_end(trainer: Namespace) -> None:
+    """Refuse a run that nothing ends, which Lightning would stop after 1,000 epochs.
 
     Raises:
-        ValueError: nothing ends the run, which Lightning would stop after 1,000 epochs.
+        ValueError: naming what to set.
     """
-    steps, epochs = (level_given(arguments, f"trainer.{name}") for name in ("max_steps", "max_epochs"))
-    if trainer.max_epochs is not None and epochs > steps:
-        trainer.max_steps = -1
-    elif trainer.max_epochs is not None and steps > epochs:
-        trainer.max_epochs = None
-    if trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
+    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1) and trainer.max_time is None:
         raise ValueError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
 
 
-def settle_validation(trainer: Namespace, arguments: list[str]) -> None:
-    """Let a share of an epoch and a number of epochs replace the interval in batches that base.yaml gives."""
+def settle_validation(trainer: Namespace, given: Settings) -> None:
+    """Let the later of an interval in batches, a share of an epoch and a number of epochs replace the others."""
     names = ("val_check_interval", "check_val_every_n_epoch")
-    interval, every = (level_given(arguments, f"trainer.{name}") for name in names)
+    interval, every = (level_given(given, f"trainer.{name}") for name in names)
     if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
         trainer.check_val_every_n_epoch = 1
     elif trainer.check_val_every_n_epoch is not None and every > interval:
         trainer.val_check_interval = 1.0
+    elif isinstance(trainer.val_check_interval, int) and interval > every:
+        trainer.check_val_every_n_epoch = None
 
 
-def lift_no_validation(trainer: Namespace, arguments: list[str]) -> None:
+def lift_no_validation(trainer: Namespace, given: Settings) -> None:
     """Validate on the whole split though the run was trained without; asked for on the command line, 0 stays."""
-    if trainer.limit_val_batches == 0 and level_given(arguments, "trainer.limit_val_batches") < len(arguments):
+    if trainer.limit_val_batches == 0 and level_given(given, "trainer.limit_val_batches") < given.command_line:
         trainer.limit_val_batches = None
 
 
-def settle_root(settings: Namespace, arguments: list[str]) -> None:
+def settle_root(settings: Namespace, given: Settings) -> None:
     """Take `trainer.default_root_dir` as the folder of runs.
 
     Raises:
@@ -69,7 +78,7 @@ def settle_root(settings: Namespace, arguments: list[str]) -> None:
     folder = settings.trainer.default_root_dir
     if folder is None or str(folder) == settings.root:
         return
-    own, lightnings = (level_given(arguments, key) for key in ("root", "trainer.default_root_dir"))
+    own, lightnings = (level_given(given, key) for key in ("root", "trainer.default_root_dir"))
     if own == lightnings:
         raise ValueError(
             f"--root {settings.root} and trainer.default_root_dir {folder} both name the folder of runs; give one"

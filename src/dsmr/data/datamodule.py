@@ -224,6 +224,7 @@ class MusicData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Segment]:
         """Training segments; an epoch that was interrupted goes on at its next batch."""
+        self._num_steps.clear()  # another trainer may cut epochs elsewhere
         return self._loader("train", seed=self.seed, semitones=self.transpose)
 
     def val_dataloader(self) -> DataLoader[Segment]:

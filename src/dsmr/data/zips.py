@@ -1,5 +1,6 @@
-"""A zip that nobody has checked, read in place: nothing is unpacked, and no name leads out of it."""
+"""Read an untrusted zip in place: nothing is unpacked, and names that lead out of it are refused."""
 
+import re
 import stat
 import zipfile
 import zlib
@@ -8,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from dsmr.data.errors import DataError, Refused
 
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 MAX_FILE_BYTES = 16 * 2**20
 MAX_UNPACKED_BYTES = 2 * 2**30  # of all members; MAESTRO v3.0.0 has 85 MB
 
@@ -62,10 +64,15 @@ class ZipReader:
             Refused: it is too large or damaged.
         """
         try:
-            with self._zip.open(name) as file:
+            with self._zip.open(self.members.get(name, name)) as file:
                 return bounded(file.read(MAX_FILE_BYTES + 1))
         except (zipfile.BadZipFile, KeyError, OSError, EOFError, RuntimeError, zlib.error) as error:
             raise Refused(f"cannot be read from the zip: {error}") from error
+
+    @cached_property
+    def members(self) -> dict[str, str]:
+        """Members by their plain names: `a/b.mid` for a member that was stored as `./a//b.mid`."""
+        return {str(PurePosixPath(name)): name for name in reversed(self.names)}
 
 
 def check_inside(name: str, where: str, advice: str) -> None:
@@ -75,7 +82,7 @@ def check_inside(name: str, where: str, advice: str) -> None:
         DataError: it is one of those.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or ".." in parts or name.startswith(("/", "\\")) or ":" in parts[0]:
+    if not parts or ".." in parts or name.startswith(("/", "\\")) or DRIVE.match(name):
         raise DataError(f"{where}: the path {name!r} leads out of the collection; {advice}")
 
 

@@ -83,14 +83,14 @@ def compare(made: Histograms, real: Histograms, seed: int = 0) -> dict[str, Any]
     for name, real_NB in real.items():
         made_KB = made[name]
         made_DB, drawn_DB, rest_DB = kept_DK @ made_KB, drawn_DN @ real_NB, (1 - drawn_DN) @ real_NB
-        is_some_D = made_DB.sum(axis=1) > 0  # an excerpt of one note has no gap between notes
-        if not is_some_D.any():
+        is_some_D, is_real_D = (part_DB.sum(axis=1) > 0 for part_DB in (made_DB, drawn_DB))
+        if not is_some_D.any() or not is_real_D.any():  # an excerpt of one note has no gap between notes
             continue
         floor: dict[str, Any] = {"excerpts": size, "rest": num_real - size, "draws": NUM_DRAWS}
         found[name] = {"floor": floor}
         for measure, measured in MEASURES.items():
             found[name][measure] = float(measured(made_DB[is_some_D], rest_DB[is_some_D]).mean())
-            real_D = measured(drawn_DB, rest_DB)
+            real_D = measured(drawn_DB[is_real_D], rest_DB[is_real_D])
             low, high = np.quantile(real_D, RANGE)
             floor[measure] = {"mean": float(real_D.mean()), "low": float(low), "high": float(high)}
     return found

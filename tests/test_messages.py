@@ -257,7 +257,7 @@ HABITS: dict[str, Case] = {
         ["trainer.max_time is {'minuts': 1}", "{hours: 2"],
     ),
     "a time that is over": (["--trainer.max_time", "{minutes: -1}"], ["which is no duration"]),
-    "no steps": (["--trainer.max_steps", "0"], ["trainer.max_steps is 0", "nothing to do"]),
+    "no steps": (["--trainer.max_steps", "0"], ["trainer.max_steps is 0; set it to at least 1"]),
     "steps in thousands": (
         ["--trainer.max_steps", "1e3"],
         ["trainer.max_steps is 1e3; it takes an integer: write 1000"],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import tiny_transformer
 from dsmr.data.datamodule import PieceTokens
 from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator, continuer
@@ -163,3 +164,12 @@ def test_predicting_compiles_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read) == 1
     assert not read[0].compiles_each_length
     assert next(read[0].parameters()) is next(made.backbone.parameters())
+
+
+def test_a_twin_shares_weights_and_leaves_activations_out() -> None:
+    backbone = tiny_transformer()
+    backbone.kept = backbone.embedding.weight * 2  # type: ignore[assignment]
+    made = twin(backbone)
+    assert made.embedding.weight is backbone.embedding.weight
+    assert not made.kept.requires_grad
+    assert not made.training

@@ -287,7 +287,7 @@ def load(given: str | Path, *, horizons: str | None = None, attention: Form = "a
 
 
 def network_of(section: dict[str, Any], path: Path) -> type[Backbone]:
-    """Class of the network of a section; the module of a user's own is imported.
+    """Return the network class that a checkpoint names, importing a user's module.
 
     Raises:
         ValueError: there is no such class, or it is no network.

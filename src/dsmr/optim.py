@@ -37,7 +37,7 @@ class Muon(Optimizer):
     """Muon for the layers' matrices, AdamW for embeddings and vectors, behind one list of parameter groups.
 
     Each projection is orthogonalised by itself, also where several share one parameter for speed (query, key and
-    value; gate and up): as one matrix they learn more slowly (experiments/LOG.md). Steps are scaled so that learning
+    value; gate and up): as one matrix they learned more slowly (experiments/LOG.md). Steps are scaled so that learning
     rate and weight decay mean what they mean to AdamW (Muon is Scalable for LLM Training, arXiv 2502.16982).
 
     A group may describe its parameters by two lists, as `RecurrentLM` does: `is_embedding`, and `rows`, the row counts
@@ -200,7 +200,7 @@ class WarmupCosine(LambdaLR):
         final_share: the lowest rate over the peak.
 
     Raises:
-        ValueError: steps or a share that no schedule has.
+        ValueError: invalid steps or final_share.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         raise ValueError("trainer.profiler xla needs the package torch_xla; pip install torch_xla")
     for key in NEEDED[command]:
         if trainer.get(key) == 0:
-            raise ValueError(f"trainer.{key} is 0, so that there would be nothing to do; give at least 1")
+            raise ValueError(f"trainer.{key} is 0; set it to at least 1")
     if command == "fit" and trainer.enable_checkpointing is False and not trainer.fast_dev_run:
         raise ValueError(
             "trainer.enable_checkpointing is false, but a run keeps its checkpoints; leave it out, or try a few steps "
@@ -152,7 +152,9 @@ def check_strategy(given: Any) -> None:
     if name in started:
         return
     if name in known:
-        raise ValueError(f"trainer.strategy {given}: dsmr starts its processes anew; use {name.partition('_')[0]}")
+        raise ValueError(
+            f"trainer.strategy {given}: spawned or forked processes are not supported; use {name.partition('_')[0]}"
+        )
     classes = {cls.__name__: cls for cls in subclasses(Strategy) if not inspect.isabstract(cls)}
     cls = classes.get(given.rpartition(".")[2])
     if cls is not None:

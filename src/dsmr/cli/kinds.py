@@ -82,7 +82,7 @@ def choices(one: Any) -> list[Any]:
 
 
 def classes_of(one: Any) -> tuple[type, ...]:
-    """Classes that a type wants an instance of, or a maker of; none for plain values."""
+    """Classes that a type hint accepts, or that its callable returns; none for plain values."""
     if is_callable(one):
         results = alternatives(get_args(one)[-1])
         return tuple(cls for result in results for cls in classes_of(result))

@@ -68,6 +68,6 @@ def conclude(
             print(f"trained without validation, so that there is no {BEST}; other commands take {LAST}")
             print(f"next: dsmr generate --checkpoint {run} --output music.mid")
         else:
-            print("no validation has come, so that there is no best checkpoint: lower trainer.val_check_interval")
+            print("no validation ran, so there is no best checkpoint: lower trainer.val_check_interval")
             print(f"next: dsmr fit --resume {run}")
     return result

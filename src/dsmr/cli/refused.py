@@ -24,7 +24,7 @@ _failures: ContextVar[Failures | None] = ContextVar("_failures", default=None)
 
 
 def make(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
-    """Make an object that a setting names, and keep the error where that fails."""
+    """Instantiate a configured class and record its exception."""
     try:
         return class_type(*args, **kwargs)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Sets of generated excerpts against a reference, as one row of figures each.
+"""Compare sets of generated excerpts with a reference: one row of metrics per set.
 
 How far a set's histograms are from the reference's depends on how many excerpts it has. So every set stands beside a
 floor: what as many excerpts of the reference reach. D draws, K excerpts of a set, N of the reference, B bins.

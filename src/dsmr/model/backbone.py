@@ -132,4 +132,7 @@ def without_weights(make: Callable[[], Made]) -> Made:
 def twin(backbone: Backbone) -> Backbone:
     """Copy a network for evaluation: the same parameters, not copied, in layers that are not compiled."""
     shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
+    for module in backbone.modules():  # a user's network may keep activations, which cannot be copied
+        kept = (value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf)
+        shared |= {id(value): value.detach() for value in kept}
     return copy.deepcopy(backbone, shared).eval()  # a copied module is not compiled

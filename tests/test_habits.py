@@ -281,6 +281,8 @@ def test_checkpoints_of_lightnings_own_callback_are_validated_and_generated_from
     assert [found] == [float(r["val/perplexity"]) for r in csv_rows(with_checkpoints) if r["val/perplexity"]][:1]
     assert (with_checkpoints / "pieces_validated-step=10.csv").is_file()
     assert dsmr("generate", "--checkpoint", path, "--seconds", 2, "--output", tmp_path / "x.mid") == 0
+    assert dsmr("export", path, tmp_path / "model") == 0
+    assert (tmp_path / "model" / "config.yaml").is_file()  # of the run, above the checkpoint's folder
 
 
 @pytest.mark.parametrize("name", [*(f"epoch=0-step={n}.ckpt" for n in (5, 7, 10, 14, 20)), "validated-step=10.ckpt"])

@@ -15,7 +15,6 @@ from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_exported, sha256
 from dsmr.model import format_horizons
 from dsmr.model.backbone import is_ours, name_of
-from dsmr.report.collect import CONFIG as RUN_CONFIG
 from dsmr.report.collect import Run, read_run
 
 PATHS = (("root",), ("data", "path"), ("data", "cache_dir"), ("trainer", "default_root_dir"))
@@ -107,10 +106,11 @@ def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | N
 
 def _run_of(checkpoint: Path) -> Run | None:
     """The run beside a checkpoint, if its settings and metrics are there."""
-    if not (checkpoint.parent / RUN_CONFIG).is_file():
+    folder = checkpoints.run_folder(checkpoint)
+    if folder is None:
         return None
     try:
-        return read_run(checkpoint.parent)
+        return read_run(folder)
     except Exception:  # whatever is wrong with what lies beside the weights: the card says that nothing is known
         return None
 

@@ -22,7 +22,16 @@ from lightning.pytorch.loggers import WandbLogger
 from dsmr import checkpoint as checkpoints
 from dsmr import exported
 from dsmr.analyze.ablation import ablations, savings, variants
-from dsmr.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, PeakMemory, Samples, Stopped, Throughput
+from dsmr.callbacks import (
+    BestCheckpoint,
+    EpochTime,
+    LastCheckpoint,
+    LostProcess,
+    PeakMemory,
+    Samples,
+    Stopped,
+    Throughput,
+)
 from dsmr.callbacks.last_checkpoint import METRICS_ROWS
 from dsmr.callbacks.midi_writer import MidiWriter
 from dsmr.checkpoint_io import AtomicCheckpointIO
@@ -55,7 +64,6 @@ from dsmr.model.horizons import format_horizons
 from dsmr.module import RecurrentLM
 
 CONFIG, METRICS = checkpoints.CONFIG, "metrics.csv"
-LOST_PROCESS = re.compile(r"gloo|NCCL|Connection|Timed out|Socket|Broken pipe|timeout", re.IGNORECASE)
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 NAME_VARIABLE = "DSMR_RUN_NAME"
 RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
@@ -309,6 +317,7 @@ class DsmrCLI(LightningCLI):
         clock = Throughput()
         return [
             SaveConfig(self.parser, self.config, self.folder),
+            LostProcess(self.folder),
             EpochTime(),
             clock,
             PeakMemory(),
@@ -431,16 +440,12 @@ def run(command: str, arguments: list[str]) -> int:
                 cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
         except Stopped as stopped:
             return say_stopped(stopped, cli.trainer, cli.folder)
-        except RuntimeError as error:
-            if cli.trainer.world_size == 1 or not LOST_PROCESS.search(str(error)):
+        except RuntimeError:
+            if not any(isinstance(one, LostProcess) and one.is_lost for one in cli.trainer.callbacks):
                 raise
             if cli.trainer.strategy.launcher is not None:  # what hangs hears no other signal
                 cli.trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
-            reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-            raise ValueError(
-                f"another process of this run has ended, or does not answer ({reason}); see what it said, then go on "
-                f"with dsmr fit --resume {cli.folder}"
-            ) from error
+            return 2
     elif command == "predict":
         return predict(cli, path, output)
     else:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lightning.pytorch.callbacks import Callback
 
 from conftest import write_midi
 from dsmr import checkpoint as checkpoints
+from dsmr.callbacks import LostProcess
 from dsmr.cli import main
 from dsmr.cli.given import Option, Settings, level_given
 from dsmr.cli.lightning import QUIET
@@ -372,3 +374,24 @@ def test_a_class_in_the_current_folder_is_found(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "told.txt").read_text() == "2"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "error", "is_lost"),
+    [
+        (2, RuntimeError("[pair.cc:537] Read error [127.0.0.1]:8364: Connection reset by peer. More"), True),
+        (1, RuntimeError("Connection reset by peer"), False),
+        (2, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (2, ValueError("timeout"), False),
+    ],
+)
+def test_a_lost_process_is_named_as_soon_as_it_is_missed(
+    world_size: int, error: Exception, is_lost: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    callback = LostProcess(Path("runs/many"))
+    callback.on_exception(SimpleNamespace(world_size=world_size), None, error)  # type: ignore[arg-type]
+    assert callback.is_lost == is_lost
+    said = capfd.readouterr().err
+    assert said == "" or said.splitlines() == [said.rstrip()]
+    assert ("does not answer (Read error [127.0.0.1]:8364: Connection reset by peer)" in said) == is_lost
+    assert ("dsmr fit --resume runs/many" in said) == is_lost

@@ -441,7 +441,8 @@ def run(command: str, arguments: list[str]) -> int:
         except Stopped as stopped:
             return say_stopped(stopped, cli.trainer, cli.folder)
         except RuntimeError:
-            if not any(isinstance(one, LostProcess) and one.is_lost for one in cli.trainer.callbacks):
+            callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(one, LostProcess) and one.is_lost for one in callbacks):
                 raise
             if cli.trainer.strategy.launcher is not None:  # what hangs hears no other signal
                 cli.trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
+from dsmr.attention.attend import Form
 from dsmr.benchmark.machine import commit, versions
+from dsmr.benchmark.rows import Row, build
 from dsmr.benchmark.settings import Settings, Workload
-from dsmr.benchmark.training import our_step, saved_bytes
+from dsmr.benchmark.training_speed import our_step, saved_bytes
+from dsmr.cost.operations import saved_bytes as predicted
 from dsmr.model import RecurrentTransformer
-from dsmr.model.attention import Form
-from dsmr.model.costs import saved_bytes as predicted
 from dsmr.model.memory import MIB
-from dsmr.rows import Row, build
 
 BOUND = 0.10
 SIZES = {

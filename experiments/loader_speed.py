@@ -12,7 +12,7 @@ import sys
 import time
 from itertools import islice
 
-from dsmr.cli.prepare import PrepareCLI
+from dsmr.cli.prepare_command import PrepareCLI
 
 ROUNDS, BATCHES = 5, 2000
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.cli.prepare import PrepareCLI
+from dsmr.cli.prepare_command import PrepareCLI
 from dsmr.data.datamodule import MusicData
 
 HELD_OUT_STRIDE = 20

@@ -30,7 +30,7 @@ from dsmr.cli.lightning import DsmrCLI
 from dsmr.data.synthetic import NUM_MARKS
 from dsmr.model.horizons import earliest, format_horizons, parse_horizons
 from dsmr.model.memory import MIB, Memory
-from dsmr.report import Depth, plot_recall, plot_schedules
+from dsmr.results import Depth, plot_recall, plot_schedules
 
 HERE = Path(__file__).resolve().parent
 WARNING = (
@@ -87,7 +87,7 @@ class Scale:
     window_lanes: int
 
 
-ADAMW = ("--model.optimizer=dsmr.optim.AdamW", "--model.optimizer.lr=2e-3")
+ADAMW = ("--model.optimizer=dsmr.training.optimizers.AdamW", "--model.optimizer.lr=2e-3")
 STEPS = ("--trainer.max_steps={0}", "--trainer.val_check_interval={0}", "--save_every_n_steps={0}")
 SCALES = {
     "recall": Scale(("--config=recall", "--model.backbone.num_layers=4", *(s.format(800) for s in STEPS)), 64, 64, 8),

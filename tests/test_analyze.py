@@ -13,12 +13,12 @@ import torch
 import yaml
 
 from conftest import tiny_transformer, write_midi
-from dsmr import checkpoint as checkpoints
 from dsmr.analyze.ablation import savings, variants
 from dsmr.analyze.distances import AttentionDistances, attention_weights
 from dsmr.analyze.notes import HeardNotes, heard, places
 from dsmr.analyze.streams import evaluate, piece_nll, window_nll
 from dsmr.analyze.suggest import check_budget, half, suggest
+from dsmr.attention.attend import attend
 from dsmr.cli import main
 from dsmr.cli.by_piece import is_as_in_training
 from dsmr.cli.lightning import QUIET
@@ -26,10 +26,10 @@ from dsmr.data.datamodule import MusicData
 from dsmr.data.midi import read_midi
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, encode
-from dsmr.export import export
-from dsmr.model.attention import attend
 from dsmr.model.horizons import Rule
-from dsmr.pieces import NO_INTERVAL, PieceTable
+from dsmr.results.piece_table import NO_INTERVAL, PieceTable
+from dsmr.share.export import export
+from dsmr.training import checkpoint as checkpoints
 from test_pieces import table
 
 
@@ -97,7 +97,7 @@ def test_the_weights_that_are_counted_are_those_that_attend(
 
     monkeypatch.setattr("dsmr.analyze.distances.attention_weights", weigh)
     monkeypatch.setattr("dsmr.analyze.distances.QUERIES_AT_ONCE", 4)  # two stretches of a segment of 8
-    monkeypatch.setattr("dsmr.model.decoder.attend", look)
+    monkeypatch.setattr("dsmr.model.blocks.attend", look)
     watched = AttentionDistances(model, 16 + 8)
     with watched.watching():
         evaluate(model, recall_data(tmp_path), watched.watch)
@@ -484,7 +484,7 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     def measure(*_: object) -> None:
         raise AssertionError("measured before the mistake was found")
 
-    monkeypatch.setattr("dsmr.cli.analyze.evaluate", measure)
+    monkeypatch.setattr("dsmr.cli.analyze_command.evaluate", measure)
     given = [argument.format(root=run.parent) for argument in arguments]
     assert dsmr("analyze", "--folder", tmp_path, *given) == 2
     line = capsys.readouterr().err.splitlines()[-1]

@@ -15,16 +15,16 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention.flex_attention import create_block_mask
 
 from conftest import tiny_transformer
+from dsmr.attention.attend import Form, attend, chosen, materialised, reference, single
+from dsmr.attention.flex import flex, memory_blocks, own_blocks
+from dsmr.attention.fused import RMSNorm, few_rows, gated, normalised
+from dsmr.attention.merged import merged
+from dsmr.attention.visibility import Past, View
 from dsmr.data.pool import usable_cores
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
 from dsmr.model import attention as attention_module
 from dsmr.model import step as step_module
-from dsmr.model.attention import Form, attend, chosen, materialised, reference, single
-from dsmr.model.flex import flex, memory_blocks, own_blocks
-from dsmr.model.fused import RMSNorm, few_rows, gated, normalised
 from dsmr.model.horizons import Rule
-from dsmr.model.merged import merged
-from dsmr.model.view import Past, View
 
 # flex runs here as it is, which is slow but exact
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -291,7 +291,7 @@ def test_an_unknown_form_is_refused() -> None:
 def test_one_query_takes_the_single_form_unless_the_reference_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     own, past, view = given(16, 1, 0, [16], "boundary", 4, torch.float64)
     calls = []
-    monkeypatch.setattr("dsmr.model.attention.single", lambda *_: calls.append("single"))
+    monkeypatch.setattr("dsmr.attention.attend.single", lambda *_: calls.append("single"))
     attend(*own, past, view, "auto")
     attend(*own, past, view, "reference")
     assert calls == ["single"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dsmr.benchmark import Settings, Workload, run, training
-from dsmr.benchmark.training import Step
+from dsmr.benchmark.rows import Row
+from dsmr.benchmark.training_speed import Step
 from dsmr.cli import main
-from dsmr.cli.benchmark import BenchmarkCLI
+from dsmr.cli.benchmark_command import BenchmarkCLI
 from dsmr.model import RecurrentTransformer
-from dsmr.rows import Row
 
 SMALL = Settings(
     horizons={"full": "2x256", "short": "2x128"},

@@ -16,13 +16,13 @@ from jsonargparse import Namespace
 from symusic import Note, Score, Track
 
 from conftest import write_midi
-from dsmr import checkpoint as checkpoints
-from dsmr.audio import find_sound_font, render
 from dsmr.cli import main
 from dsmr.cli.configs import find_config, shipped
 from dsmr.cli.lightning import QUIET, continue_wandb
-from dsmr.metrics_csv import MetricsLogger
-from dsmr.metrics_csv import read as read_metrics
+from dsmr.generate.audio import find_sound_font, render
+from dsmr.training import checkpoint as checkpoints
+from dsmr.training.csv_logger import MetricsLogger
+from dsmr.training.csv_logger import read as read_metrics
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
 
@@ -341,7 +341,7 @@ def test_missing_programs_are_named_before_anything_is_made(
     assert dsmr("generate", "--checkpoint", smoke_run, *options) == 2
     assert "apt install fluidsynth" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr("dsmr.audio.FOLDERS", ())
+    monkeypatch.setattr("dsmr.generate.audio.FOLDERS", ())
     monkeypatch.delenv("DSMR_SOUND_FONT", raising=False)
     assert dsmr("generate", "--checkpoint", smoke_run, *options) == 2
     assert "DSMR_SOUND_FONT" in capsys.readouterr().err
@@ -518,7 +518,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(
     def full(*given: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "there/README.md")
 
-    monkeypatch.setattr("dsmr.cli.report.collect", full)
+    monkeypatch.setattr("dsmr.cli.report_command.collect", full)
     assert dsmr("report", tmp_path) == 2
     expected = (
         "dsmr: error: cannot write there/README.md (No space left on device): make room, or choose another folder"

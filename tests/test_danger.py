@@ -110,7 +110,7 @@ def test_a_csv_that_swells_is_refused(tmp_path: Path, as_zip: bool) -> None:
 
 def test_a_link_in_a_run_is_followed_to_nothing_that_is_written(tmp_path: Path) -> None:
     """What a run saves replaces a link, and leaves what it points to alone."""
-    from dsmr.files import replacing
+    from dsmr.data.files import replacing
 
     precious = tmp_path / "precious"
     precious.write_text("kept")

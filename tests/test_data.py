@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from symusic import Note, Score, Track
 
 from conftest import write_midi
+from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
 from dsmr.data.errors import DataError
 from dsmr.data.folder import MidiZip, split_by_digest
-from dsmr.data.lanes import IGNORED, Segment, allowed_shifts, plan_epoch
+from dsmr.data.lanes import allowed_shifts, plan_epoch
 from dsmr.data.maestro import MaestroZip, find_maestro
 from dsmr.data.pool import FEW
 from dsmr.data.sources import Split

@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsmr.attention.attend import Form
 from dsmr.benchmark import Settings, Workload
-from dsmr.benchmark.training import our_step, saved_bytes
+from dsmr.benchmark.rows import Row, build, paper_rows
+from dsmr.benchmark.training_speed import our_step, saved_bytes
 from dsmr.cli import main
 from dsmr.cli.lightning import SizesCLI
-from dsmr.devices import DEVICES, device_of, find_device
-from dsmr.estimate import Plan, estimate, largest_horizons, largest_lanes, peak_parts, usable_bytes
+from dsmr.cost.devices import DEVICES, device_of, find_device
+from dsmr.cost.estimate import Plan, estimate, largest_horizons, largest_lanes, peak_parts, usable_bytes
+from dsmr.cost.operations import flops
+from dsmr.cost.operations import saved_bytes as predicted
 from dsmr.model import RecurrentTransformer
-from dsmr.model.attention import Form
-from dsmr.model.costs import flops
-from dsmr.model.costs import saved_bytes as predicted
 from dsmr.model.horizons import format_horizons
-from dsmr.rows import Row, build, paper_rows
 
 LANES, LENGTH = 2, 128
 CPU = torch.device("cpu")

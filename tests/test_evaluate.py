@@ -10,12 +10,12 @@ import pytest
 from symusic import Note, Score, TextMeta, Track
 
 from conftest import write_midi
+from dsmr.analyze.copying import longest_shared
+from dsmr.analyze.excerpts import Excerpt, read_excerpt, read_generated, stretch
+from dsmr.analyze.features import QUANTITIES, divergence, histogram, overlap_area, windows
+from dsmr.analyze.music_comparison import FEWEST, REFERENCE, compare, describe, evaluate, table
 from dsmr.cli import main
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer
-from dsmr.evaluate.compare import FEWEST, REFERENCE, compare, describe, evaluate, table
-from dsmr.evaluate.copying import longest_shared
-from dsmr.evaluate.excerpts import Excerpt, read_excerpt, read_generated, stretch
-from dsmr.evaluate.features import QUANTITIES, divergence, histogram, overlap_area, windows
 from dsmr.generate.music import SEAM
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from dsmr import checkpoint as checkpoints
-from dsmr import exported
-from dsmr.export import export
 from dsmr.generate import Generator
 from dsmr.model import PerceiverAR, RecurrentTransformer
 from dsmr.model.backbone import Backbone
+from dsmr.share import exported
+from dsmr.share.export import export
+from dsmr.training import checkpoint as checkpoints
 
 PERFORMANCE = {"name": "performance", "config": {}}
 

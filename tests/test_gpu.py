@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from dsmr.attention.attend import Form
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer, decode, encode
 from dsmr.generate import Generator, Sampling
 from dsmr.model import RecurrentTransformer
-from dsmr.model.attention import Form
-from dsmr.model.decoder import Compilation
+from dsmr.model.blocks import Compilation
 from dsmr.model.horizons import Rule
-from dsmr.module import RecurrentLM
-from dsmr.optim import AdamW, Muon, WarmupCosine
+from dsmr.training.module import RecurrentLM
+from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
 from test_memory import boundary_mask, one_pass
 from test_module import KillAt, KilledError, weights_after
 

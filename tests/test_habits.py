@@ -17,8 +17,6 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from conftest import write_midi
-from dsmr import checkpoint as checkpoints
-from dsmr.callbacks import LostProcess
 from dsmr.cli import main
 from dsmr.cli.given import Option, Settings, level_given
 from dsmr.cli.lightning import QUIET
@@ -27,8 +25,10 @@ from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
 from dsmr.generate.continuer import Continuer
 from dsmr.model import RecurrentTransformer
-from dsmr.module import RecurrentLM
-from dsmr.optim import WarmupCosine
+from dsmr.training import checkpoint as checkpoints
+from dsmr.training.callbacks import LostProcess
+from dsmr.training.module import RecurrentLM
+from dsmr.training.optimizers import WarmupCosine
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from conftest import tiny_transformer
 from dsmr.model import Memory, RecurrentTransformer
-from dsmr.model.decoder import Rotation
+from dsmr.model.blocks import Rotation
 from dsmr.model.horizons import Rule, earliest, receptive_field
 from dsmr.model.memory import open_bytes, ring_bytes
 

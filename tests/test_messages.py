@@ -12,7 +12,7 @@ from lightning import Trainer
 
 from dsmr.cli import main
 from dsmr.cli.checks import check_devices, check_resumed
-from dsmr.cli.generate import check_device
+from dsmr.cli.generate_command import check_device
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.refused import is_refusal
 from test_cli import SMOKE, dsmr, lightnings_own_warnings, rows, smoke_run  # noqa: F401 (fixtures)
@@ -66,7 +66,10 @@ CLASSES: dict[str, Case] = {
         ["trainer.callbacks: json.JSONDecoder is not a Callback"],
     ),
     "a module that is not there": ([CALLBACK, "nope.Foo"], ["trainer.callbacks: no module nope"]),
-    "a class that its module has not": ([CALLBACK, "dsmr.callbacks.Foo"], ["module dsmr.callbacks has no Foo"]),
+    "a class that its module has not": (
+        [CALLBACK, "dsmr.training.callbacks.Foo"],
+        ["module dsmr.training.callbacks has no Foo"],
+    ),
     "a value of a Literal": (
         [CALLBACK, "[{class_path: LearningRateMonitor, init_args: {logging_interval: minute}}]"],
         ["trainer.callbacks.logging_interval is 'minute'; it takes 'step', 'epoch' or null"],
@@ -112,7 +115,7 @@ CLASSES: dict[str, Case] = {
     "an optimizer's class": (["--model.optimizer", "Sgd"], ["model.optimizer: no class Sgd; did you mean SGD?"]),
     "an optimizer of two packages": (
         ["--model.optimizer", "Muon"],
-        ["Muon is ambiguous; write torch.optim.Muon or dsmr.optim.Muon"],
+        ["Muon is ambiguous; write torch.optim.Muon or dsmr.training.optimizers.Muon"],
     ),
     "an optimizer's key": (
         ["--model.optimizer", "SGD", "--model.optimizer.momentun", "0.9"],
@@ -141,7 +144,7 @@ CLASSES: dict[str, Case] = {
     ),
     "a schedule that waits for a plateau": (
         ["--model.lr_scheduler", "lightning.pytorch.cli.ReduceLROnPlateau", "--model.lr_scheduler.monitor", "val/nll"],
-        ["model.lr_scheduler: ReduceLROnPlateau is not supported", "use dsmr.optim.WarmupCosine"],
+        ["model.lr_scheduler: ReduceLROnPlateau is not supported", "use dsmr.training.optimizers.WarmupCosine"],
     ),
     "no epochs": (["--trainer.max_epochs", "0"], ["trainer.max_epochs is 0"]),
     "neither steps nor epochs": (
@@ -413,7 +416,7 @@ def test_a_metric_that_is_not_logged_has_its_nearest_named(
 @pytest.mark.parametrize(
     ("key", "options", "now"),
     [
-        ("optimizer", ["--model.optimizer=dsmr.optim.Muon"], "dsmr.optim.Muon"),
+        ("optimizer", ["--model.optimizer=dsmr.training.optimizers.Muon"], "dsmr.training.optimizers.Muon"),
         ("optimizer", ["--model.optimizer=SGD"], "torch.optim.SGD"),
         ("lr_scheduler", ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=3"], "StepLR"),
     ],
@@ -429,7 +432,7 @@ def test_resuming_with_another_optimizer_or_schedule_says_what_differs(
     run = tmp_path / "smoke"
     shutil.copytree(smoke_run, run)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    was = "dsmr.optim.AdamW" if key == "optimizer" else "dsmr.optim.WarmupCosine"
+    was = "dsmr.training.optimizers.AdamW" if key == "optimizer" else "dsmr.training.optimizers.WarmupCosine"
     expected = [f"model.{key} is now", now, f"the run was trained with {was}", f"leave model.{key} as it was"]
     one_line(["fit", "--resume", str(run), *options, "--trainer.max_steps=30"], expected, capsys)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
@@ -438,7 +441,11 @@ def test_resuming_with_another_optimizer_or_schedule_says_what_differs(
 def test_the_same_optimizer_by_another_spelling_resumes(smoke_run: Path, tmp_path: Path) -> None:  # noqa: F811
     run = tmp_path / "smoke"
     shutil.copytree(smoke_run, run)
-    options = ["--model.optimizer=dsmr.optim.AdamW", "--trainer.max_steps=22", "--trainer.enable_progress_bar=false"]
+    options = [
+        "--model.optimizer=dsmr.training.optimizers.AdamW",
+        "--trainer.max_steps=22",
+        "--trainer.enable_progress_bar=false",
+    ]
     assert dsmr("fit", "--resume", run, *options) == 0
     config = tmp_path / "old.yaml"
     config.write_text("trainer: {}\n")  # of a run that did not write its model
@@ -577,7 +584,7 @@ def test_a_device_that_is_not_there_has_those_named_that_are(
 
 def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr("dsmr.cli.generate.devices_here", lambda: {"cpu": 1, "cuda": 2})
+    monkeypatch.setattr("dsmr.cli.generate_command.devices_here", lambda: {"cpu": 1, "cuda": 2})
     for name in ("cuda:7", "cuda:2", "cuda:x", "mps"):
         with pytest.raises(ValueError, match=f"^--device {name}: this machine has cpu, cuda, cuda:1$"):
             check_device(name)
@@ -656,7 +663,7 @@ def test_errors_of_our_own_stay_tracebacks(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(KeyError, match="ours"):
             main([*FIT])
     with monkeypatch.context() as patch:
-        patch.setattr("dsmr.module.token_nll", broken)  # while it trains
+        patch.setattr("dsmr.training.module.token_nll", broken)  # while it trains
         with pytest.raises(KeyError, match="ours"):
             main([*FIT])
     with monkeypatch.context() as patch:
@@ -669,7 +676,7 @@ def test_a_runtime_error_of_torch_that_no_setting_explains_stays_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dsmr.module.token_nll", lambda *given: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr("dsmr.training.module.token_nll", lambda *given: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main([*FIT])
 
@@ -678,7 +685,7 @@ def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
 
-    monkeypatch.setattr("dsmr.cli.estimate.run", full)
+    monkeypatch.setattr("dsmr.cli.estimate_command.run", full)
     one_line(["estimate"], ["CUDA out of memory: lower data.num_lanes, or the horizons"], capsys)
 
 

@@ -11,15 +11,15 @@ import torch
 from lightning import Callback, Trainer
 from torch.nn import functional as F  # noqa: N812
 
-from dsmr import checkpoint as checkpoints
-from dsmr.callbacks import BestCheckpoint, LastCheckpoint
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
-from dsmr.metrics import TokenNLL
 from dsmr.model import RecurrentTransformer, parse_horizons
-from dsmr.module import NotFiniteError, RecurrentLM, token_nll
-from dsmr.optim import AdamW, Muon, WarmupCosine
+from dsmr.training import checkpoint as checkpoints
+from dsmr.training.callbacks import BestCheckpoint, LastCheckpoint
+from dsmr.training.metrics import TokenNLL
+from dsmr.training.module import NotFiniteError, RecurrentLM, token_nll
+from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
 from test_memory import boundary_mask, one_pass, stream
 
 
@@ -373,7 +373,7 @@ def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
         nll_BT = token_nll(logits_BTV, targets_BT)
         return nll_BT * torch.tensor([1.0, 1.0, value, 1.0])[:, None] if len(calls) == call else nll_BT
 
-    monkeypatch.setattr("dsmr.module.token_nll", token_nll_or_worse)
+    monkeypatch.setattr("dsmr.training.module.token_nll", token_nll_or_worse)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dsmr.optim import AdamW, BatchedMuon, Muon, WarmupCosine
+from dsmr.training.optimizers import AdamW, BatchedMuon, Muon, WarmupCosine
 
 
 def network() -> nn.ModuleDict:

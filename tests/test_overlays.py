@@ -11,7 +11,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from dsmr.cli.configs import FOLDER, shipped
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.model import RecurrentTransformer
-from dsmr.report import Depth, plot_recall, plot_schedules
+from dsmr.results import Depth, plot_recall, plot_schedules
 
 EXPERIMENTS = FOLDER.parent / "experiments"
 OVERLAYS = [name for name in shipped() if name.startswith(("horizons/", "backbone/", "data/"))]

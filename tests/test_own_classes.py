@@ -16,15 +16,15 @@ import pytest
 import torch
 import yaml
 
-from dsmr import checkpoint as checkpoints
-from dsmr.callbacks.throughput import Throughput
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.generate import Generator
 from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import Backbone, twin
 from dsmr.model.schedules import expand
-from dsmr.report.collect import collect
+from dsmr.results.runs import collect
+from dsmr.training import checkpoint as checkpoints
+from dsmr.training.callbacks.throughput import Throughput
 
 MODULE = '''
 import os

@@ -11,14 +11,14 @@ import torch
 import yaml
 
 from conftest import write_midi
-from dsmr import checkpoint as checkpoints
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.data.pool import FEW
 from dsmr.data.store import TokenStore
 from dsmr.model.horizons import MAESTRO_RATE, TokenRate
-from dsmr.report.collect import read_run
-from dsmr.report.plots import and_seconds, common_rate, tokens_and_seconds
+from dsmr.results.plots import and_seconds, common_rate, tokens_and_seconds
+from dsmr.results.runs import read_run
+from dsmr.training import checkpoint as checkpoints
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false", "--data.recall", "null"]
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
@@ -155,7 +155,7 @@ def test_samples_have_the_seconds_of_the_data(
         counts.append(len(ids) - 1)
         return original(tokenizer, ids)
 
-    from dsmr.callbacks import samples
+    from dsmr.training.callbacks import samples
 
     original = samples.decode
     monkeypatch.setattr(samples, "decode", counted)

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 from dsmr.cli.lightning import DsmrCLI
-from dsmr.pieces import PieceTable
-from dsmr.report.plots import grid
+from dsmr.results.piece_table import PieceTable
+from dsmr.results.plots import grid
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "paper_table" / "cpu.py"
 

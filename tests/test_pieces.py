@@ -10,11 +10,11 @@ import torch
 from scipy.stats import t as student
 
 from dsmr.cli.by_piece import tell_pieces, tell_savings
-from dsmr.metrics import PieceNLL, PositionPerplexity
-from dsmr.pieces import FEWEST, NO_INTERVAL, Interval, PieceTable, average, compare, draws, ends, ratio
-from dsmr.report.collect import Run
-from dsmr.report.paired import as_result, by_seed, differences, groups, paired_lines, shared_name
-from dsmr.report.plots import plot_positions
+from dsmr.results.comparisons import as_result, by_seed, differences, groups, paired_lines, shared_name
+from dsmr.results.piece_table import FEWEST, NO_INTERVAL, Interval, PieceTable, average, compare, draws, ends, ratio
+from dsmr.results.plots import plot_positions
+from dsmr.results.runs import Run
+from dsmr.training.metrics import PieceNLL, PositionPerplexity
 
 FAMILIES = ("pitch", "end", "time", "velocity", "other")
 

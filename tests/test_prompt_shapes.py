@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from conftest import tiny_transformer
+from dsmr.attention.flex import flex, own_blocks
+from dsmr.attention.visibility import View
 from dsmr.data.datamodule import PieceTokens
 from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator, continuer
@@ -18,9 +20,7 @@ from dsmr.generate.continuer import Continuer
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
 from dsmr.model import attention as attention_module
 from dsmr.model.backbone import twin
-from dsmr.model.flex import flex, own_blocks
 from dsmr.model.memory import Memory
-from dsmr.model.view import View
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 T = 16

@@ -14,16 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_transformer, trial
-from dsmr import checkpoint as checkpoints
+from dsmr.attention.attend import Form
+from dsmr.attention.flex import flex
+from dsmr.batch import IGNORED
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
-from dsmr.data.lanes import IGNORED, LaneReader, plan_epoch
+from dsmr.data.lanes import LaneReader, plan_epoch
 from dsmr.data.store import Piece
 from dsmr.model import Backbone, attention
-from dsmr.model.attention import Form
-from dsmr.model.flex import flex
 from dsmr.model.horizons import Rule
-from dsmr.module import token_nll
+from dsmr.training import checkpoint as checkpoints
+from dsmr.training.module import token_nll
 from test_perceiver import tiny_perceiver
 
 # flex runs here as it is, which is slow but exact

@@ -11,12 +11,12 @@ import torch
 from symusic import Score
 
 from conftest import tiny_transformer
-from dsmr.callbacks.samples import twin
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
-from dsmr.metrics import PositionPerplexity
-from dsmr.report.collect import collect, read_run
-from dsmr.report.tables import BENCHMARK, markdown
+from dsmr.generate.samples import twin
+from dsmr.results.runs import collect, read_run
+from dsmr.results.tables import BENCHMARK, markdown
+from dsmr.training.metrics import PositionPerplexity
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def test_performance_is_logged_and_named_for_what_it_is(runs: Path) -> None:
 
 
 def test_what_is_logged_as_kept_is_what_is_predicted(runs: Path) -> None:
-    from dsmr.cli.benchmark import BenchmarkCLI
-    from dsmr.model.costs import saved_bytes as predicted
+    from dsmr.cli.benchmark_command import BenchmarkCLI
+    from dsmr.cost.operations import saved_bytes as predicted
 
     (counted,) = set(logged(runs / "two", "perf/saved_mib"))
     network = BenchmarkCLI("benchmark", ["--config", "smoke"]).model.backbone
@@ -222,7 +222,7 @@ def test_a_table_is_there_whatever_becomes_of_its_pictures(
     if is_there:  # but cannot draw
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     else:
-        monkeypatch.setattr("dsmr.report.plots.find_spec", lambda _: None)
+        monkeypatch.setattr("dsmr.results.plots.find_spec", lambda _: None)
     assert main(["report", str(runs), "--output", str(tmp_path)]) == (2 if is_there else 0)
     text = (tmp_path / "README.md").read_text()
     assert "| `two` | 1x320+1x64 | 20 |" in text

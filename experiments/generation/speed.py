@@ -21,7 +21,6 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from dsmr import checkpoint as checkpoints
 from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator, Prompt, Sampling
@@ -30,6 +29,7 @@ from dsmr.model import RecurrentTransformer
 from dsmr.model import step as compiled
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.model.memory import MIB
+from dsmr.training import checkpoint as checkpoints
 
 HORIZONS, SEGMENT = "2x4096+6x512", 512
 TOKENS, TURNS = 200, 7
@@ -156,7 +156,7 @@ def long_run(made: Generator, prompt: Prompt, tokens: int) -> dict[str, list[flo
 
 def picture(run: dict[str, list[float]], state_mib: float, path: Path) -> None:
     """Resident size and speed over the tokens."""
-    from dsmr.report.plots import BAR, FAINT, grid
+    from dsmr.results.plots import BAR, FAINT, grid
 
     figure, panels = grid(2, height=2.6, columns=2, shared=False)
     for axes, name, label in zip(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 from dsmr.benchmark.machine import commit, hardware, versions
-from dsmr.pieces import FEWEST, LEVEL, PieceTable, draws, ends, studentised
+from dsmr.results.piece_table import FEWEST, LEVEL, PieceTable, draws, ends, studentised
 
 HERE = Path(__file__).resolve().parent
 NUM_PIECES = (5, 6, 8, 10, 11, 12, 15, 18, 35, 70, 137)

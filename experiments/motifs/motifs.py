@@ -25,7 +25,7 @@ from symusic import Note, Score, Track
 
 from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.cli import main as dsmr
-from dsmr.report.memory import clock
+from dsmr.results.memory_plots import clock
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "motifs.yaml"

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from dsmr.benchmark.machine import commit, hardware, versions
-from dsmr.pieces import PieceTable, average, compare, ratio
-from dsmr.report.plots import COLOURS, grid
+from dsmr.results.piece_table import PieceTable, average, compare, ratio
+from dsmr.results.plots import COLOURS, grid
 
 HERE = Path(__file__).resolve().parent
 STAGES = (500, 1000, 2000, 4000, 8000)

@@ -22,7 +22,7 @@ import torch
 from trials import run, wrap
 
 from dsmr.cli import main
-from dsmr.module import RecurrentLM
+from dsmr.training.module import RecurrentLM
 
 SETTINGS = [
     "--config=smoke",

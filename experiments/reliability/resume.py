@@ -22,12 +22,12 @@ from typing import IO, Any
 import torch
 from trials import counted, fill, in_process, last_line, run, small_disk, wrap
 
-import dsmr.checkpoint
-import dsmr.checkpoint_io
-import dsmr.metrics_csv
-from dsmr.callbacks import LastCheckpoint
+import dsmr.training.checkpoint
+import dsmr.training.checkpoint_io
+import dsmr.training.csv_logger
 from dsmr.cli import lightning, main
-from dsmr.module import RecurrentLM
+from dsmr.training.callbacks import LastCheckpoint
+from dsmr.training.module import RecurrentLM
 
 STEPS = 56
 SETTINGS = (
@@ -159,17 +159,17 @@ def end_at(moment: Moment) -> None:
         wrap(RecurrentLM, "validation_step", before=counted(moment.number, strike))
     elif moment.place == "checkpoint":
         due = counted(moment.number, lambda: True)
-        whole = dsmr.checkpoint_io.replacing
+        whole = dsmr.training.checkpoint_io.replacing
 
         @contextmanager
         def partly(path: Path) -> Iterator[Any]:
             with whole(path) as file:
                 yield Partly(file, moment.share, strike) if path.name == "last.ckpt" and due() else file
 
-        dsmr.checkpoint_io.replacing = partly
+        dsmr.training.checkpoint_io.replacing = partly
     elif moment.place == "metrics":
         due = counted(moment.number, lambda: True)
-        text = dsmr.metrics_csv.as_text
+        text = dsmr.training.csv_logger.as_text
 
         def cut(rows: Any, columns: Any, *, header: bool) -> str:
             given = text(rows, columns, header=header)
@@ -180,7 +180,7 @@ def end_at(moment: Moment) -> None:
             strike()
             return given
 
-        dsmr.metrics_csv.as_text = cut
+        dsmr.training.csv_logger.as_text = cut
 
 
 def lightning_folder() -> Path:
@@ -251,14 +251,14 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 def readable(run: Path) -> bool:
     """Whether the checkpoints that are there can be read."""
     try:
-        return all(dsmr.checkpoint.read(path) for path in run.glob("*.ckpt"))
+        return all(dsmr.training.checkpoint.read(path) for path in run.glob("*.ckpt"))
     except ValueError:
         return False
 
 
 def saved_step(run: Path) -> int:
     """Optimizer steps in the last checkpoint."""
-    return int(dsmr.checkpoint.read(run / "last.ckpt")["global_step"])
+    return int(dsmr.training.checkpoint.read(run / "last.ckpt")["global_step"])
 
 
 def last_lines(root: Path) -> str:

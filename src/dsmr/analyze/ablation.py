@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from dsmr.module import RecurrentLM
-from dsmr.pieces import Comparison, PieceTable, compare
+from dsmr import UserError
+from dsmr.results.piece_table import Comparison, PieceTable, compare
+from dsmr.training.module import RecurrentLM
 
 ALL = "all"
 WHOLE = "with memory"
@@ -14,11 +15,11 @@ def variants(horizons: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     """Horizons without the memory of one layer, by the layer's number, 0 being the bottom; and without any.
 
     Raises:
-        ValueError: there is no memory that could be taken away.
+        UserError: there is no memory that could be taken away.
     """
     kept = [layer for layer, horizon in enumerate(horizons) if horizon]
     if not kept:
-        raise ValueError("this model keeps no memory, so that none can be taken away; leave out --ablate")
+        raise UserError("this model keeps no memory, so that none can be taken away; leave out --ablate")
     without = {str(k): tuple(0 if layer == k else h for layer, h in enumerate(horizons)) for k in kept}
     return without | {ALL: (0,) * len(horizons)}
 
@@ -31,7 +32,7 @@ def ablations(model: RecurrentLM, evaluate: Callable[[], Any]) -> dict[str, Piec
         evaluate: evaluates it, so that it has a `piece_table`.
 
     Raises:
-        ValueError: a network without horizons, or without memory.
+        UserError: a network without horizons, or without memory.
     """
     found = {}
     for name, horizons in variants(model.backbone.horizons).items():

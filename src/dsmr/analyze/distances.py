@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmr.model.decoder import Block, Decoder
-from dsmr.model.view import Past, View
-from dsmr.module import IGNORED, Batch
+from dsmr.attention.visibility import Past, View
+from dsmr.batch import IGNORED, Segment
+from dsmr.model.blocks import Block, Decoder
 
 QUERIES_AT_ONCE = 64
 
@@ -52,7 +52,7 @@ class AttentionDistances:
             for handle in handles:
                 handle.remove()
 
-    def watch(self, batch: Batch) -> None:
+    def watch(self, batch: Segment) -> None:
         """Take from a batch which of its queries count."""
         self._is_real_BT = batch.targets_BT != IGNORED
         self.num_queries += int(self._is_real_BT.sum())

@@ -9,6 +9,7 @@ from miditok import MusicTokenizer
 from numpy.typing import NDArray
 from symusic import Score
 
+from dsmr import UserError
 from dsmr.analyze.streams import piece_nll, window_nll
 from dsmr.data.tokenizer import decode, note_on_mask
 from dsmr.model import Backbone
@@ -62,10 +63,10 @@ def heard(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> 
         ids: BOS, events, EOS.
 
     Raises:
-        ValueError: the model keeps no memory, or the tokenizer's notes are not those of its tokens.
+        UserError: the model keeps no memory, or the tokenizer's notes are not those of its tokens.
     """
     if not any(backbone.horizons):
-        raise ValueError("this model keeps no memory, so that it saved nothing; use one with horizons above 0")
+        raise UserError("this model keeps no memory, so that it saved nothing; use one with horizons above 0")
     ids_N = torch.tensor(list(ids), dtype=torch.int64)
     saved_N = (window_nll(backbone, ids_N) - piece_nll(backbone, ids_N)).cpu().double().numpy()
     begins = np.flatnonzero(note_on_mask(tokenizer)[ids_N[1:].numpy()])
@@ -73,7 +74,7 @@ def heard(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> 
     before = np.concatenate([[0], begins[:-1] + 1])
     notes = in_order(decode(tokenizer, list(ids)))
     if len(notes["pitch"]) != len(begins):
-        raise ValueError(
+        raise UserError(
             f"the tokens begin {len(begins)} notes, but {len(notes['pitch'])} come back from them; "
             "which note is which cannot be told with this tokenizer"
         )

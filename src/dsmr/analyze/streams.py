@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmr.metrics import PieceNLL
+from dsmr.batch import IGNORED, Segment
 from dsmr.model import Backbone
-from dsmr.module import IGNORED, Batch, piece_table, token_nll
-from dsmr.pieces import PieceTable
+from dsmr.results.piece_table import PieceTable
+from dsmr.training.metrics import PieceNLL
+from dsmr.training.module import piece_table, token_nll
 
-Watch = Callable[[Batch], None]
+Watch = Callable[[Segment], None]
 
 
 @torch.no_grad()

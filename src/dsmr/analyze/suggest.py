@@ -10,7 +10,8 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsmr.pieces import PieceTable
+from dsmr import UserError
+from dsmr.results.piece_table import PieceTable
 
 Horizons = tuple[int, ...]
 Score = Callable[[Horizons], PieceTable]
@@ -41,10 +42,10 @@ def check_budget(trained: Horizons, budget: int, block: int) -> None:
     """Refuse what `suggest` would refuse, before anything is measured; its arguments are those of `suggest`.
 
     Raises:
-        ValueError: a budget that the model's own horizons cannot be cut down to.
+        UserError: a budget that the model's own horizons cannot be cut down to.
     """
     if budget % block or not 0 <= budget <= sum(trained):
-        raise ValueError(
+        raise UserError(
             f"--budget {budget} must be a multiple of {block} from 0 to {sum(trained)}, which the model was trained "
             "with: what more memory would be worth, it cannot tell"
         )
@@ -65,7 +66,7 @@ def suggest(trained: Horizons, budget: int, block: int, score: Score) -> Suggest
         score: measures the model with other horizons.
 
     Raises:
-        ValueError: a budget that the model's own horizons cannot be cut down to.
+        UserError: a budget that the model's own horizons cannot be cut down to.
     """
     check_budget(trained, budget, block)
     known: dict[Horizons, PieceTable] = {}

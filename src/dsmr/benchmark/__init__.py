@@ -7,7 +7,7 @@ machine that slows down slows all of them; ratios are medians over the turns of 
 so many tokens takes; `quality`: what a row has learned after so many tokens; `machine`: where it was measured.
 """
 
-from dsmr.benchmark.run import run
+from dsmr.benchmark.runner import run
 from dsmr.benchmark.settings import Settings, Workload
 
 __all__ = ["Settings", "Workload", "run"]

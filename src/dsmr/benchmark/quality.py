@@ -4,10 +4,10 @@ from typing import Any
 
 from lightning import Trainer, seed_everything
 
+from dsmr.benchmark.rows import Row, build
 from dsmr.benchmark.settings import Workload
 from dsmr.data.datamodule import MusicData
-from dsmr.module import RecurrentLM
-from dsmr.rows import Row, build
+from dsmr.training.module import RecurrentLM
 
 
 def quality(work: Workload, row: Row, model: RecurrentLM, data: MusicData, limits: dict[str, Any]) -> dict[str, Any]:

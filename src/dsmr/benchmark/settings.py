@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dsmr.model.attention import Form
+from dsmr import UserError
+from dsmr.attention.attend import Form
+from dsmr.benchmark.rows import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows
 from dsmr.model.backbone import name_of
-from dsmr.model.decoder import Decoder
+from dsmr.model.blocks import Decoder
 from dsmr.model.memory import Memory
-from dsmr.rows import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -58,17 +59,17 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("repeats", "steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"benchmark.{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"benchmark.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("warmup", "decode_tokens", "train_tokens"):
             if getattr(self, name) < 0:
-                raise ValueError(f"benchmark.{name} is {getattr(self, name)}; it must not be below 0")
+                raise UserError(f"benchmark.{name} is {getattr(self, name)}; it must not be below 0")
         for name in ("decode_lanes", "piece_lengths"):
             if any(number < 1 for number in getattr(self, name)):
-                raise ValueError(f"benchmark.{name} {getattr(self, name)} must all be at least 1")
+                raise UserError(f"benchmark.{name} {getattr(self, name)} must all be at least 1")
         if self.horizons is not None and "full" not in self.horizons:
-            raise ValueError("benchmark.horizons must have the row `full`: what the others are compared with")
+            raise UserError("benchmark.horizons must have the row `full`: what the others are compared with")
         if self.prefix_length is not None and self.prefix_length < 1:
-            raise ValueError(f"benchmark.prefix_length is {self.prefix_length}; it must be at least 1")
+            raise UserError(f"benchmark.prefix_length is {self.prefix_length}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Workload:
         seed: of weights and tokens.
 
     Raises:
-        ValueError: a precision that the place lacks, a budget of nothing, or a row that is not known.
+        UserError: a precision that the place lacks, a budget of nothing, or a row that is not known.
     """
 
     settings: Settings
@@ -96,16 +97,16 @@ class Workload:
 
     def __post_init__(self) -> None:
         if not isinstance(self.like, Decoder):
-            raise ValueError(
+            raise UserError(
                 f"{name_of(type(self.like))} is not made of dsmr's layers, whose sizes the rows have; leave out "
                 "model.backbone, or derive the network from dsmr.model.RecurrentTransformer"
             )
         if self.precision not in DTYPES:
-            raise ValueError(f"precision {self.precision} is not measured; choose from {', '.join(DTYPES)}")
+            raise UserError(f"precision {self.precision} is not measured; choose from {', '.join(DTYPES)}")
         if self.precision == "16-mixed" and self.place.type == "cpu":
-            raise ValueError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32-true")
+            raise UserError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32-true")
         if self.settings.horizons is None and not sum(self.like.horizons):
-            raise ValueError("the rows need a budget: give model.horizons, for example 2x3584+10x512")
+            raise UserError("the rows need a budget: give model.horizons, for example 2x3584+10x512")
 
     @property
     def segment_length(self) -> int:

@@ -14,19 +14,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 COMMANDS = {
-    "prepare": ("dsmr.cli.prepare", "MIDI into the token store"),
+    "prepare": ("dsmr.cli.prepare_command", "MIDI into the token store"),
     "fit": ("dsmr.cli.lightning", "train a model"),
     "validate": ("dsmr.cli.lightning", "perplexity of a trained model on whole validation pieces"),
     "test": ("dsmr.cli.lightning", "the same on the test split"),
-    "generate": ("dsmr.cli.generate", "music from a trained model: from nothing, or a MIDI file continued"),
+    "generate": ("dsmr.cli.generate_command", "music from a trained model: from nothing, or a MIDI file continued"),
     "predict": ("dsmr.cli.lightning", "continuations of validation pieces, many at once"),
-    "evaluate": ("dsmr.cli.evaluate", "how near a folder of generated pieces comes to real ones"),
-    "export": ("dsmr.cli.export", "a trained model as a folder to hand on"),
-    "estimate": ("dsmr.cli.estimate", "parameters, memory, speed and cost of a configuration, without training"),
+    "evaluate": ("dsmr.cli.evaluate_command", "how near a folder of generated pieces comes to real ones"),
+    "export": ("dsmr.cli.export_command", "a trained model as a folder to hand on"),
+    "estimate": (
+        "dsmr.cli.estimate_command",
+        "parameters, memory, speed and cost, without training",
+    ),
     "sweep": ("dsmr.cli.sweep", "many trials from one file: schedules, budgets, seeds"),
-    "analyze": ("dsmr.cli.analyze", "where each layer looks, what its memory is worth, what it hears in a piece"),
-    "report": ("dsmr.cli.report", "tables and pictures of runs and benchmarks"),
-    "benchmark": ("dsmr.cli.benchmark", "speed and memory of schedules, baselines and peers"),
+    "analyze": (
+        "dsmr.cli.analyze_command",
+        "where layers look, what memory is worth, what it hears in a piece",
+    ),
+    "report": ("dsmr.cli.report_command", "tables and pictures of runs and benchmarks"),
+    "benchmark": ("dsmr.cli.benchmark_command", "speed and memory of schedules, baselines and peers"),
 }
 DEBUG_VARIABLE = "DSMR_DEBUG"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsmr.pieces import Comparison, Interval, PieceTable, ratio, why_without
+from dsmr.results.piece_table import Comparison, Interval, PieceTable, ratio, why_without
 
 READ = ("recall", "windows", "tokenizer", "validation_stride")
 """Settings of `data` that say which tokens an evaluation scores, and after what; `path` is compared as a place."""

@@ -17,6 +17,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy, Strategy, StrategyRegistry
 
+from dsmr import UserError
 from dsmr.cli import nearest
 from dsmr.cli.kinds import path_of, shown, subclasses
 
@@ -46,10 +47,10 @@ def check_seed(seed: bool | int | None) -> None:
     """Refuse a seed that NumPy does not take.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MOST_SEED:
-        raise ValueError(f"seed_everything is {seed}; it must be from 0 to {MOST_SEED}")
+        raise UserError(f"seed_everything is {seed}; it must be from 0 to {MOST_SEED}")
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:
@@ -60,21 +61,21 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         command: that is run.
 
     Raises:
-        ValueError: naming the key, and what it takes.
+        UserError: naming the key, and what it takes.
     """
     for key, least in LEAST.items():
         value = trainer.get(key)
         if value is not None and value < least:
-            raise ValueError(f"trainer.{key} is {value}; it must be at least {least}")
+            raise UserError(f"trainer.{key} is {value}; it must be at least {least}")
     if trainer.barebones:
-        raise ValueError("trainer.barebones leaves out metrics and checkpoints; dsmr benchmark measures bare speed")
+        raise UserError("trainer.barebones leaves out metrics and checkpoints; dsmr benchmark measures bare speed")
     if trainer.profiler == "xla" and find_spec("torch_xla") is None:
-        raise ValueError("trainer.profiler xla needs the package torch_xla; pip install torch_xla")
+        raise UserError("trainer.profiler xla needs the package torch_xla; pip install torch_xla")
     for key in NEEDED[command]:
         if trainer.get(key) == 0:
-            raise ValueError(f"trainer.{key} is 0; set it to at least 1")
+            raise UserError(f"trainer.{key} is 0; set it to at least 1")
     if command == "fit" and trainer.enable_checkpointing is False and not trainer.fast_dev_run:
-        raise ValueError(
+        raise UserError(
             "trainer.enable_checkpointing is false, but a run keeps its checkpoints; leave it out, or try a few steps "
             "with trainer.fast_dev_run, which keeps nothing"
         )
@@ -88,7 +89,7 @@ def check_duration(key: str, given: Any) -> None:
     """Refuse what is no duration.
 
     Raises:
-        ValueError: naming the key.
+        UserError: naming the key.
     """
     parts = given
     if isinstance(given, str):
@@ -99,7 +100,7 @@ def check_duration(key: str, given: Any) -> None:
     except (TypeError, OverflowError):
         length = timedelta(0)
     if length is not None and length <= timedelta(0):
-        raise ValueError(
+        raise UserError(
             f"{key} is {given}, which is no duration; write days:hours:minutes:seconds, such as 00:02:30:00, or "
             "{hours: 2, minutes: 30}"
         )
@@ -114,7 +115,7 @@ def check_accelerator(given: Any) -> None:
     """Refuse an accelerator that this machine does not have.
 
     Raises:
-        ValueError: naming those that it has.
+        UserError: naming those that it has.
     """
     if not isinstance(given, str) or given == "auto":
         return
@@ -122,28 +123,28 @@ def check_accelerator(given: Any) -> None:
     if given not in here and not (given == "gpu" and {"cuda", "mps"} & set(here)):
         known = [*AcceleratorRegistry, "gpu", "auto"]
         hint = "" if given in known else nearest(given, known)
-        raise ValueError(f"trainer.accelerator {given!r}: this machine has {', '.join(here)}{hint}")
+        raise UserError(f"trainer.accelerator {given!r}: this machine has {', '.join(here)}{hint}")
 
 
 def check_devices(devices: Any, accelerator: Any) -> None:
     """Refuse a number of processes that a CPU cannot have; GPUs are Lightning's to check.
 
     Raises:
-        ValueError: naming the key.
+        UserError: naming the key.
     """
     is_cpu = accelerator == "cpu" or (accelerator == "auto" and accelerators() == ["cpu"])
     if not is_cpu or devices == "auto":
         return
     number = int(devices) if re.fullmatch(r"\d+", str(devices).strip()) else 0
     if number < 1:
-        raise ValueError(f"trainer.devices is {shown(devices)}; on a CPU it is the number of processes, 1 or more")
+        raise UserError(f"trainer.devices is {shown(devices)}; on a CPU it is the number of processes, 1 or more")
 
 
 def check_strategy(given: Any) -> None:
     """Refuse a strategy that is none.
 
     Raises:
-        ValueError: naming the nearest, or how a class is given.
+        UserError: naming the nearest, or how a class is given.
     """
     if not isinstance(given, str) or given == "auto":
         return
@@ -152,28 +153,28 @@ def check_strategy(given: Any) -> None:
     if name in started:
         return
     if name in known:
-        raise ValueError(
+        raise UserError(
             f"trainer.strategy {given}: spawned or forked processes are not supported; use {name.partition('_')[0]}"
         )
     classes = {cls.__name__: cls for cls in subclasses(Strategy) if not inspect.isabstract(cls)}
     cls = classes.get(given.rpartition(".")[2])
     if cls is not None:
-        raise ValueError(f"trainer.strategy {given} names a class; write {{class_path: {path_of(cls)}}}")
+        raise UserError(f"trainer.strategy {given} names a class; write {{class_path: {path_of(cls)}}}")
     hint = nearest(name, [*started, *classes]) or f"; known: auto, {', '.join(started)}"
-    raise ValueError(f"trainer.strategy {given}: no such strategy{hint}")
+    raise UserError(f"trainer.strategy {given}: no such strategy{hint}")
 
 
 def check_nodes(trainer: Trainer) -> None:
     """Refuse several nodes where nothing says where they are, for which Lightning would wait half an hour.
 
     Raises:
-        ValueError: saying how they are told.
+        UserError: saying how they are told.
     """
     strategy = trainer.strategy
     if trainer.num_nodes == 1 or not isinstance(strategy, ParallelStrategy):
         return
     if isinstance(strategy.cluster_environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
-        raise ValueError(
+        raise UserError(
             f"trainer.num_nodes is {trainer.num_nodes}, but nothing says where the other nodes are: start with srun "
             "or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each node"
         )
@@ -187,14 +188,14 @@ def check_resumed(config: Path, model: Namespace) -> None:
         model: settings of the model as they are now.
 
     Raises:
-        ValueError: naming both.
+        UserError: naming both.
     """
     before = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model") or {}
     for key in ("optimizer", "lr_scheduler"):
         spec, now = before.get(key), model[key]
         was = spec.get("class_path") if isinstance(spec, dict) else spec
         if was and was != now.class_path:
-            raise ValueError(
+            raise UserError(
                 f"model.{key} is now {now.class_path}, but the run was trained with {was}, of which the checkpoint "
                 f"holds the state; leave model.{key} as it was, or begin a new run"
             )
@@ -204,13 +205,13 @@ def check_folder(folder: Path, option: str) -> None:
     """Refuse a run's folder that cannot be made; leaves nothing behind.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another") from error
+        raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another") from error
     finally:
         for path in missing:
             with suppress(OSError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dsmr import UserError
 from dsmr.cli import nearest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -23,22 +24,22 @@ def find_config(given: str) -> Path:
     """Config file of a path or a shipped name; the part before the slash may be left out.
 
     Raises:
-        ValueError: there is no such file or name, or the file does not hold settings.
+        UserError: there is no such file or name, or the file does not hold settings.
     """
     if Path(given).is_file():
         return check_config(Path(given))
     known = shipped()
     matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]
     if not matches and (given == "" or Path(given).is_dir()):
-        raise ValueError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
+        raise UserError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
     if not matches:
-        raise ValueError(
+        raise UserError(
             f"--config {given}: no such file, and no shipped config of that name{nearest(given, known)}; "
             f"shipped: {', '.join(name.rpartition('/')[2] for name in known)}"
         )
     if len(matches) > 1:
         choices = " or ".join(name for name, path in known.items() if path in matches)
-        raise ValueError(f"--config {given} is ambiguous; write {choices}")
+        raise UserError(f"--config {given} is ambiguous; write {choices}")
     return matches[0]
 
 
@@ -60,12 +61,12 @@ def check_config(path: Path) -> Path:
     """Give back the path if the file holds settings, or nothing.
 
     Raises:
-        ValueError: it does not.
+        UserError: it does not.
     """
     content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), _StrictLoader)
     if content is not None and not isinstance(content, dict):
         what = "a list" if isinstance(content, list) else f"the single value {content}"
-        raise ValueError(f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}")
+        raise UserError(f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}")
     return path
 
 
@@ -73,19 +74,19 @@ def check_yaml(path: Path) -> Path:
     """Give back the path if the file holds YAML.
 
     Raises:
-        ValueError: it does not, or a key stands twice; with file and line.
+        UserError: it does not, or a key stands twice; with file and line.
     """
     try:
         yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8; save it as UTF-8, or give another file") from error
+        raise UserError(f"{path} is not text in UTF-8; save it as UTF-8, or give another file") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(f"{path}, line {line}: {error.problem}; correct it there") from error
+        raise UserError(f"{path}, line {line}: {error.problem}; correct it there") from error
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise UserError(f"{path} is not YAML: {error}") from error
     return path
 
 
@@ -107,17 +108,17 @@ def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str
     """Value of an option of ours, and the command line without it.
 
     Raises:
-        ValueError: the option has no value, or is given twice.
+        UserError: the option has no value, or is given twice.
     """
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != option:
             continue
         if not equals and index + 1 == len(arguments):
-            raise ValueError(f"{option} needs a value")
+            raise UserError(f"{option} needs a value")
         rest = arguments[:index] + arguments[index + (1 if equals else 2) :]
         if any(other.partition("=")[0] == option for other in rest):
-            raise ValueError(f"{option} is given twice; give it once")
+            raise UserError(f"{option} is given twice; give it once")
         return value if equals else arguments[index + 1], rest
     return None, arguments
 

@@ -19,31 +19,17 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, P
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 
-from dsmr import checkpoint as checkpoints
-from dsmr import exported
+from dsmr import UserError
 from dsmr.analyze.ablation import ablations, savings, variants
-from dsmr.callbacks import (
-    BestCheckpoint,
-    EpochTime,
-    LastCheckpoint,
-    LostProcess,
-    PeakMemory,
-    Samples,
-    Stopped,
-    Throughput,
-)
-from dsmr.callbacks.last_checkpoint import METRICS_ROWS
-from dsmr.callbacks.midi_writer import MidiWriter
-from dsmr.checkpoint_io import AtomicCheckpointIO
 from dsmr.cli.by_piece import is_as_in_training, tell_pieces, tell_savings
 from dsmr.cli.checks import check_folder, check_nodes, check_resumed, check_seed, check_trainer, cleared
 from dsmr.cli.configs import FOLDER, config_values, resolve_configs, take_flag, take_option
 from dsmr.cli.given import Settings, options_of
+from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.cli.refused import in_training, one_line
-from dsmr.cli.results import check_output, write_result
 from dsmr.cli.trainer_settings import (
     check_callbacks,
     check_end,
@@ -54,14 +40,29 @@ from dsmr.cli.trainer_settings import (
     settle_validation,
 )
 from dsmr.data.datamodule import MusicData
-from dsmr.files import replacing
+from dsmr.data.files import replacing
 from dsmr.generate.continuer import Continuer
-from dsmr.metrics_csv import MetricsLogger, rows_before
-from dsmr.metrics_csv import read as read_metrics
+from dsmr.generate.midi_writer import MidiWriter
+from dsmr.generate.samples import Samples
 from dsmr.model import Schedule
 from dsmr.model.backbone import without_weights
 from dsmr.model.horizons import format_horizons
-from dsmr.module import RecurrentLM
+from dsmr.share import exported
+from dsmr.training import checkpoint as checkpoints
+from dsmr.training.callbacks import (
+    BestCheckpoint,
+    EpochTime,
+    LastCheckpoint,
+    LostProcess,
+    PeakMemory,
+    Stopped,
+    Throughput,
+)
+from dsmr.training.callbacks.last_checkpoint import METRICS_ROWS
+from dsmr.training.checkpoint_io import AtomicCheckpointIO
+from dsmr.training.csv_logger import MetricsLogger, rows_before
+from dsmr.training.csv_logger import read as read_metrics
+from dsmr.training.module import RecurrentLM
 
 CONFIG, METRICS = checkpoints.CONFIG, "metrics.csv"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -116,7 +117,7 @@ class SaveConfig(Callback):
                     with replacing(self.folder / name) as file:
                         file.write(text.encode())
                 except OSError as error:
-                    raise ValueError(
+                    raise UserError(
                         f"cannot write {self.folder / name} ({error.strerror or error}); make room"
                     ) from error
 
@@ -164,11 +165,11 @@ class DsmrCLI(LightningCLI):
         for option in RUN_OPTIONS:
             named[option], arguments = take_option(arguments, option)
         if sum(value is not None for value in named.values()) > 1:
-            raise ValueError(f"give only one of {', '.join(RUN_OPTIONS)}")
+            raise UserError(f"give only one of {', '.join(RUN_OPTIONS)}")
         run, given = named["--resume"], named["--checkpoint"] or named["--ckpt_path"]
         if run is not None:
             if self.command != "fit":
-                raise ValueError(f"--resume belongs to dsmr fit; dsmr {self.command} takes --checkpoint")
+                raise UserError(f"--resume belongs to dsmr fit; dsmr {self.command} takes --checkpoint")
             self.checkpoint = checkpoints.find(run, checkpoints.LAST)
         elif given is not None:
             self.checkpoint = checkpoints.find(given)
@@ -181,16 +182,16 @@ class DsmrCLI(LightningCLI):
         self._kept_horizons = content.get(checkpoints.SECTION, {}).get("config", {}).get("horizons")
         if self.command == "fit":
             if self.exported:
-                raise ValueError(
+                raise UserError(
                     f"{self.exported} is an exported model, which cannot resume; use dsmr fit --resume RUN"
                 )
             if not checkpoints.is_resumable(content):
-                raise ValueError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
+                raise UserError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
         self.run_folder = checkpoints.run_folder(self.checkpoint)
         if self.run_folder is None:
             self.run_folder = self.checkpoint.parent
             if self.command == "fit" or not config_values(arguments):
-                raise ValueError(
+                raise UserError(
                     f"{self.checkpoint} has no {CONFIG} in its folder or the two above; keep it in its run's folder"
                     + ("" if self.command == "fit" else f", or give the run's own with --config {CONFIG}")
                 )
@@ -237,7 +238,7 @@ class DsmrCLI(LightningCLI):
         """Settle the run's folder: a new one for a fresh run, its own for a run that goes on."""
         settings = self.config
         if settings.resume is not None or settings.checkpoint is not None:
-            raise ValueError("resume and checkpoint belong on the command line, not in a config file; take them out")
+            raise UserError("resume and checkpoint belong on the command line, not in a config file; take them out")
         check_settings(settings)
         if isinstance(settings.trainer.callbacks, Namespace):  # a single one
             settings.trainer.callbacks = [settings.trainer.callbacks]
@@ -264,7 +265,7 @@ class DsmrCLI(LightningCLI):
         self.folder = Path(settings.root) / settings.name
         has_saved = any((self.folder / name).exists() for name in (checkpoints.LAST, checkpoints.BEST))
         if self.command == "fit" and has_saved and not settings.trainer.fast_dev_run:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds a run already; choose another --name, or go on with --resume {self.folder}"
             )
         if self.command == "fit" and not settings.trainer.fast_dev_run:
@@ -340,7 +341,7 @@ def check_settings(settings: Namespace) -> None:
     """Refuse what Lightning would stumble over later, and a name that leads elsewhere.
 
     Raises:
-        ValueError: naming the key.
+        UserError: naming the key.
     """
     if settings.name is not None:
         check_name("--name", settings.name)
@@ -351,12 +352,12 @@ def check_schedule(horizons: Any) -> None:
     """Refuse a schedule's class path that was taken for text, since no schedule can be imported from there.
 
     Raises:
-        ValueError: with the reason.
+        UserError: with the reason.
     """
     if isinstance(horizons, str) and CLASS_PATH.fullmatch(horizons):
         found = checkpoints.imported(horizons, f"model.horizons {horizons}:")
         if not (isinstance(found, type) and issubclass(found, Schedule)):
-            raise ValueError(
+            raise UserError(
                 f"model.horizons {horizons} is not a schedule: it does not derive from dsmr.model.Schedule"
             )
 
@@ -365,10 +366,10 @@ def check_name(option: str, name: str) -> None:
     """Refuse a name that is not that of one folder.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     if name in ("", ".", "..") or "/" in name or os.sep in name or name != name.strip():
-        raise ValueError(f"{option} {name!r} must be the name of one folder; --root says where it is")
+        raise UserError(f"{option} {name!r} must be the name of one folder; --root says where it is")
 
 
 def label(model: Namespace) -> str:
@@ -419,7 +420,7 @@ def run(command: str, arguments: list[str]) -> int:
     cli = DsmrCLI(command, arguments)
     cli.datamodule.progress = bar("tokenising")
     if command != "fit" and cli.checkpoint is None:
-        raise ValueError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
+        raise UserError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
     output = check_output(cli.config.output)
     cli.model.check_data(cli.datamodule)
     if command == "fit":

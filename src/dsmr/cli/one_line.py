@@ -4,6 +4,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 
+from dsmr import UserError
 from dsmr.cli.given import options_of, read
 from dsmr.cli.kinds import classes_of
 from dsmr.cli.reasons import explain
@@ -25,7 +26,7 @@ class OneLineErrors(WrittenParser):
         """Parse a command line.
 
         Raises:
-            ValueError: something of it is wrong.
+            UserError: something of it is wrong.
         """
         if self.exit_on_error:
             self._arguments = list(args)
@@ -50,7 +51,7 @@ class OneLineErrors(WrittenParser):
         """Raise the explanation of a mistake."""
         if self._arguments is None:
             super().error(message, ex)
-        raise ValueError(explain(self, self._arguments, message)) from ex
+        raise UserError(explain(self, self._arguments, message)) from ex
 
     def _without_empty_sections(self, content: str) -> str:
         if is_blank(content):

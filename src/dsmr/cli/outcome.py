@@ -8,13 +8,13 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from dsmr.checkpoint import BEST, LAST
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
 from dsmr.model.backbone import summary_of
 from dsmr.model.horizons import TokenRate
 from dsmr.model.memory import MIB
-from dsmr.module import RecurrentLM
+from dsmr.training.checkpoint import BEST, LAST
+from dsmr.training.module import RecurrentLM
 
 
 @rank_zero_only

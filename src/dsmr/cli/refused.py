@@ -11,6 +11,7 @@ from jsonargparse import Namespace, add_instantiator
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from dsmr import UserError
 from dsmr.cli import nearest
 
 LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics")
@@ -47,7 +48,7 @@ def one_line(settings: Namespace) -> Iterator[None]:
         settings: from which they are made.
 
     Raises:
-        ValueError: a library refuses a setting.
+        UserError: a library refuses a setting.
     """
     failures: Failures = []
     token = _failures.set(failures)
@@ -63,7 +64,7 @@ def one_line(settings: Namespace) -> Iterator[None]:
         if cls is not None:
             own = "model" if issubclass(cls, LightningModule) else "data"
             key = f"{key_of(cls, settings.as_dict()) or own}: {cls.__name__}"
-        raise ValueError(f"{key}: {words_of(cause)}") from cause
+        raise UserError(f"{key}: {words_of(cause)}") from cause
     finally:
         _failures.reset(token)
 
@@ -98,7 +99,7 @@ def in_training(trainer: Trainer) -> Iterator[None]:
     """Explain what a library refuses only once it trains: metrics to watch, steps of an optimizer, folders.
 
     Raises:
-        ValueError: a library refuses a setting.
+        UserError: a library refuses a setting.
     """
     try:
         yield
@@ -111,7 +112,7 @@ def in_training(trainer: Trainer) -> Iterator[None]:
             reason = reason or str(error)
         if not reason:
             raise
-        raise ValueError(reason) from error
+        raise UserError(reason) from error
 
 
 def unsteppable(trainer: Trainer, error: Exception) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from dsmr import UserError
 from dsmr.cli.given import Settings, level_given
 
 UNSUPPORTED_CALLBACKS = {
@@ -45,10 +46,10 @@ def check_end(trainer: Namespace) -> None:
     """Refuse a run that nothing ends, which Lightning would stop after 1,000 epochs.
 
     Raises:
-        ValueError: naming what to set.
+        UserError: naming what to set.
     """
     if trainer.max_steps == -1 and trainer.max_epochs in (None, -1) and trainer.max_time is None:
-        raise ValueError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
+        raise UserError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
 
 
 def settle_validation(trainer: Namespace, given: Settings) -> None:
@@ -73,14 +74,14 @@ def settle_root(settings: Namespace, given: Settings) -> None:
     """Take `trainer.default_root_dir` as the folder of runs.
 
     Raises:
-        ValueError: both are given, and differ.
+        UserError: both are given, and differ.
     """
     folder = settings.trainer.default_root_dir
     if folder is None or str(folder) == settings.root:
         return
     own, lightnings = (level_given(given, key) for key in ("root", "trainer.default_root_dir"))
     if own == lightnings:
-        raise ValueError(
+        raise UserError(
             f"--root {settings.root} and trainer.default_root_dir {folder} both name the folder of runs; give one"
         )
     if lightnings > own:
@@ -91,9 +92,9 @@ def check_callbacks(callbacks: list[Namespace] | None) -> None:
     """Refuse callbacks of Lightning that change what a run keeps fixed.
 
     Raises:
-        ValueError: naming the callback and what to use in its place.
+        UserError: naming the callback and what to use in its place.
     """
     for callback in callbacks or []:
         name = callback.class_path.rpartition(".")[2]
         if name in UNSUPPORTED_CALLBACKS:
-            raise ValueError(f"trainer.callbacks: {name} does not work here; {UNSUPPORTED_CALLBACKS[name]}")
+            raise UserError(f"trainer.callbacks: {name} does not work here; {UNSUPPORTED_CALLBACKS[name]}")

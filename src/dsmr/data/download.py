@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from dsmr.data.errors import DataError
-from dsmr.files import flush, flush_folder
+from dsmr.data.files import flush, flush_folder
 
 NAME = "maestro-v3.0.0-midi.zip"
 ADDRESS = f"https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/{NAME}"

@@ -28,12 +28,12 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from dsmr.data.errors import DataError, Refused
+from dsmr.data.files import flush, flush_folder
 from dsmr.data.midi import read_midi
 from dsmr.data.pool import each
 from dsmr.data.sources import Entry, Source, Split
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer, encode
 from dsmr.data.tokenizer_settings import source_of
-from dsmr.files import flush, flush_folder
 
 FORMAT_VERSION = 2
 ENCODING_VERSION = 1  # of what the tokens mean; part of a store's key

@@ -17,6 +17,7 @@ from miditok import MIDILike, MusicTokenizer, TokenizerConfig, TokSequence
 from numpy.typing import NDArray
 from symusic import ControlChange, Note, Score, Tempo, TimeSignature, Track
 
+from dsmr import UserError
 from dsmr.data.errors import Refused
 from dsmr.data.tokenizer_settings import EXTRA_SETTINGS, label, make_tokenizer
 
@@ -254,7 +255,7 @@ def _built(name: str, config: str) -> MusicTokenizer:
     settings = json.loads(config)
     if name == "performance":
         if settings:
-            raise ValueError("data.tokenizer.config: performance is one fixed encoding and takes no settings")
+            raise UserError("data.tokenizer.config: performance is one fixed encoding and takes no settings")
         return Performance()
     tokenizer = make_tokenizer(name, settings, SPECIAL_TOKENS)
     check_way_back(tokenizer, label(name), settings)
@@ -265,7 +266,7 @@ def build_tokenizer(spec: TokenizerSpec) -> MusicTokenizer:
     """MidiTok tokenizer of a spec.
 
     Raises:
-        ValueError: the name is unknown, the settings are refused, there is more than one stream, or the tokenizer
+        UserError: the name is unknown, the settings are refused, there is more than one stream, or the tokenizer
             cannot decode what it encodes.
     """
     return _built(spec.name, json.dumps(spec.config, sort_keys=True))
@@ -275,7 +276,7 @@ def check_way_back(tokenizer: MusicTokenizer, name: str, settings: dict[str, Any
     """Encode and decode a few bars, so that a tokenizer that cannot do it is refused before anything is prepared.
 
     Raises:
-        ValueError: it raises, or no note is left.
+        UserError: it raises, or no note is left.
     """
     try:
         num_notes = decode(tokenizer, encode(tokenizer, trial_piece(tokenizer)).ids).note_num()
@@ -283,12 +284,12 @@ def check_way_back(tokenizer: MusicTokenizer, name: str, settings: dict[str, Any
         own = {key for keys in EXTRA_SETTINGS.values() for key in keys}
         switches = " or ".join(k for k, on in settings.items() if k.startswith("use_") and on is True and k not in own)
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ValueError(
+        raise UserError(
             f"data.tokenizer: {name} with this config cannot encode a piano piece and decode it again ({reason}); "
             f"{f'set {switches} to false' if switches else 'change its config'}, or choose another tokenizer"
         ) from error
     if not num_notes:
-        raise ValueError(f"data.tokenizer: {name} with this config decodes no note of a piano piece that it encoded")
+        raise UserError(f"data.tokenizer: {name} with this config decodes no note of a piano piece that it encoded")
 
 
 def trial_piece(tokenizer: MusicTokenizer) -> Score:
@@ -403,17 +404,17 @@ def transpositions(tokenizer: MusicTokenizer, semitones: int) -> NDArray[np.uint
     A pitch that leaves the tokenizer's range keeps its id: callers choose shifts that keep a piece in range.
 
     Raises:
-        ValueError: tokens cannot be transposed one by one: the tokenizer was trained (BPE), or writes a pitch as an
+        UserError: tokens cannot be transposed one by one: the tokenizer was trained (BPE), or writes a pitch as an
             interval to the note before (BEAT).
     """
     if tokenizer.is_trained:
-        raise ValueError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
+        raise UserError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
     tables = _tables(tokenizer, range(-semitones, semitones + 1))
     ids = encode(tokenizer, trial_piece(tokenizer)).ids
     (down,) = _tables(tokenizer, [-1])
     before, after = (decode(tokenizer, part).tracks[0].notes.numpy()["pitch"] for part in (ids, down[ids]))
     if not np.array_equal(np.sort(before) - 1, np.sort(after)):
-        raise ValueError(
+        raise UserError(
             "data.transpose: the tokens of data.tokenizer cannot be transposed one by one; set data.transpose to 0"
         )
     return tables

@@ -14,6 +14,8 @@ from typing import Any
 import miditok
 from miditok import MusicTokenizer, TokenizerConfig
 
+from dsmr import UserError
+
 EXTRA_SETTINGS: dict[str, tuple[str, ...]] = {
     "PerTok": (
         "ticks_per_quarter",
@@ -52,7 +54,7 @@ def make_tokenizer(name: str, settings: Mapping[str, Any], special_tokens: Seque
         special_tokens: PAD, BOS, EOS, MASK.
 
     Raises:
-        ValueError: the class is unknown, a setting is unknown, missing or refused, or there is more than one stream.
+        UserError: the class is unknown, a setting is unknown, missing or refused, or there is more than one stream.
     """
     tokenizer_class = find_class(name)
     config, additional = sorted_out(tokenizer_class, settings, special_tokens)
@@ -64,11 +66,11 @@ def make_tokenizer(name: str, settings: Mapping[str, Any], special_tokens: Seque
         defaults = {"use_pitchdrum_tokens": False, "special_tokens": list(special_tokens)}
         tokenizer = tokenizer_class(TokenizerConfig(**defaults | config, **additional))
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError) as error:
-        raise ValueError(f"{KEY}: {label(name)} refuses {dict(settings)}: {error!r}") from error
+        raise UserError(f"{KEY}: {label(name)} refuses {dict(settings)}: {error!r}") from error
     if tokenizer.is_multi_voc:
-        raise ValueError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
+        raise UserError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
     if [tokenizer.vocab.get(f"{token}_None") for token in special_tokens] != list(range(len(special_tokens))):
-        raise ValueError(f"data.tokenizer.name: the first tokens of {name} must be {', '.join(special_tokens)}")
+        raise UserError(f"data.tokenizer.name: the first tokens of {name} must be {', '.join(special_tokens)}")
     return tokenizer
 
 
@@ -76,14 +78,14 @@ def find_class(name: str) -> type[MusicTokenizer]:
     """Tokenizer class of a name.
 
     Raises:
-        ValueError: there is none, or it cannot be imported.
+        UserError: there is none, or it cannot be imported.
     """
     module, _, attribute = name.rpartition(".")
     if not module:
         known = {c.__name__: c for c in vars(miditok).values() if is_tokenizer(c)}
         if name not in known:
             hint = _nearest(name, known)
-            raise ValueError(
+            raise UserError(
                 f"data.tokenizer.name: {name!r} is neither performance nor a MidiTok tokenizer{hint}; known: "
                 f"{', '.join(known)}, or the dotted path of a class of your own"
             )
@@ -91,12 +93,12 @@ def find_class(name: str) -> type[MusicTokenizer]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a module of the user's own raises
-        raise ValueError(
+        raise UserError(
             f"data.tokenizer.name: {name} cannot be imported ({error!r}); add the folder that holds "
             f"{module.partition('.')[0]} to PYTHONPATH, or install it"
         ) from error
     if not is_tokenizer(found):
-        raise ValueError(f"data.tokenizer.name: {name} is not a subclass of miditok.MusicTokenizer")
+        raise UserError(f"data.tokenizer.name: {name} is not a subclass of miditok.MusicTokenizer")
     return found
 
 
@@ -116,12 +118,12 @@ def sorted_out(
     """Settings of every tokenizer, and those that only this class reads.
 
     Raises:
-        ValueError: one is unknown or misspelt, or a needed one is missing.
+        UserError: one is unknown or misspelt, or a needed one is missing.
     """
     family = [c.__name__ for c in tokenizer_class.__mro__]
     additional = settings.get(ADDITIONAL) or {}
     if not isinstance(additional, Mapping):
-        raise ValueError(f"{KEY}.{ADDITIONAL} is {additional!r}; it must be a mapping of names to values")
+        raise UserError(f"{KEY}.{ADDITIONAL} is {additional!r}; it must be a mapping of names to values")
     families = [*family, additional.get("base_tokenizer", settings.get("base_tokenizer"))]
     extra = [key for one in families for key in EXTRA_SETTINGS.get(str(one), ())]
     parameters = inspect.signature(TokenizerConfig).parameters.values()
@@ -131,7 +133,7 @@ def sorted_out(
         close = difflib.get_close_matches(key, [*extra, *general], n=1, cutoff=0.8)
         if key in general or (close and key not in extra):
             where = f"; give it in {KEY} itself" if key in general else f"; did you mean {close[0]}?"
-            raise ValueError(f"{KEY}.{ADDITIONAL}: {family[0]} does not read {key!r} there{where}")
+            raise UserError(f"{KEY}.{ADDITIONAL}: {family[0]} does not read {key!r} there{where}")
     for key, value in settings.items():
         if key == ADDITIONAL:
             continue
@@ -139,10 +141,10 @@ def sorted_out(
             is_own = not tokenizer_class.__module__.startswith("miditok.")
             own = f"; what only your class reads goes into {ADDITIONAL}" if is_own else ""
             hint = _nearest(key, [*general, *extra, ADDITIONAL]) or own
-            raise ValueError(f"{KEY}: MidiTok has no setting {key!r} for {family[0]}{hint}")
+            raise UserError(f"{KEY}: MidiTok has no setting {key!r} for {family[0]}{hint}")
         found[key in extra][key] = value
     if list(found[0].pop("special_tokens", special_tokens)) != list(special_tokens):
-        raise ValueError(f"{KEY}.special_tokens are always {', '.join(special_tokens)}; leave them out")
+        raise UserError(f"{KEY}.special_tokens are always {', '.join(special_tokens)}; leave them out")
     check_needed(family, found[1])
     return found
 
@@ -151,7 +153,7 @@ def check_needed(family: Sequence[str], extra: Mapping[str, Any]) -> None:
     """Refuse settings that lack what a class cannot do without.
 
     Raises:
-        ValueError: naming what is missing.
+        UserError: naming what is missing.
     """
     for one in family:
         missing = [key for key in NEEDED.get(one, {}) if key not in extra]
@@ -159,7 +161,7 @@ def check_needed(family: Sequence[str], extra: Mapping[str, Any]) -> None:
             missing.remove("num_microtiming_bins")
         if missing:
             example = json.dumps({key: NEEDED[one][key] for key in missing})
-            raise ValueError(f"{KEY}: {one} needs {', '.join(missing)}; for example {example}")
+            raise UserError(f"{KEY}: {one} needs {', '.join(missing)}; for example {example}")
 
 
 def is_tokenizer(candidate: object) -> bool:

@@ -60,7 +60,7 @@ def continuations(
             from 0 to `num * seconds`.
 
     Raises:
-        ValueError: no seconds, or no continuations.
+        UserError: no seconds, or no continuations.
     """
     last_tick = prompt.last_tick(seconds)
     goal = (last_tick - prompt.first_tick) / TICKS_PER_SECOND

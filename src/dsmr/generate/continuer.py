@@ -6,6 +6,7 @@ import numpy as np
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from miditok import MusicTokenizer
 
+from dsmr import UserError
 from dsmr.data.datamodule import PieceTokens
 from dsmr.data.tokenizer import Performance, decode, open_ended
 from dsmr.generate.continuations import Continuation, continuations
@@ -14,8 +15,8 @@ from dsmr.generate.prompt import Prompt, cut
 from dsmr.generate.sampling import Sampling
 from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import twin
-from dsmr.module import BackboneCallable, RecurrentLM
-from dsmr.optim import AdamW, WarmupCosine
+from dsmr.training.module import BackboneCallable, RecurrentLM
+from dsmr.training.optimizers import AdamW, WarmupCosine
 
 
 class Predicted:
@@ -50,7 +51,7 @@ class Continuer(RecurrentLM):
         segment_length: T; on the command line it comes from the data.
 
     Raises:
-        ValueError: no prompt, no music, or no continuations.
+        UserError: no prompt, no music, or no continuations.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Continuer(RecurrentLM):
             segment_length=segment_length,
         )
         if min(prompt_seconds, seconds) <= 0 or num < 1:
-            raise ValueError(
+            raise UserError(
                 f"model.prompt_seconds ({prompt_seconds}) and model.seconds ({seconds}) must be above 0, model.num "
                 f"({num}) at least 1"
             )

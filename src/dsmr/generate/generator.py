@@ -10,14 +10,15 @@ from miditok import MusicTokenizer
 from symusic import Score
 from torch import Tensor
 
-from dsmr import checkpoint as checkpoints
+from dsmr import UserError
+from dsmr.attention.attend import Form
 from dsmr.data.tokenizer import BOS, EOS, PAD, TICKS_PER_SECOND, Performance, TokenizerSpec, build_tokenizer
 from dsmr.generate.grammar import NOTE_OFF, NOTE_ON, VELOCITY, Grammar, PerformanceGrammar, grammar_of
 from dsmr.generate.prompt import NOTHING, Prompt, read_prompt
 from dsmr.generate.sampling import Sampling, draw
 from dsmr.model import Backbone
-from dsmr.model.attention import Form
 from dsmr.model.memory import Memory, over_lanes
+from dsmr.training import checkpoint as checkpoints
 
 DRAWN_AT_ONCE = 256  # random numbers of a lane
 MOST_SEED = 2**63 - 1
@@ -77,19 +78,19 @@ class Generator:
             sampling: how tokens are drawn.
             max_note_seconds: after which notes are ended; None leaves it to the network.
             device: where the network runs.
-            attention: see `dsmr.model.attention.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
+            attention: see `dsmr.attention.attend.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
                 once for all prompts; `materialised` compiles nothing.
 
         Raises:
-            ValueError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
+            UserError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
         """
         loaded = checkpoints.load(checkpoint, horizons=horizons, attention=attention)
         if loaded.tokenizer is None:
-            raise ValueError(f"{loaded.path} names no tokenizer; train with dsmr fit")
+            raise UserError(f"{loaded.path} names no tokenizer; train with dsmr fit")
         tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))
         is_other = loaded.vocabulary is not None and loaded.vocabulary != dict(tokenizer.vocab)
         if is_other or len(tokenizer) != loaded.backbone.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"{loaded.path}: the network was trained on {loaded.backbone.vocab_size} tokens, the tokenizer "
                 f"{loaded.tokenizer['name']} here has {len(tokenizer)}{' others' if is_other else ''}; use the "
                 "version of dsmr and MidiTok that trained it"
@@ -116,10 +117,10 @@ class Generator:
             seed: of the draws.
 
         Raises:
-            ValueError: the prompt cannot be used, no music is asked for, or the tokens are not `performance`.
+            UserError: the prompt cannot be used, no music is asked for, or the tokens are not `performance`.
         """
         if not isinstance(self.tokenizer, Performance):
-            raise ValueError("notes can be streamed from performance tokens only; use tokens() and decode them")
+            raise UserError("notes can be streamed from performance tokens only; use tokens() and decode them")
         begun = prompt if isinstance(prompt, Prompt) else NOTHING if prompt is None else self.prompt(prompt)
         return self._stream(begun, seconds, seed)
 
@@ -165,11 +166,11 @@ class Generator:
             grammar: whose state the caller wants to see: that after the tokens that were given.
 
         Raises:
-            ValueError: an empty prompt, or no lanes.
+            UserError: an empty prompt, or no lanes.
         """
         given = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         if not given.ids or num < 1:
-            raise ValueError(f"{num} continuations of {len(given.ids)} tokens: there must be one of each at least")
+            raise UserError(f"{num} continuations of {len(given.ids)} tokens: there must be one of each at least")
         return self._tokens(given, num, seed, may_end, self.grammar() if grammar is None else grammar)
 
     def grammar(self) -> Grammar:
@@ -224,10 +225,10 @@ def check_seed(option: str, seed: int, num_lanes: int) -> None:
     """Refuse a seed that torch does not take.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     if abs(seed) + num_lanes > MOST_SEED:
-        raise ValueError(f"{option} is {seed}; it must be from 0 to {MOST_SEED - num_lanes}")
+        raise UserError(f"{option} is {seed}; it must be from 0 to {MOST_SEED - num_lanes}")
 
 
 class Draws:

@@ -13,6 +13,7 @@ from miditok import MusicTokenizer, PerTok
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsmr import UserError
 from dsmr.data.tokenizer import (
     BOS,
     EOS,
@@ -296,10 +297,10 @@ def grammar_of(
     """The grammar of a tokenizer's tokens; other notes than those of `performance` have their length in a token.
 
     Raises:
-        ValueError: notes of no length.
+        UserError: notes of no length.
     """
     if max_note_seconds is not None and not max_note_seconds >= 0.01:
-        raise ValueError(f"max_note_seconds is {max_note_seconds}; it must be at least 0.01, a tick")
+        raise UserError(f"max_note_seconds is {max_note_seconds}; it must be at least 0.01, a tick")
     if isinstance(tokenizer, Performance):
         ticks = None if max_note_seconds is None else round(max_note_seconds * TICKS_PER_SECOND)
         return PerformanceGrammar(tokenizer, device, ticks)

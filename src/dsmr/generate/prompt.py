@@ -9,6 +9,7 @@ from miditok import MusicTokenizer
 from numpy.typing import NDArray
 from symusic import Score
 
+from dsmr import UserError
 from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
 from dsmr.data.tokenizer import (
@@ -43,10 +44,10 @@ class Prompt:
         """Tick at which so many seconds of new music end.
 
         Raises:
-            ValueError: none are asked for.
+            UserError: none are asked for.
         """
         if not seconds > 0:
-            raise ValueError(f"seconds is {seconds}; it must be above 0")
+            raise UserError(f"seconds is {seconds}; it must be above 0")
         return self.first_tick + max(round(seconds * TICKS_PER_SECOND), 1)
 
 
@@ -62,11 +63,11 @@ def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: 
         seconds: the seam; None, or more than there are, takes the whole piece.
 
     Raises:
-        ValueError: the file cannot be read, has no piano notes, or none before the seam.
+        UserError: the file cannot be read, has no piano notes, or none before the seam.
     """
     name = "the prompt" if isinstance(file, Score) else f"prompt {file}"
     if seconds is not None and not seconds > 0:
-        raise ValueError(f"prompt_seconds is {seconds}; it must be above 0")
+        raise UserError(f"prompt_seconds is {seconds}; it must be above 0")
     try:
         if isinstance(file, Score):
             score = file
@@ -75,9 +76,9 @@ def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: 
         piano = piano_part(score)
         whole = open_ended(tokenizer, encode(tokenizer, piano).ids.tolist())
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{name} cannot be read ({error.strerror or error})") from error
     except Refused as refused:
-        raise ValueError(f"{name} cannot be used: {refused}") from refused
+        raise UserError(f"{name} cannot be used: {refused}") from refused
     if isinstance(tokenizer, Performance):
         return replace(cut(tokenizer, whole, seconds, name), score=piano)
     return _clipped(tokenizer, piano, whole, seconds, name)
@@ -93,7 +94,7 @@ def cut(tokenizer: Performance, ids: list[int], seconds: float | None, name: str
         name: of the piece, for messages.
 
     Raises:
-        ValueError: there is no note before the seam.
+        UserError: there is no note before the seam.
     """
     tick_N = ticks_of(tokenizer, ids)
     is_event_N = tokenizer.is_note(np.asarray(ids))
@@ -103,7 +104,7 @@ def cut(tokenizer: Performance, ids: list[int], seconds: float | None, name: str
     before = np.flatnonzero(is_event_N & (tick_N < seam))
     if not len(before):
         first = tick_N[is_event_N][0] / TICKS_PER_SECOND
-        raise ValueError(f"{name} has no note in its first {seconds:g} seconds; the first is at {first:.1f} s")
+        raise UserError(f"{name} has no note in its first {seconds:g} seconds; the first is at {first:.1f} s")
     return Prompt(ids[: int(before[-1]) + 1], seam, seam / TICKS_PER_SECOND)
 
 
@@ -115,7 +116,7 @@ def _clipped(tokenizer: MusicTokenizer, piano: Score, ids: list[int], seconds: f
         return Prompt(ids, 0, end, piano)
     begun = onsets < seconds
     if not begun.any():
-        raise ValueError(f"{name} has no note in its first {seconds:g} seconds; the first is at {onsets.min():.1f} s")
+        raise UserError(f"{name} has no note in its first {seconds:g} seconds; the first is at {onsets.min():.1f} s")
     part = piano.copy()
     kept = [note for note, is_begun in zip(part.tracks[0].notes, begun, strict=True) if is_begun]
     part.tracks[0].notes = type(part.tracks[0].notes)(kept)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dsmr import UserError
+
 EXPONENT = 30.0  # e to it: the most that a forbidden token, or a kind, weighs against the likeliest allowed token
 
 
@@ -20,7 +22,7 @@ class Sampling:
         min_p: only from tokens with at least this share of the likeliest one's probability (arXiv 2407.01082).
 
     Raises:
-        ValueError: a setting with which nothing could be drawn.
+        UserError: a setting with which nothing could be drawn.
     """
 
     temperature: float = 1.0
@@ -30,13 +32,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; it must be above 0 (top_k 1 takes the likeliest)")
+            raise UserError(f"temperature is {self.temperature}; it must be above 0 (top_k 1 takes the likeliest)")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or 0 for all tokens")
+            raise UserError(f"top_k is {self.top_k}; it must be at least 1, or 0 for all tokens")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1: all tokens)")
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1: all tokens)")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}; it must be at least 0 (all tokens) and at most 1")
+            raise UserError(f"min_p is {self.min_p}; it must be at least 0 (all tokens) and at most 1")
 
 
 def draw(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dsmr import UserError
 from dsmr.model.horizons import MAESTRO_RATE, Rule, TokenRate
 from dsmr.model.memory import Memory, Update
 
@@ -40,7 +41,7 @@ class Backbone(nn.Module, ABC):
         vocab_size: V.
         segment_length: T, tokens per lane and full pass; the function that the network computes depends on it.
         horizons: tokens that each layer keeps, bottom to top; empty where the state is of another kind.
-        rule: what a query sees of them, see `dsmr.model.attention`.
+        rule: what a query sees of them, see `dsmr.attention.attend`.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()
@@ -70,9 +71,9 @@ class Backbone(nn.Module, ABC):
         """Other horizons, for the memories that are made and used inside; the weights are the same.
 
         Raises:
-            ValueError: the network has none, or they do not fit it.
+            UserError: the network has none, or they do not fit it.
         """
-        raise ValueError(f"{type(self).__name__} has no horizons: what it remembers cannot be changed by layer")
+        raise UserError(f"{type(self).__name__} has no horizons: what it remembers cannot be changed by layer")
 
     def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
         """Return the row counts of the projections in each parameter that stacks several; Muon treats them apart."""

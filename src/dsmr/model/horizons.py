@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from dsmr import UserError
+
 TOKENS_PER_SECOND = 39.8
 """Tokens of the `performance` encoding in one second of music: the mean over the whole of MAESTRO v3.0.0."""
 
@@ -54,13 +56,13 @@ def parse_horizons(text: str) -> tuple[int, ...]:
     """Read horizons in their one spelling: `2x3584+10x512` is (3584, 3584, 512, ... 512), bottom to top.
 
     Raises:
-        ValueError: the text is not terms `COUNTxTOKENS` joined by `+`.
+        UserError: the text is not terms `COUNTxTOKENS` joined by `+`.
     """
     horizons: list[int] = []
     for term in text.replace(" ", "").split("+"):
         match = re.fullmatch(r"(?:(\d+)x)?(\d+)", term)
         if match is None or match[1] == "0":
-            raise ValueError(
+            raise UserError(
                 f"horizons {text!r}: {term!r} is not LAYERSxTOKENS; write them bottom to top as in 2x3584+10x512"
             )
         horizons += [int(match[2])] * int(match[1] or 1)
@@ -76,20 +78,20 @@ def check_horizons(horizons: Sequence[int], segment_length: int, memory_block: i
     """Refuse horizons that the memory's ring cannot hold.
 
     Raises:
-        ValueError: `memory_block` does not divide `segment_length` and every horizon (all in tokens).
+        UserError: `memory_block` does not divide `segment_length` and every horizon (all in tokens).
     """
     if memory_block < 1 or segment_length < 1:
-        raise ValueError(f"memory_block ({memory_block}) and segment_length ({segment_length}) must be >= 1")
+        raise UserError(f"memory_block ({memory_block}) and segment_length ({segment_length}) must be >= 1")
     if segment_length % memory_block:
-        raise ValueError(
+        raise UserError(
             f"segment_length {segment_length} is not a multiple of memory_block {memory_block}; "
             f"{_nearest(segment_length, memory_block)} would be"
         )
     if min(horizons, default=0) < 0:
-        raise ValueError(f"horizon {min(horizons)} in {list(horizons)} is below 0; 0 keeps nothing")
+        raise UserError(f"horizon {min(horizons)} in {list(horizons)} is below 0; 0 keeps nothing")
     for horizon in horizons:
         if horizon % memory_block:
-            raise ValueError(
+            raise UserError(
                 f"horizon {horizon} in {format_horizons(horizons)} is not a multiple of memory_block "
                 f"{memory_block}; {horizon // memory_block * memory_block} or "
                 f"{(horizon // memory_block + 1) * memory_block} would be"

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmr.model.view import Past
+from dsmr import UserError
+from dsmr.attention.visibility import Past
 
 MIB = 2**20
 
@@ -128,14 +129,14 @@ class Memory:
         """Write an update; what falls out of a horizon is forgotten here.
 
         Raises:
-            ValueError: a pass shorter than a segment, in a memory that keeps no open segment.
+            UserError: a pass shorter than a segment, in a memory that keeps no open segment.
         """
         self.length_B = update.length_B
         if update.num_tokens == self.segment_length:
             self._push(update.keys, update.values)
             return
         if not self.decoding:
-            raise ValueError(
+            raise UserError(
                 f"a pass of {update.num_tokens} tokens leaves a segment of {self.segment_length} open; "
                 "only init_memory(..., decoding=True) keeps it"
             )
@@ -183,12 +184,12 @@ class Memory:
         """Take over the content of a memory of the same shape.
 
         Raises:
-            ValueError: the state was saved with other horizons, lanes or head sizes.
+            UserError: the state was saved with other horizons, lanes or head sizes.
         """
         for name in ("keys", "values", "open_keys", "open_values"):
             mine, saved = getattr(self, name), state[name]
             if [tensor.shape for tensor in mine] != [tensor.shape for tensor in saved]:
-                raise ValueError(
+                raise UserError(
                     f"saved memory ({_shape(saved)}) does not fit this one ({_shape(mine)}): resume with the "
                     "horizons, num_lanes and model size that the run was started with"
                 )

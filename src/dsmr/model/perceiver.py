@@ -10,12 +10,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from dsmr.model.attention import Form
-from dsmr.model.decoder import Compilation, Decoder, KeysValues, Rotation
+from dsmr import UserError
+from dsmr.attention.attend import Form
+from dsmr.attention.visibility import Past, View
+from dsmr.model.blocks import Compilation, Decoder, KeysValues, Rotation
 from dsmr.model.horizons import FULL_HORIZON, MAESTRO_RATE, TokenRate
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule
-from dsmr.model.view import Past, View
 
 ID_BYTES = 8
 
@@ -41,12 +42,12 @@ class PerceiverAR(Decoder):
         hidden_width: of the gated MLP; None means 8/3 of d_model.
         dropout: on embeddings, those of the prefix included, and residual branches.
         init_std: of the weights.
-        attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
+        attention: the form that computes it, see `dsmr.attention.attend.attend`; all compute the same.
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
         compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph.
 
     Raises:
-        ValueError: horizons are given, or heads and widths do not fit together.
+        UserError: horizons are given, or heads and widths do not fit together.
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class PerceiverAR(Decoder):
             compile_blocks=compile_blocks,
         )
         if horizons is not None:
-            raise ValueError(
+            raise UserError(
                 "PerceiverAR has no horizons: set model.horizons to null; what it remembers is its prefix_length"
             )
         if prefix_length < 1:
-            raise ValueError(f"prefix_length is {prefix_length}; it must be at least 1")
+            raise UserError(f"prefix_length is {prefix_length}; it must be at least 1")
         self.horizons, self.prefix_length = (), prefix_length
         self._config |= {"horizons": None, "prefix_length": prefix_length}
 
@@ -213,9 +214,9 @@ class PrefixMemory(Memory):
         """Take over the content of a memory of the same shape.
 
         Raises:
-            ValueError: the state was saved with other lanes, another prefix or other sizes.
+            UserError: the state was saved with other lanes, another prefix or other sizes.
         """
         if self.tokens_BN.shape != state.get("tokens", torch.empty(0)).shape:
-            raise ValueError("saved memory does not fit: resume with the num_lanes and prefix_length of the run")
+            raise UserError("saved memory does not fit: resume with the num_lanes and prefix_length of the run")
         super().load_state_dict(state)
         self.tokens_BN.copy_(state["tokens"])

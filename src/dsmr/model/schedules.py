@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dsmr import UserError
 from dsmr.model.horizons import FULL_HORIZON, format_horizons, parse_horizons
 
 Placement = Literal["lower", "upper", "interleaved"]
@@ -31,7 +32,7 @@ class Schedule(ABC):
         """Horizons in tokens, bottom layer first.
 
         Raises:
-            ValueError: the rule cannot be laid over `num_layers` layers.
+            UserError: the rule cannot be laid over `num_layers` layers.
         """
 
     def fitted(self, budget: int, block: int = 128) -> "Fitted":
@@ -45,7 +46,7 @@ class Schedule(ABC):
         layers that lost most. A rule whose shape this would break refuses what it cannot express.
 
         Raises:
-            ValueError: no horizons of this shape have that sum.
+            UserError: no horizons of this shape have that sum.
         """
         shape = self.horizons(num_layers)
         if budget % block or budget < 0 or not sum(shape):
@@ -96,10 +97,10 @@ class TwoScale(Schedule):
         """`num_long` layers of `long` tokens, the rest of `short` tokens.
 
         Raises:
-            ValueError: more long layers than layers, or a long horizon below the short one.
+            UserError: more long layers than layers, or a long horizon below the short one.
         """
         if self.long < self.short:
-            raise ValueError(f"two-scale: long ({self.long}) is below short ({self.short}); swap them")
+            raise UserError(f"two-scale: long ({self.long}) is below short ({self.short}); swap them")
         chosen = placed(self.num_long, num_layers, self.placement, key="num_long")
         return tuple(self.long if layer in chosen else self.short for layer in range(num_layers))
 
@@ -130,7 +131,7 @@ class Binary(Schedule):
         """`long` tokens in the chosen layers, 0 in the others.
 
         Raises:
-            ValueError: layers that the network does not have, or a list together with a placement.
+            UserError: layers that the network does not have, or a list together with a placement.
         """
         chosen = self._chosen(num_layers)
         return tuple(self.long if layer in chosen else 0 for layer in range(num_layers))
@@ -145,12 +146,12 @@ class Binary(Schedule):
             return placed(self.layers, num_layers, self.placement, key="layers")
         chosen = frozenset(self.layers)
         if len(chosen) != len(self.layers) or not chosen <= set(range(num_layers)):
-            raise ValueError(
+            raise UserError(
                 f"binary: layers {list(self.layers)} must be different numbers from 0, the bottom layer, to "
                 f"{num_layers - 1}, the top one"
             )
         if self.placement != "lower":
-            raise ValueError(f"binary: a list of layers has its own places; leave out placement {self.placement}")
+            raise UserError(f"binary: a list of layers has its own places; leave out placement {self.placement}")
         return chosen
 
 
@@ -176,11 +177,11 @@ class Ascending(Schedule):
         """From `shortest` to `longest`.
 
         Raises:
-            ValueError: the longest horizon is below the shortest, or a factor would start from nothing.
+            UserError: the longest horizon is below the shortest, or a factor would start from nothing.
         """
         name = type(self).__name__.lower()
         if self.longest < self.shortest or self.block < 1:
-            raise ValueError(
+            raise UserError(
                 f"{name}: longest ({self.longest}) must be at least shortest ({self.shortest}), block ({self.block}) "
                 "at least 1"
             )
@@ -188,9 +189,9 @@ class Ascending(Schedule):
             step = (self.longest - self.shortest) / max(1, num_layers - 1)
             exact = [self.shortest + step * layer for layer in range(num_layers)]
         elif self.growth != "geometric":
-            raise ValueError(f"{name}: growth {self.growth!r} is not one of linear, geometric")
+            raise UserError(f"{name}: growth {self.growth!r} is not one of linear, geometric")
         elif self.shortest < 1:
-            raise ValueError(f"{name}: geometric growth cannot start from {self.shortest}; give shortest at least 1")
+            raise UserError(f"{name}: geometric growth cannot start from {self.shortest}; give shortest at least 1")
         else:
             factor = (self.longest / self.shortest) ** (1 / max(1, num_layers - 1))
             exact = [self.shortest * factor**layer for layer in range(num_layers)]
@@ -224,10 +225,10 @@ class Fitted(Schedule):
         """The schedule's horizons, scaled.
 
         Raises:
-            ValueError: the shape cannot have this sum; with the nearest ones that it can have.
+            UserError: the shape cannot have this sum; with the nearest ones that it can have.
         """
         if self.block < 1:
-            raise ValueError(f"fitted: block is {self.block}; it must be at least 1")
+            raise UserError(f"fitted: block is {self.block}; it must be at least 1")
         return self.schedule.spend(self.budget, num_layers, self.block)
 
 
@@ -235,30 +236,30 @@ def placed(num_chosen: int, num_layers: int, placement: Placement, *, key: str) 
     """Layer numbers (0 = bottom) of `num_chosen` layers out of `num_layers`; `key` names the number in an error.
 
     Raises:
-        ValueError: `num_chosen` is not within 0..num_layers, or the placement has no such name.
+        UserError: `num_chosen` is not within 0..num_layers, or the placement has no such name.
     """
     if not 0 <= num_chosen <= num_layers:
-        raise ValueError(f"{key} is {num_chosen}, but the network has {num_layers} layers; give 0 to {num_layers}")
+        raise UserError(f"{key} is {num_chosen}, but the network has {num_layers} layers; give 0 to {num_layers}")
     if placement == "lower":
         return frozenset(range(num_chosen))
     if placement == "upper":
         return frozenset(range(num_layers - num_chosen, num_layers))
     if placement == "interleaved":
         return frozenset(k * num_layers // num_chosen for k in range(num_chosen))
-    raise ValueError(f"placement {placement!r} is not one of lower, upper, interleaved")
+    raise UserError(f"placement {placement!r} is not one of lower, upper, interleaved")
 
 
 def expand(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple[int, ...]:
     """Horizons of a schedule, a text or a list for a model of `num_layers` layers, bottom to top.
 
     Raises:
-        ValueError: a text or list names another number of layers, or a schedule does not fit.
+        UserError: a text or list names another number of layers, or a schedule does not fit.
     """
     if isinstance(horizons, Schedule):
         return _laid(horizons, num_layers)
     expanded = parse_horizons(horizons) if isinstance(horizons, str) else tuple(horizons)
     if len(expanded) != num_layers:
-        raise ValueError(
+        raise UserError(
             f"horizons {format_horizons(expanded)} name {len(expanded)} layers, but num_layers is {num_layers}; "
             f"for {num_layers} layers write, for example, {_example(expanded, num_layers)}"
         )
@@ -271,13 +272,13 @@ def _laid(schedule: Schedule, num_layers: int) -> tuple[int, ...]:
     try:
         given = schedule.horizons(num_layers)
     except ValueError as error:  # raised here as well, so that a user's own one is told in one line
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     try:
         expanded = tuple(operator.index(tokens) for tokens in given)
     except TypeError as error:
-        raise ValueError(f"{name}.horizons({num_layers}) gives {given!r}; it must give whole numbers") from error
+        raise UserError(f"{name}.horizons({num_layers}) gives {given!r}; it must give whole numbers") from error
     if len(expanded) != num_layers or min(expanded, default=0) < 0:
-        raise ValueError(
+        raise UserError(
             f"{name}.horizons({num_layers}) gives {expanded}; it must give {num_layers} numbers of tokens, at least 0"
         )
     return expanded
@@ -300,11 +301,11 @@ def _around(tokens: int, unit: int) -> list[int]:
     return [below * unit, (below + 1) * unit]
 
 
-def _unspent(schedule: Schedule, budget: int, num_layers: int, block: int, legal: list[int]) -> ValueError:
+def _unspent(schedule: Schedule, budget: int, num_layers: int, block: int, legal: list[int]) -> UserError:
     """The refusal of a budget, with those nearest to it that can be spent."""
     name = type(schedule).__name__
     can = " or ".join(str(tokens) for tokens in sorted(set(legal)))
-    return ValueError(
+    return UserError(
         f"{name} over {num_layers} layers in blocks of {block} tokens cannot spend a budget of {budget}; "
         f"it can spend {can}"
     )

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from dsmr.model.attention import Form
-from dsmr.model.decoder import Compilation, Decoder
+from dsmr import UserError
+from dsmr.attention.attend import Form
+from dsmr.attention.visibility import View
+from dsmr.model.blocks import Compilation, Decoder
 from dsmr.model.horizons import MAESTRO_RATE, Rule, TokenRate, check_horizons, describe, picture
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
 from dsmr.model.schedules import Schedule, expand
-from dsmr.model.view import View
 
 
 class RecurrentTransformer(Decoder):
@@ -27,7 +28,7 @@ class RecurrentTransformer(Decoder):
         vocab_size: V.
         horizons: H_l in tokens, bottom to top, one for each layer; as a list, a text or a schedule.
         segment_length: T, tokens per lane and pass.
-        rule: what a query sees: `boundary` or `sliding`, see `dsmr.model.view.View`.
+        rule: what a query sees: `boundary` or `sliding`, see `dsmr.attention.visibility.View`.
         d_model: see `Decoder`, as for all that follow but the last.
         num_layers: L.
         num_heads: query heads.
@@ -35,7 +36,7 @@ class RecurrentTransformer(Decoder):
         hidden_width: of the gated MLP; None means 8/3 of d_model.
         dropout: on embeddings and residual branches.
         init_std: of the weights.
-        attention: the form that computes it, see `dsmr.model.attention.attend`; all compute the same.
+        attention: the form that computes it, see `dsmr.attention.attend.attend`; all compute the same.
         activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
         compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph.
         memory_block: tokens; divides T and every horizon.
@@ -43,7 +44,7 @@ class RecurrentTransformer(Decoder):
             begins nearly without memory. Ours, not the paper's; None, for no such bias, is.
 
     Raises:
-        ValueError: horizons, heads or widths that do not fit together.
+        UserError: horizons, heads or widths that do not fit together.
     """
 
     def __init__(
@@ -82,9 +83,9 @@ class RecurrentTransformer(Decoder):
             memory_gate=memory_gate,
         )
         if rule not in ("boundary", "sliding"):
-            raise ValueError(f"rule {rule!r} is not one of boundary, sliding")
+            raise UserError(f"rule {rule!r} is not one of boundary, sliding")
         if horizons is None:
-            raise ValueError("RecurrentTransformer needs horizons; give model.horizons, for example 2x3584+10x512")
+            raise UserError("RecurrentTransformer needs horizons; give model.horizons, for example 2x3584+10x512")
         self.horizons, self.rule, self.memory_block = expand(horizons, num_layers), rule, memory_block
         check_horizons(self.horizons, segment_length, memory_block)
         self._config |= {"horizons": list(self.horizons), "rule": rule, "memory_block": memory_block}

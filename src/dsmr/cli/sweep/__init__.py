@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from dsmr import UserError
 from dsmr.benchmark.machine import commit, hardware
 from dsmr.cli import nearest
+from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.options import OneLine
-from dsmr.cli.report import write
-from dsmr.cli.results import check_output, write_result
+from dsmr.cli.report_command import write
 from dsmr.cli.sweep import spec
 from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_all
 from dsmr.cli.sweep.spec import Sweep
 from dsmr.cli.sweep.state import DONE
-from dsmr.report.collect import collect
+from dsmr.results.runs import collect
 
 OWN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
 FLAGS = ("--local", "--dry-run", "--json", "--help", "-h")
@@ -64,17 +65,17 @@ def check_options(options: Namespace, given: list[str]) -> None:
     """Refuse numbers that are too small, and options that would not be heard.
 
     Raises:
-        ValueError: naming the option.
+        UserError: naming the option.
     """
     if options.trials is not None and options.trials < 1:
-        raise ValueError(f"--trials {options.trials} must be at least 1")
+        raise UserError(f"--trials {options.trials} must be at least 1")
     if options.seed < 0:
-        raise ValueError(f"--seed {options.seed} must be at least 0")
+        raise UserError(f"--seed {options.seed} must be at least 0")
     if not options.dry_run and (options.device is not None or options.price_per_hour is not None):
-        raise ValueError("--device and --price-per-hour belong to --dry-run")
+        raise UserError("--device and --price-per-hour belong to --dry-run")
     unheard = [word for word in given if word.partition("=")[0] in UNHEARD_BY_WANDB]
     if unheard and not options.dry_run and not options.local:
-        raise ValueError(f"{unheard[0]}: {', '.join(UNHEARD_BY_WANDB)} belong to --local or --dry-run")
+        raise UserError(f"{unheard[0]}: {', '.join(UNHEARD_BY_WANDB)} belong to --local or --dry-run")
 
 
 def following(options: Namespace, extra: list[str]) -> str:
@@ -112,7 +113,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     The file is the first word that is neither an option nor the value of one.
 
     Raises:
-        ValueError: an option of `dsmr fit` that the sweep itself decides.
+        UserError: an option of `dsmr fit` that the sweep itself decides.
     """
     files: list[str] = []
     mine: list[str] = []
@@ -135,7 +136,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
             (extra if files else files).append(word)
     taken = [word for word in extra if word.partition("=")[0] in OWN]
     if taken:
-        raise ValueError(f"{taken[0]} is the sweep's own to decide; leave it out")
+        raise UserError(f"{taken[0]} is the sweep's own to decide; leave it out")
     return [*files, *mine], extra
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import yaml
 
+from dsmr import UserError
 from dsmr.cli.sweep.spec import Sweep, Trial, locally
 
 WITHOUT_EFFECT = {
@@ -19,7 +20,7 @@ def checked(trials: list[Trial]) -> list[Trial]:
     """Parse the options of every trial; gives the trials with their fingerprints.
 
     Raises:
-        ValueError: one is wrong; with the trial's name.
+        UserError: one is wrong; with the trial's name.
     """
     return [replace(trial, fingerprint=fingerprint(trial)) for trial in trials]
 
@@ -28,7 +29,7 @@ def check_shared(sweep: Sweep) -> None:
     """Parse the options that all trials share, where wandb decides the rest.
 
     Raises:
-        ValueError: one is wrong.
+        UserError: one is wrong.
     """
     from dsmr.cli.lightning import SizesCLI
 
@@ -39,14 +40,14 @@ def fingerprint(trial: Trial) -> str:
     """Hash of all settings that decide a trial's result: those of config files and defaults as well.
 
     Raises:
-        ValueError: its options are wrong.
+        UserError: its options are wrong.
     """
     from dsmr.cli.lightning import SizesCLI
 
     try:
         cli = SizesCLI("fit", list(trial.arguments))
     except ValueError as error:
-        raise ValueError(f"trial {trial.name}: {error}") from error
+        raise UserError(f"trial {trial.name}: {error}") from error
     settings = yaml.safe_load(cli.parser.dump(cli.config))
     kept = {section: settings[section] for section in DECISIVE}
     for section, names in WITHOUT_EFFECT.items():

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from dsmr import estimate as costs
-from dsmr.cli.estimate import precision_of
+from dsmr import UserError
+from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.sweep.spec import Sweep, Trial
-from dsmr.devices import Device, find_device
-from dsmr.estimate import GIB, Plan
-from dsmr.model.decoder import Decoder
+from dsmr.cost import estimate as costs
+from dsmr.cost.devices import Device, find_device
+from dsmr.cost.estimate import GIB, Plan
+from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import MIB
 
@@ -17,11 +18,11 @@ def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: f
     """Print a table of all trials and their sum; gives it as a result.
 
     Raises:
-        ValueError: a trial's options are wrong, the device is unknown, or a price has no device.
+        UserError: a trial's options are wrong, the device is unknown, or a price has no device.
     """
     device = None if device_name is None else find_device(device_name)
     if device is None and price is not None:
-        raise ValueError("--price-per-hour needs a --device, for example --device rtx-3060-12gb")
+        raise UserError("--price-per-hour needs a --device, for example --device rtx-3060-12gb")
     rows = [row(trial, device) for trial in trials]
     total = [sum(r["hours"][k] for r in rows) for k in (0, 1)] if device and all("hours" in r for r in rows) else None
     print("\n".join(lines(rows, device, total, price)))
@@ -41,7 +42,7 @@ def row(trial: Trial, device: Device | None) -> dict[str, Any]:
         else:
             figures = costs.basic_estimate(network, data.num_lanes, precision, device)
     except ValueError as error:
-        raise ValueError(f"trial {trial.name}: {error}") from error
+        raise UserError(f"trial {trial.name}: {error}") from error
     per_step = data.num_lanes * data.segment_length * int(trainer.accumulate_grad_batches or 1) * devices
     found: dict[str, Any] = {
         "name": trial.name,

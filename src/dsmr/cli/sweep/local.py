@@ -14,10 +14,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from dsmr.checkpoint import BEST, LAST
+from dsmr import UserError
 from dsmr.cli.sweep.spec import Sweep, Trial
 from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, read_state, write_state
-from dsmr.report.collect import read_run
+from dsmr.results.runs import read_run
+from dsmr.training.checkpoint import BEST, LAST
 
 LOGS = "logs"
 SECONDS_TO_SAVE = 300.0
@@ -60,14 +61,14 @@ def run_all(sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[s
         tell: called with a line for every trial.
 
     Raises:
-        ValueError: the folder holds the same trials with other settings, or another sweep runs there.
+        UserError: the folder holds the same trials with other settings, or another sweep runs there.
         Stopped: a trial was stopped by a signal; it goes on with the next call.
     """
     folder = root / sweep.name
     try:
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make {folder / LOGS} ({error.strerror or error}); choose another --root") from error
+        raise UserError(f"cannot make {folder / LOGS} ({error.strerror or error}); choose another --root") from error
     for trial in trials:
         check_same(trial, folder / trial.name)
     try:
@@ -77,7 +78,7 @@ def run_all(sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[s
                 for number, trial in enumerate(trials, start=1)
             ]
     except Timeout:
-        raise ValueError(f"another dsmr sweep runs in {folder}; wait for it, or choose another --root") from None
+        raise UserError(f"another dsmr sweep runs in {folder}; wait for it, or choose another --root") from None
 
 
 def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> Outcome:
@@ -135,7 +136,7 @@ def failure(status: int, log: Path) -> str | None:
     Raises:
         Stopped: it was asked to stop.
     """
-    from dsmr.callbacks.stop_signals import STOPPING
+    from dsmr.training.callbacks.stop_signals import STOPPING
 
     if status == 0:
         return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmr import UserError
 from dsmr.cli import nearest
 
 KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q", "parameters")
@@ -16,7 +17,7 @@ RANGES = (
 NORMALS = ("normal", "q_normal", "log_normal", "q_log_normal")
 DRAWN = ("uniform", "int_uniform", "q_uniform", "log_uniform_values", "q_log_uniform_values", "normal")
 Value = Any
-Refuse = Callable[[str, str], ValueError]
+Refuse = Callable[[str, str], UserError]
 
 
 def flattened(parameters: Mapping[str, Any], before: str, refuse: Refuse) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 import shutil
 from typing import Any
 
+from dsmr import UserError
 from dsmr.cli.configs import config_values
 from dsmr.cli.sweep.spec import ARGUMENTS, Sweep, is_wandb
 
@@ -22,16 +23,16 @@ def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
     """Create the sweep and run its trials until there are no more.
 
     Raises:
-        ValueError: wandb has no key or no network, the program is not on the PATH, or no trial logs to wandb.
+        UserError: wandb has no key or no network, the program is not on the PATH, or no trial logs to wandb.
     """
     import wandb
 
     if wandb.setup().settings.mode in ("offline", "disabled"):
-        raise ValueError("WANDB_MODE keeps this machine offline; use --local, which needs no wandb")
+        raise UserError("WANDB_MODE keeps this machine offline; use --local, which needs no wandb")
     if shutil.which("dsmr") is None:
-        raise ValueError("wandb's agent does not find dsmr; put it on the PATH: source .venv/bin/activate")
+        raise UserError("wandb's agent does not find dsmr; put it on the PATH: source .venv/bin/activate")
     if not logs_to_wandb(sweep):
-        raise ValueError(f"{sweep.path}: command has no logger for wandb; add --config, wandb before {ARGUMENTS}")
+        raise UserError(f"{sweep.path}: command has no logger for wandb; add --config, wandb before {ARGUMENTS}")
     project = project or sweep.content.get("project") or "dsmr"
     try:
         sweep_id = wandb.sweep(wandb_content(sweep), project=project, entity=sweep.content.get("entity"))
@@ -40,6 +41,6 @@ def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
         wandb.agent(sweep_id, project=project, entity=sweep.content.get("entity"), count=count)
     except Exception as error:  # wandb raises errors of its own, of requests and of its agent
         reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise ValueError(f"wandb: {reason}; log in with wandb login, or run the trials here with --local") from error
+        raise UserError(f"wandb: {reason}; log in with wandb login, or run the trials here with --local") from error
     print("next: dsmr report runs")
     return 0

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dsmr import UserError
 from dsmr.cli import nearest
 from dsmr.cli.configs import FOLDER, check_yaml, find_config
 from dsmr.cli.options import place
@@ -92,16 +93,16 @@ def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
             after them; what a trial varies is last.
 
     Raises:
-        ValueError: the file is missing, or a key or value in it is wrong; with file and line.
+        UserError: the file is missing, or a key or value in it is wrong; with file and line.
     """
     if not path.is_file():
-        raise ValueError(f"sweep file {path}: no such file; experiments/*.yaml has some")
+        raise UserError(f"sweep file {path}: no such file; experiments/*.yaml has some")
     content = yaml.safe_load(check_yaml(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no sweep file: it must have keys such as program, method and parameters")
+        raise UserError(f"{path} is no sweep file: it must have keys such as program, method and parameters")
 
-    def refuse(key: str, message: str) -> ValueError:
-        return ValueError(f"{key}{place(key, [path]) or f' ({path})'}: {message}")
+    def refuse(key: str, message: str) -> UserError:
+        return UserError(f"{key}{place(key, [path]) or f' ({path})'}: {message}")
 
     for key in content:
         if key not in KEYS:
@@ -112,7 +113,7 @@ def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
         "parameters": "{seed_everything: {values: [0, 1]}}",
     }.items():
         if not content.get(key):
-            raise ValueError(f"{path} has no {key}; add, for example, {key}: {example}")
+            raise UserError(f"{path} has no {key}; add, for example, {key}: {example}")
     if content["program"] != "dsmr":
         raise refuse("program", f"{content['program']!r} is not dsmr, which runs the trials")
     if content["method"] not in METHODS:
@@ -135,7 +136,7 @@ def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
     configs, others = parted(extra)
     ours = [word for word in others if word.partition("=")[0].removeprefix("--") in parameters]
     if ours:
-        raise ValueError(f"{ours[0]} is what the sweep varies; leave it out, or change it in {path}")
+        raise UserError(f"{ours[0]} is what the sweep varies; leave it out, or change it in {path}")
     return Sweep(path, name, {**content, "parameters": parameters}, (*configs, *options, *others))
 
 
@@ -174,17 +175,17 @@ def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]
         seed: of random ones: the n-th trial and its name do not depend on how many there are.
 
     Raises:
-        ValueError: a method or a distribution that needs wandb, or no number of random trials.
+        UserError: a method or a distribution that needs wandb, or no number of random trials.
     """
     count = sweep.content.get("run_cap") if count is None else count
     if sweep.method == "bayes":
-        raise ValueError(f"{sweep.path}: method bayes needs wandb, which decides; leave out --local, or use random")
+        raise UserError(f"{sweep.path}: method bayes needs wandb, which decides; leave out --local, or use random")
     if sweep.method == "random":
         if count is None:
-            raise ValueError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
+            raise UserError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
         for key, given in sweep.parameters.items():
             if not is_listed(given) and distribution(given) not in DRAWN:
-                raise ValueError(
+                raise UserError(
                     f"{key} ({sweep.path}): {distribution(given)} needs wandb, which draws it; leave out --local, or "
                     f"use one of {', '.join(DRAWN)}"
                 )
@@ -198,7 +199,7 @@ def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]
     else:
         for key, given in sweep.parameters.items():
             if not is_listed(given):
-                raise ValueError(f"{key} ({sweep.path}): a grid needs values; {distribution(given)} is for random")
+                raise UserError(f"{key} ({sweep.path}): a grid needs values; {distribution(given)} is for random")
         lists = [given.get("values", [given.get("value")]) for given in sweep.parameters.values()]
         chosen = [dict(zip(sweep.parameters, values, strict=True)) for values in itertools.product(*lists)][:count]
     varied = [key for key, given in sweep.parameters.items() if "value" not in given]

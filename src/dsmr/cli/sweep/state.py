@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsmr.checkpoint import BEST, LAST
+from dsmr import UserError
 from dsmr.cli.sweep.spec import Trial
-from dsmr.files import replacing
+from dsmr.data.files import replacing
+from dsmr.training.checkpoint import BEST, LAST
 
 STATE = "trial.json"
 BEGUN, DONE, FAILED = "begun", "done", "failed"
@@ -16,23 +17,23 @@ def check_same(trial: Trial, run: Path) -> None:
     """Refuse a folder whose trial was begun with other options, or with other contents of its config files.
 
     Raises:
-        ValueError: naming what differs.
+        UserError: naming what differs.
     """
     state = read_state(run)
     if state is None:
         if any((run / name).is_file() for name in (LAST, BEST)):
-            raise ValueError(f"{run} holds a run that no sweep began; choose another --root, or move it away")
+            raise UserError(f"{run} holds a run that no sweep began; choose another --root, or move it away")
         return
     before, now = state["arguments"], list(trial.arguments)
     if before != now:
         changed = [a for a in now if a not in before] or [a for a in before if a not in now] or now
-        raise ValueError(
+        raise UserError(
             f"{run} was begun with other options ({' '.join(changed)} differs); choose another --root, or delete it"
         )
     is_kept = state["status"] != FAILED or (run / LAST).is_file()  # all others are begun anew
     known = state.get("fingerprint")
     if is_kept and None not in (known, trial.fingerprint) and known != trial.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{run} was begun with other settings, in a config file or a default that has changed since; put them "
             "back, choose another --root, or delete it"
         )
@@ -42,7 +43,7 @@ def read_state(run: Path) -> dict[str, Any] | None:
     """What is known of a trial; None where it has not begun.
 
     Raises:
-        ValueError: the file is damaged.
+        UserError: the file is damaged.
     """
     path = run / STATE
     if not path.is_file():
@@ -51,7 +52,7 @@ def read_state(run: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         assert {"status", "arguments"} <= state.keys()
     except (ValueError, AssertionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete {run} to run the trial again") from error
+        raise UserError(f"{path} is damaged ({error}); delete {run} to run the trial again") from error
     return state
 
 

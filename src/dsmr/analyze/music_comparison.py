@@ -1,0 +1,137 @@
+"""Compare sets of generated excerpts with a reference: one row of metrics per set.
+
+How far a set's histograms are from the reference's depends on how many excerpts it has. So every set stands beside a
+floor: what as many excerpts of the reference reach. D draws, K excerpts of a set, N of the reference, B bins.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsmr.analyze.copying import longest_shared
+from dsmr.analyze.excerpts import Excerpt
+from dsmr.analyze.features import QUANTITIES, WINDOW_FIGURES, divergence, histogram, overlap_area, windows
+
+Corpus = Sequence[Any]
+Histograms = Mapping[str, NDArray[np.float64]]
+REFERENCE = "reference"
+NUM_DRAWS = 1000
+RANGE = (0.025, 0.975)
+FEWEST = 20  # excerpts of a reference: with fewer, real excerpts fall outside of their floor far too often
+MEASURES = {"overlap": overlap_area, "kl": divergence}
+
+
+def describe(excerpts: Sequence[Excerpt], window_seconds: float, corpus: Corpus) -> dict[str, Any]:
+    """What a set is like by itself.
+
+    Args:
+        excerpts: the set.
+        window_seconds: of the windows of time.
+        corpus: pitches of the training pieces; empty leaves copying out.
+    """
+    parts = windows(excerpts, window_seconds)
+    figures: dict[str, Any] = {
+        "pieces": len(excerpts),
+        "notes": sum(len(excerpt.onset) for excerpt in excerpts),
+        "seconds": sum(excerpt.seconds for excerpt in excerpts),
+        "windows": len(parts),
+        "invalid_events": sum(excerpt.invalid for excerpt in excerpts),
+    }
+    for name in WINDOW_FIGURES:
+        values = np.asarray([getattr(part, name) for part in parts])
+        if len(values):
+            figures[name] = {"mean": float(values.mean()), "sd": float(values.std()), "values": values.tolist()}
+    if corpus:
+        for name, transposed in (("longest_shared_run", False), ("longest_shared_run_transposed", True)):
+            runs = longest_shared([excerpt.pitch for excerpt in excerpts], corpus, transposed=transposed)
+            figures[name] = {"median": float(np.median(runs)), "max": max(runs)}
+    figures["histograms"] = {name: histogram(excerpts, quantity).tolist() for name, quantity in QUANTITIES.items()}
+    return figures
+
+
+def by_excerpt(excerpts: Sequence[Excerpt]) -> Histograms:
+    """Histograms of each excerpt's notes, (excerpts, B), by quantity."""
+    return {name: np.stack([histogram([one], quantity) for one in excerpts]) for name, quantity in QUANTITIES.items()}
+
+
+def compare(made: Histograms, real: Histograms, seed: int = 0) -> dict[str, Any]:
+    """Overlap area and divergence of each histogram from the reference's, beside those of as many real excerpts.
+
+    Each draw takes excerpts from the reference at random, without replacement, as many as the set has, and compares
+    both them and the set with the rest. So nothing is compared with itself, and a set drawn from where the reference
+    comes from is expected at the mean of its floor. A set of more than half the reference is thinned to half of it at
+    random, anew in each draw.
+
+    Excerpts are counted, not notes: the notes of one excerpt are alike. As many notes as a dense set has would be more
+    excerpts, a floor that real music of that density does not reach.
+
+    Args:
+        made: of each excerpt of the set, (K, B).
+        real: of each excerpt of the reference, at least `FEWEST`, (N, B).
+        seed: of the draws.
+
+    Returns:
+        For each quantity that the set has, `overlap` and `kl`, means over the draws, and their `floor`: mean and range
+        of `RANGE`.
+    """
+    num_made, num_real = (len(next(iter(part.values()))) for part in (made, real))
+    size, rng = min(num_made, num_real // 2), np.random.default_rng(seed)
+    drawn_DN, kept_DK = (subsets(rng, num, size) for num in (num_real, num_made))
+    found: dict[str, Any] = {}
+    for name, real_NB in real.items():
+        made_KB = made[name]
+        made_DB, drawn_DB, rest_DB = kept_DK @ made_KB, drawn_DN @ real_NB, (1 - drawn_DN) @ real_NB
+        is_some_D, is_real_D = (part_DB.sum(axis=1) > 0 for part_DB in (made_DB, drawn_DB))
+        if not is_some_D.any() or not is_real_D.any():  # an excerpt of one note has no gap between notes
+            continue
+        floor: dict[str, Any] = {"excerpts": size, "rest": num_real - size, "draws": NUM_DRAWS}
+        found[name] = {"floor": floor}
+        for measure, measured in MEASURES.items():
+            found[name][measure] = float(measured(made_DB[is_some_D], rest_DB[is_some_D]).mean())
+            real_D = measured(drawn_DB[is_real_D], rest_DB[is_real_D])
+            low, high = np.quantile(real_D, RANGE)
+            floor[measure] = {"mean": float(real_D.mean()), "low": float(low), "high": float(high)}
+    return found
+
+
+def subsets(rng: np.random.Generator, num: int, size: int) -> NDArray[np.float64]:
+    """Draw `NUM_DRAWS` times `size` out of `num`, without replacement: 1 where drawn, else 0, (D, num)."""
+    order_DN = np.argsort(rng.random((NUM_DRAWS, num)), axis=1)
+    return (order_DN < size).astype(np.float64)
+
+
+def evaluate(
+    sets: Mapping[str, Sequence[Excerpt]], reference: Sequence[Excerpt], window_seconds: float, corpus: Corpus
+) -> dict[str, dict[str, Any]]:
+    """All rows: the reference, and the sets, compared with it where it is large enough."""
+    rows, real = {REFERENCE: describe(reference, window_seconds, corpus)}, by_excerpt(reference)
+    for name, excerpts in sets.items():
+        rows[name] = describe(excerpts, window_seconds, corpus)
+        if len(reference) >= FEWEST:
+            rows[name]["against_reference"] = compare(by_excerpt(excerpts), real)
+    return rows
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The rows as Markdown; below each set, its floor."""
+    compared = [f"{name} {kind}" for name in ("pitch", "velocity", "inter-onset", "duration") for kind in ("OA", "KL")]
+    names = ["pieces", "notes", *WINDOW_FIGURES.values(), *compared, "longest run", "transposed", "invalid"]
+    lines = ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name, row in rows.items():
+        against = row.get("against_reference", {})
+        cells = [name, f"{row['pieces']}", f"{row['notes']:,}"]
+        cells += [f"{row[f]['mean']:.2f} ± {row[f]['sd']:.2f}" if f in row else "" for f in WINDOW_FIGURES]
+        found = [against.get(quantity) for quantity in QUANTITIES]
+        cells += [f"{one[measure]:.2f}" if one else "" for one in found for measure in MEASURES]
+        for kind in ("longest_shared_run", "longest_shared_run_transposed"):
+            cells.append(f"{row[kind]['median']:.0f} (max {row[kind]['max']})" if kind in row else "")
+        lines.append("| " + " | ".join([*cells, str(row["invalid_events"])]) + " |")
+        if against:
+            floors = [one["floor"][measure] if one else None for one in found for measure in MEASURES]
+            num_real = next(one["floor"]["excerpts"] for one in found if one)
+            cells = ["as many real ones", str(num_real), "", *("" for _ in WINDOW_FIGURES)]
+            cells += [f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" if one else "" for one in floors]
+            lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
+    return lines

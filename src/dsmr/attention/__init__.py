@@ -1,0 +1,1 @@
+"""Attention over memory and segment: visibility, one function, and its implementations."""

@@ -1,0 +1,64 @@
+"""`dsmr benchmark`: speed and memory of schedules, baselines and peers, side by side."""
+
+import sys
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+
+from dsmr import UserError
+from dsmr.benchmark import Settings, Workload
+from dsmr.benchmark import run as measure
+from dsmr.benchmark.quality import quality
+from dsmr.cli.estimate_command import precision_of
+from dsmr.cli.json_output import check_output, write_result
+from dsmr.cli.lightning import SizesCLI
+from dsmr.results import benchmark_table
+
+PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+
+
+class BenchmarkCLI(SizesCLI):
+    """The same configuration as training, with what to compare."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
+        super().add_arguments_to_parser(parser)
+        parser.add_class_arguments(Settings, "benchmark")
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `dsmr benchmark`."""
+    cli = BenchmarkCLI(command, arguments)
+    output = check_output(cli.config.output)
+    trainer, data, model = cli.config.trainer, cli.datamodule, cli.model
+    work = Workload(
+        settings=cli.config_init.benchmark,
+        like=model.backbone,
+        num_lanes=data.num_lanes,
+        place=place_of(str(trainer.accelerator)),
+        precision=precision_of(trainer.precision),
+        seed=0 if cli.config.seed_everything is True else int(cli.config.seed_everything or 0),
+    )
+    limits = {"limit_val_batches": trainer.limit_val_batches}
+    result = measure(
+        work,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        judge=lambda at, row: quality(at, row, model, data, limits),
+    )
+    print("\n".join(benchmark_table(result)))
+    print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE keeps the figures")
+    write_result(result, as_json=cli.as_json, output=output)
+    return 1 if result["wrong"] else 0
+
+
+def place_of(accelerator: str) -> torch.device:
+    """The device that a trainer's accelerator means.
+
+    Raises:
+        UserError: it is not to be had, or not measured.
+    """
+    if accelerator not in PLACES:
+        raise UserError(f"trainer.accelerator {accelerator} is not measured; choose from {', '.join(PLACES)}")
+    wanted, has_cuda = PLACES[accelerator], torch.cuda.is_available()
+    if wanted == "cuda" and not has_cuda:
+        raise UserError("trainer.accelerator asks for a GPU, but torch sees no CUDA device; use cpu")
+    return torch.device(("cuda" if has_cuda else "cpu") if wanted == "auto" else wanted)

@@ -1,0 +1,1 @@
+"""What training costs: operations, bytes, time; estimated and measured."""

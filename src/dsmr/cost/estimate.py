@@ -1,0 +1,236 @@
+"""What a training run needs and takes, from its sizes alone: nothing is trained, and no GPU is asked.
+
+Bytes of the state are exact. What autograd keeps was held against measurement on a CPU (experiments/estimate);
+a GPU's allocator, kernels and speed were not yet, so that its figures come with a range or a word of caution.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dsmr import UserError
+from dsmr.attention.attend import Form
+from dsmr.cost.devices import Device, Peak
+from dsmr.cost.operations import Sizes, flops, saved_bytes
+from dsmr.model import Backbone
+from dsmr.model.backbone import is_ours, name_of
+from dsmr.model.blocks import Decoder
+from dsmr.model.schedules import Schedule
+
+GIB = 2**30
+MAESTRO_TRAINING_TOKENS = 22_891_636
+"""Targets of one epoch over MAESTRO v3.0.0's training split in the `performance` encoding (`dsmr prepare`)."""
+UTILISATION = (0.20, 0.35)
+"""Share of a GPU's peak that so small a network is expected to reach in mixed precision; not measured yet."""
+HEADROOM = 0.10
+LONGEST_PIECE = 131_072  # tokens; no piece of MAESTRO is longer, so that no longer horizon remembers more
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
+PEAKS: dict[str, Peak] = {
+    "32-true": "float32",
+    "bf16-mixed": "bfloat16",
+    "bf16-true": "bfloat16",
+    "16-mixed": "float16",
+    "16-true": "float16",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network and how it is trained.
+
+    Attributes:
+        network: may lie on torch's meta device.
+        num_lanes: B.
+        precision: Lightning's word for it.
+        device: None means this machine's CPU, of which no speed is known.
+    """
+
+    network: Decoder
+    num_lanes: int
+    precision: str
+    device: Device | None = None
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number in the compute precision."""
+        return 4 if self.precision == "32-true" else 2
+
+    @property
+    def form(self) -> Form:
+        """The form of attention that will be used."""
+        if self.network.attention != "auto":
+            return self.network.attention
+        return "merged" if self.device is None else "flex"
+
+
+def peak_parts(plan: Plan) -> dict[str, int]:
+    """Bytes of all that lies in memory when training needs most, by their parts.
+
+    `workspace` is what backward holds besides: gradients of the logits and of the widest layer. `optimizer` is AdamW's
+    two moments; Muon keeps one of them for matrices.
+    """
+    network, sizes = plan.network, Sizes.of(plan.network)
+    parameters = sum(p.numel() for p in network.parameters())
+    itemsize = 2 if plan.precision.endswith("16-true") else 4
+    tokens = plan.num_lanes * network.segment_length
+    widest = plan.itemsize * (3 * sizes.hidden + 4 * sizes.width)
+    return {
+        "weights": itemsize * parameters,
+        "gradients": itemsize * parameters,
+        "optimizer": 2 * itemsize * parameters,
+        "state": network.state_bytes(plan.num_lanes, plan.itemsize),
+        "saved_for_backward": saved_bytes(
+            network, plan.num_lanes, plan.form, plan.itemsize, on_cpu=plan.device is None
+        ),
+        "workspace": tokens * (2 * 4 * sizes.vocab + widest),
+    }
+
+
+def speed(plan: Plan) -> tuple[float, float] | None:
+    """Tokens per second, from the lowest to the highest that is expected; None where no peak is known.
+
+    Raises:
+        UserError: the device does not compute in this precision.
+    """
+    if plan.device is None:
+        return None
+    peak = plan.device.peak(PEAKS[plan.precision])
+    if peak is None:
+        raise UserError(f"{plan.device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
+    needed = flops(plan.network, plan.form).executed
+    low, high = (share * peak / needed for share in UTILISATION)
+    return low, high
+
+
+def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None) -> dict[str, Any]:
+    """All figures of a plan.
+
+    Args:
+        plan: what is trained.
+        epoch_tokens: of the training split.
+        price_per_hour: of the device, in any currency.
+
+    Raises:
+        UserError: the device does not compute in this precision.
+    """
+    network, needed = plan.network, flops(plan.network, plan.form)
+    parts = peak_parts(plan)
+    found: dict[str, Any] = {
+        "horizons": list(network.horizons),
+        "budget": sum(network.horizons),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "num_lanes": plan.num_lanes,
+        "segment_length": network.segment_length,
+        "precision": plan.precision,
+        "attention": plan.form,
+        "flops_per_token": needed.model,
+        "executed_flops_per_token": needed.executed,
+        "state_bytes": parts["state"],
+        "saved_bytes": parts["saved_for_backward"],
+        "uncertainty": {"state_bytes": 0.0, "saved_bytes": 0.10 if plan.device is None else 0.15},
+    }
+    speeds = speed(plan)
+    if plan.device is not None and speeds is not None:
+        slow, fast = (epoch_tokens / tokens_per_second / 3600 for tokens_per_second in speeds)
+        peak = sum(parts.values())
+        found |= {
+            "device": plan.device.name,
+            "peak_bytes": peak,
+            "peak_parts": parts,
+            "fits": peak <= usable_bytes(plan.device),
+            "utilisation": list(UTILISATION),
+            "tokens_per_second": list(speeds),
+            "epoch_tokens": epoch_tokens,
+            "epoch_hours": [fast, slow],
+        }
+        if price_per_hour is not None:
+            found["epoch_cost"] = [fast * price_per_hour, slow * price_per_hour]
+    name = name_of(type(network))
+    if not is_ours(name):
+        found["note"] = f"operations and bytes are those of dsmr's layers in {name}, without what it adds to them"
+    return found
+
+
+def basic_estimate(network: Backbone, num_lanes: int, precision: str, device: Device | None) -> dict[str, Any]:
+    """What a network's interface alone tells, for one that is not made of dsmr's layers.
+
+    Args:
+        network: any.
+        num_lanes: B.
+        precision: Lightning's word for it.
+        device: must be None, since neither operations nor peak memory are known.
+
+    Raises:
+        UserError: a device is given.
+    """
+    name = name_of(type(network))
+    if device is not None:
+        raise UserError(
+            f"{name} is not made of dsmr's layers, so what it takes on {device.name} is not known; leave out --device"
+        )
+    return {
+        "horizons": list(network.horizons),
+        "budget": sum(network.horizons),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "num_lanes": num_lanes,
+        "segment_length": network.segment_length,
+        "precision": precision,
+        "state_bytes": network.state_bytes(num_lanes, 4 if precision == "32-true" else 2),
+        "note": f"{name} is not made of dsmr's layers: its operations and what autograd keeps are not known",
+    }
+
+
+def usable_bytes(device: Device) -> int:
+    """The device's memory less the headroom, for what the allocator wastes and other programs take."""
+    return int(device.memory_gib * GIB * (1 - HEADROOM))
+
+
+def largest_horizons(plan: Plan, block: int) -> tuple[int, ...]:
+    """Horizons of the same shape with the largest budget that fits the device.
+
+    Every layer keeps its share of the budget, in whole blocks, up to the longest piece.
+
+    Raises:
+        UserError: not even a network without memory fits, or it has no horizons to scale.
+    """
+    assert plan.device is not None
+    shape = plan.network.horizons
+    if not sum(shape):
+        raise UserError("--fit-memory scales horizons; give some, for example --model.horizons 2x3584+10x512")
+    parts = peak_parts(plan)
+    rest = usable_bytes(plan.device) - sum(parts.values()) + parts["state"]
+    per_token = parts["state"] / sum(shape)
+    if plan.form in ("reference", "materialised"):
+        raise UserError(f"--fit-memory needs a form whose kept bytes do not grow with horizons, not {plan.form}")
+    budget = int(rest / per_token) // block * block
+    if budget < block:
+        raise UserError(
+            f"{plan.num_lanes} lanes of {plan.network.segment_length} tokens do not fit {plan.device.name} even "
+            "without memory; use fewer data.num_lanes, a smaller network, or "
+            "--model.backbone.activation_checkpointing true"
+        )
+    whole = min(budget, sum(shape) * LONGEST_PIECE // max(shape) // block * block)
+    return tuple(min(tokens, LONGEST_PIECE) for tokens in Shape(shape).spend(whole, len(shape), block))
+
+
+@dataclass(frozen=True)
+class Shape(Schedule):
+    """Horizons as they are given, to be scaled."""
+
+    tokens: tuple[int, ...]
+
+    def horizons(self, num_layers: int) -> tuple[int, ...]:
+        """What was given."""
+        return self.tokens
+
+
+def largest_lanes(plan: Plan) -> int:
+    """The most lanes that fit the device at the plan's horizons; 0 where not one does."""
+    assert plan.device is not None
+
+    def needs(lanes: int) -> int:
+        return sum(peak_parts(Plan(plan.network, lanes, plan.precision, plan.device)).values())
+
+    one, two = needs(1), needs(2)
+    rest = usable_bytes(plan.device) - one
+    return 0 if rest < 0 else 1 + rest // max(two - one, 1)

@@ -1,0 +1,74 @@
+"""Sound of a MIDI file, by the program FluidSynth and a General MIDI sound font, where both are installed."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from dsmr import UserError
+
+PROGRAM = "fluidsynth"
+FONT_VARIABLE = "DSMR_SOUND_FONT"
+FOLDERS = (
+    "/usr/share/sounds/sf2",
+    "/usr/share/sounds/sf3",
+    "/usr/share/soundfonts",
+    "/usr/local/share/soundfonts",
+    "/opt/homebrew/share/soundfonts",
+    "~/Library/Audio/Sounds/Banks",
+    "C:/soundfonts",
+)
+SUFFIXES = (".sf2", ".sf3")
+SAMPLE_RATE = 44_100
+INSTALL = (
+    "Debian and Ubuntu: apt install fluidsynth fluid-soundfont-gm; Fedora: dnf install fluidsynth fluid-soundfont-gm; "
+    "macOS: brew install fluid-synth"
+)
+
+
+def find_sound_font(given: str | None = None) -> Path:
+    """The font of that path, of `$DSMR_SOUND_FONT`, or the largest one where systems keep them.
+
+    Raises:
+        UserError: there is none.
+    """
+    named = given or os.environ.get(FONT_VARIABLE)
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise UserError(f"sound font {named}: no such file")
+        return path
+    folders = [Path(folder).expanduser() for folder in FOLDERS]
+    found = [p for folder in folders if folder.is_dir() for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES]
+    if not found:
+        raise UserError(f"no General MIDI sound font found; set {FONT_VARIABLE} to one, or install it ({INSTALL})")
+    return max(found, key=lambda path: path.stat().st_size)
+
+
+def check_audio(sound_font: str | None = None) -> Path:
+    """The sound font that will be used, before any work is done for it.
+
+    Raises:
+        UserError: FluidSynth or a sound font is missing.
+    """
+    if shutil.which(PROGRAM) is None:
+        raise UserError(f"audio needs the program {PROGRAM}, which is not installed ({INSTALL})")
+    return find_sound_font(sound_font)
+
+
+def render(midi: Path, audio: Path, sound_font: Path) -> None:
+    """Write a MIDI file's sound as a WAV file, 44.1 kHz stereo.
+
+    Raises:
+        UserError: FluidSynth failed.
+    """
+    partial = audio.with_name(f".{audio.name}.partial")
+    command = [PROGRAM, "-ni", "-q", "-g", "0.6", "-r", str(SAMPLE_RATE), "-T", "wav", "-F", str(partial)]
+    try:
+        done = subprocess.run([*command, str(sound_font), str(midi)], capture_output=True, text=True, check=False)
+        if done.returncode or not partial.is_file() or not partial.stat().st_size:
+            said = (done.stderr or done.stdout).strip().splitlines()
+            raise UserError(f"{PROGRAM} could not write {audio}: {said[-1] if said else 'it said nothing'}")
+        partial.replace(audio)
+    finally:
+        partial.unlink(missing_ok=True)

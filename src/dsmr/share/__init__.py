@@ -1,0 +1,1 @@
+"""Models to share: export, and reading what was exported."""

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, metrics, optimizers, checkpoints and callbacks."""

@@ -1,0 +1,55 @@
+"""The checkpoint with the best validation perplexity, and its results by piece."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from dsmr.results import piece_table as pieces
+from dsmr.results.piece_table import PieceTable
+from dsmr.training.checkpoint import BEST
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, weights only, and its `pieces.csv`; a run that was moved still knows its best score.
+
+    Args:
+        folder: the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename=BEST.removesuffix(self.FILE_EXTENSION),
+            monitor="val/perplexity",
+            mode="min",
+            save_weights_only=True,
+            save_on_train_epoch_end=False,  # which Lightning chooses for one validation an epoch: after `last.ckpt`
+            enable_version_counter=False,
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep weights and pieces where they are the best."""
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        table = getattr(pl_module, "piece_table", None)
+        is_better = self.best_model_score is not before
+        if not (is_better and trainer.is_global_zero and isinstance(table, PieceTable)):
+            return
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / pieces.NAME
+        if table.is_complete(trainer.datamodule.store.pieces):  # type: ignore[attr-defined]
+            table.write(path)
+        else:  # those of other weights would be worse than none
+            path.unlink(missing_ok=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a saved state, with the paths of the run's present folder."""
+        assert self.dirpath is not None
+        path = str(Path(self.dirpath) / BEST)
+        moved: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict["best_model_path"]:
+            moved |= {"best_model_path": path, "kth_best_model_path": path}
+            moved["best_k_models"] = dict.fromkeys([path], state_dict["best_model_score"])
+        super().load_state_dict(state_dict | moved)

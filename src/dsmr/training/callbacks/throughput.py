@@ -1,0 +1,92 @@
+"""Tokens per second, and how much of the device's peak that is."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from dsmr.attention.attend import chosen
+from dsmr.cost.devices import device_of
+from dsmr.cost.operations import flops
+from dsmr.model.blocks import Decoder
+
+PEAKS = {"32": "float32", "bf": "bfloat16", "16": "float16"}
+
+
+class Throughput(Callback):
+    """Logs `perf/tokens_per_second`, of all processes.
+
+    Waiting for data and saving count; validation, samples and warm-up do not. On a GPU of `dsmr.cost.devices` also
+    `perf/peak_flops_share`: operations of the network, each counted once, by what the device could do in this
+    precision (model FLOPs utilisation, arXiv 2204.02311).
+
+    Args:
+        warmup_steps: batches before the first measurement begins.
+    """
+
+    def __init__(self, warmup_steps: int = 5) -> None:
+        self.warmup_steps = warmup_steps
+        self._batches = self._tokens = 0
+        self._began = self._held = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure from one logged step to the next."""
+        self._batches += 1
+        if self._batches <= self.warmup_steps:
+            self._restart(pl_module)
+            return
+        self._tokens += batch.tokens_BT.numel() * trainer.world_size
+        if is_logged(trainer):
+            synchronise(pl_module)
+            per_second = self._tokens / (time.perf_counter() - self._began)
+            pl_module.log_dict({"perf/tokens_per_second": per_second} | self._share(trainer, pl_module, per_second))
+            self._restart(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self.pause(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it run on."""
+        self.go_on(pl_module)
+
+    def pause(self, pl_module: LightningModule) -> None:
+        """Stop the clock: what follows is no training."""
+        synchronise(pl_module)
+        self._held = time.perf_counter()
+
+    def go_on(self, pl_module: LightningModule) -> None:
+        """Let it run on."""
+        synchronise(pl_module)
+        self._began += time.perf_counter() - self._held
+
+    def _restart(self, pl_module: LightningModule) -> None:
+        synchronise(pl_module)
+        self._began, self._tokens = time.perf_counter(), 0
+
+    @staticmethod
+    def _share(trainer: Trainer, pl_module: Any, per_second: float) -> dict[str, float]:
+        device = pl_module.device
+        known = device_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        peak = known.peak(PEAKS[str(trainer.precision)[:2]]) if known else None  # type: ignore[arg-type]
+        backbone = pl_module.backbone
+        if peak is None or not isinstance(backbone, Decoder):
+            return {}
+        needed = flops(backbone, chosen(backbone.attention, device.type).__name__).model  # type: ignore[arg-type]
+        return {"perf/peak_flops_share": per_second * needed / (peak * trainer.world_size)}
+
+
+def is_logged(trainer: Trainer) -> bool:
+    """Whether loggers will be given what is logged for this batch: at other steps nothing need be measured."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and trainer.global_step % every == 0
+
+
+def synchronise(pl_module: LightningModule) -> None:
+    """Wait for what was started on a GPU."""
+    if pl_module.device.type == "cuda":
+        torch.cuda.synchronize(pl_module.device)

@@ -15,6 +15,8 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention.flex_attention import create_block_mask
 
 from conftest import tiny_transformer
+from dsmr.attention import attend as attention_module
+from dsmr.attention import decode as step_module
 from dsmr.attention.attend import Form, attend, chosen, materialised, reference, single
 from dsmr.attention.flex import flex, memory_blocks, own_blocks
 from dsmr.attention.fused import RMSNorm, few_rows, gated, normalised
@@ -22,8 +24,6 @@ from dsmr.attention.merged import merged
 from dsmr.attention.visibility import Past, View
 from dsmr.data.pool import usable_cores
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
-from dsmr.model import attention as attention_module
-from dsmr.model import step as step_module
 from dsmr.model.horizons import Rule
 
 # flex runs here as it is, which is slow but exact

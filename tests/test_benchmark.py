@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dsmr.benchmark import Settings, Workload, run, training
+from dsmr.benchmark import Settings, Workload, run
+from dsmr.benchmark import training_speed as training
 from dsmr.benchmark.rows import Row
 from dsmr.benchmark.training_speed import Step
 from dsmr.cli import main
@@ -66,7 +67,7 @@ def test_bytes_are_those_of_the_formula(result: dict) -> None:
 
 
 def test_a_form_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsmr.model import attention
+    from dsmr.attention import attend as attention
 
     plain = attention.materialised
     monkeypatch.setattr(attention, "materialised", lambda *given: plain(*given) * 1.01)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conftest import tiny_transformer
+from dsmr.attention import attend as attention_module
 from dsmr.attention.flex import flex, own_blocks
 from dsmr.attention.visibility import View
 from dsmr.data.datamodule import PieceTokens
@@ -18,7 +19,6 @@ from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator, continuer
 from dsmr.generate.continuer import Continuer
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
-from dsmr.model import attention as attention_module
 from dsmr.model.backbone import twin
 from dsmr.model.memory import Memory
 

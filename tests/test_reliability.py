@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_transformer, trial
+from dsmr.attention import attend as attention
 from dsmr.attention.attend import Form
 from dsmr.attention.flex import flex
 from dsmr.batch import IGNORED
@@ -21,7 +22,7 @@ from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.data.lanes import LaneReader, plan_epoch
 from dsmr.data.store import Piece
-from dsmr.model import Backbone, attention
+from dsmr.model import Backbone
 from dsmr.model.horizons import Rule
 from dsmr.training import checkpoint as checkpoints
 from dsmr.training.module import token_nll

@@ -21,12 +21,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from dsmr.attention import decode as compiled
 from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator, Prompt, Sampling
 from dsmr.generate.grammar import Grammar
 from dsmr.model import RecurrentTransformer
-from dsmr.model import step as compiled
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.model.memory import MIB
 from dsmr.training import checkpoint as checkpoints

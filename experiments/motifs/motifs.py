@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from symusic import Note, Score, Track
 
+from dsmr.analyze.memory_plots import clock
 from dsmr.benchmark.machine import commit, hardware, versions
 from dsmr.cli import main as dsmr
-from dsmr.results.memory_plots import clock
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "motifs.yaml"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dsmr import UserError
 from dsmr.analyze.ablation import ALL, savings, variants
 from dsmr.analyze.distances import AttentionDistances
+from dsmr.analyze.memory_plots import clock, plot_distances, plot_heard
 from dsmr.analyze.notes import heard, places
 from dsmr.analyze.streams import evaluate
 from dsmr.analyze.suggest import Horizons, Suggestion, check_budget, half, per_note, suggest
@@ -30,7 +31,6 @@ from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.results import Depth, check_pictures, plot_schedules
 from dsmr.results import piece_table as pieces
-from dsmr.results.memory_plots import clock, plot_distances, plot_heard
 from dsmr.results.piece_table import Comparison, PieceTable, compare, ratio, why_without
 from dsmr.training import checkpoint as checkpoints
 

@@ -115,7 +115,7 @@ def written(result: dict[str, Any], about: str, target: Path) -> list[str]:
     try:
         target.mkdir(parents=True, exist_ok=True)
         if find_spec("matplotlib") is not None:
-            from dsmr.results.music_plots import plot_features
+            from dsmr.analyze.music_plots import plot_features
 
             plot_features(rows, target / "evaluation.png")
             lines += ["![histograms](evaluation.png)", ""]

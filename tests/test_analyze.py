@@ -29,7 +29,7 @@ from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, enc
 from dsmr.model.horizons import Rule
 from dsmr.results.piece_table import NO_INTERVAL, PieceTable
 from dsmr.share.export import export
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.loading import load_model
 from test_pieces import table
 
 
@@ -301,7 +301,7 @@ def test_a_run_keeps_the_pieces_of_its_best_weights(run: Path, tmp_path: Path) -
     assert result["intervals"]["without_interval"] == NO_INTERVAL
     assert set(result["intervals"]["family"]) == {"pitch", "end", "time", "velocity", "other"}
     np.testing.assert_allclose(found.nll_PF.sum(axis=1), found.nll_PK.sum(axis=1))
-    model = checkpoints.load(run).backbone
+    model = load_model(run).backbone
     data = MusicData(recall=RecallTask(num_train=16, num_validation=4), segment_length=64, num_lanes=4, transpose=0)
     np.testing.assert_allclose(evaluate(model, data).nll_P, found.nll_P, rtol=1e-5)
 

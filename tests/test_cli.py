@@ -20,7 +20,7 @@ from dsmr.cli import main
 from dsmr.cli.configs import find_config, shipped
 from dsmr.cli.lightning import QUIET, continue_wandb
 from dsmr.generate.audio import find_sound_font, render
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import read_checkpoint
 from dsmr.training.csv_logger import MetricsLogger
 from dsmr.training.csv_logger import read as read_metrics
 
@@ -142,7 +142,7 @@ def test_a_run_whose_time_is_over_saves_and_leaves_without_a_validation(
     ]
     assert dsmr("fit", *SMOKE, *long, "--root", tmp_path, "--name", "short") == 0
     assert "(trainer.max_time is over), which" in capsys.readouterr().out
-    assert checkpoints.read(tmp_path / "short/last.ckpt")["global_step"] > 0
+    assert read_checkpoint(tmp_path / "short/last.ckpt")["global_step"] > 0
     assert not (tmp_path / "short/best.ckpt").exists()
 
 

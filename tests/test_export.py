@@ -11,9 +11,11 @@ import yaml
 from dsmr.generate import Generator
 from dsmr.model import PerceiverAR, RecurrentTransformer
 from dsmr.model.backbone import Backbone
+from dsmr.results.run_files import SECTION
 from dsmr.share import exported
+from dsmr.share.description import describe_network
 from dsmr.share.export import export
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.loading import load_model
 
 PERFORMANCE = {"name": "performance", "config": {}}
 
@@ -31,9 +33,9 @@ def run_of(
     """A run as training leaves it: checkpoint, settings, metrics."""
     folder.mkdir(parents=True)
     backbone = network(kind)
-    section = checkpoints.describe(backbone, tokenizer, data)  # type: ignore[arg-type]
+    section = describe_network(backbone, tokenizer, data)  # type: ignore[arg-type]
     weights = {f"backbone.{name}": weight for name, weight in backbone.state_dict().items()}
-    torch.save({checkpoints.SECTION: section, "state_dict": weights}, folder / "best.ckpt")
+    torch.save({SECTION: section, "state_dict": weights}, folder / "best.ckpt")
     config = {
         "root": "/home/somebody/runs",
         "trainer": {"limit_val_batches": None, "logger": {"class_path": "WandbLogger", "init_args": {"entity": "me"}}},
@@ -56,13 +58,13 @@ def run_of(
 def test_an_exported_model_is_the_same_function(kind: str, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", kind)
     export(run, tmp_path / "model")
-    first, second = checkpoints.load(run), checkpoints.load(tmp_path / "model")
+    first, second = load_model(run), load_model(tmp_path / "model")
     assert first.backbone.config() == second.backbone.config()
     for name, weight in first.backbone.state_dict().items():
         assert torch.equal(weight, second.backbone.state_dict()[name])
     music = [next(Generator.load(path).tokens(seed=3)) for path in (run, tmp_path / "model")]
     assert music[0] == music[1]
-    assert checkpoints.load(tmp_path / "model", horizons=None if kind == "perceiver" else "2x64").data == "MAESTRO"
+    assert load_model(tmp_path / "model", horizons=None if kind == "perceiver" else "2x64").data == "MAESTRO"
 
 
 def test_the_card_has_figures_and_licence_and_the_settings_no_paths(tmp_path: Path) -> None:
@@ -105,10 +107,10 @@ def test_a_file_that_changed_or_is_missing_is_refused_by_name(name: str, tmp_pat
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"{name} is damaged"):
-        checkpoints.load(folder)
+        load_model(folder)
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"{name} is missing"):
-        checkpoints.load(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("change", ["no files", "no json", "no model", "a file outside", "newer"])
@@ -126,7 +128,7 @@ def test_a_config_that_cannot_be_is_one_line(change: str, tmp_path: Path) -> Non
         description["model"]["format_version"] = 99
     (folder / exported.CONFIG).write_text("{" if change == "no json" else json.dumps(description))
     with pytest.raises(ValueError, match=r"config\.json|update dsmr"):
-        checkpoints.load(folder)
+        load_model(folder)
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -177,17 +179,17 @@ def test_hub_addresses_are_fetched_and_wrong_ones_named(tmp_path: Path, monkeypa
         return str(tmp_path / "model")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert checkpoints.load("hf://someone/model@v2").path == tmp_path / "model"
-    checkpoints.load("hf://someone/model")
+    assert load_model("hf://someone/model@v2").path == tmp_path / "model"
+    load_model("hf://someone/model")
     assert asked == [("someone/model", "v2"), ("someone/model", None)]
     with pytest.raises(ValueError, match="hf://OWNER/NAME"):
-        checkpoints.load("hf://model")
+        load_model("hf://model")
 
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["model"]["backbone"] = "antigravity.Network"
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"needs code that is not part of dsmr \(antigravity\.Network\)"):
-        checkpoints.load("hf://someone/model")
+        load_model("hf://someone/model")
     assert "antigravity" not in sys.modules
 
     def offline(*given: object, **named: object) -> str:
@@ -195,4 +197,4 @@ def test_hub_addresses_are_fetched_and_wrong_ones_named(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(ValueError, match="cannot be fetched: no route to host"):
-        checkpoints.load("hf://someone/model")
+        load_model("hf://someone/model")

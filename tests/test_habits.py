@@ -25,7 +25,7 @@ from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
 from dsmr.generate.continuer import Continuer
 from dsmr.model import RecurrentTransformer
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import read_checkpoint
 from dsmr.training.callbacks import LostProcess
 from dsmr.training.module import RecurrentLM
 from dsmr.training.optimizers import WarmupCosine
@@ -188,13 +188,13 @@ def settings_of(run: Path) -> dict[str, Any]:
 def test_epochs_on_the_command_line_lift_the_steps_of_a_config(tmp_path: Path) -> None:
     options = ["--root", tmp_path, "--trainer.limit_train_batches", 12, "--trainer.limit_val_batches", 1]
     assert dsmr("fit", *SMOKE, *options, "--name", "epochs", "--trainer.max_epochs", 3) == 0
-    last = checkpoints.read(tmp_path / "epochs" / "last.ckpt")
+    last = read_checkpoint(tmp_path / "epochs" / "last.ckpt")
     assert last["global_step"] == 36  # the smoke config would end after 20 steps
     assert settings_of(tmp_path / "epochs")["max_steps"] == -1
     assert dsmr("fit", *SMOKE, *options, "--name", "both", "--trainer.max_epochs", 3, "--trainer.max_steps", 7) == 0
-    assert checkpoints.read(tmp_path / "both" / "last.ckpt")["global_step"] == 7
+    assert read_checkpoint(tmp_path / "both" / "last.ckpt")["global_step"] == 7
     assert dsmr("fit", "--resume", tmp_path / "epochs", "--trainer.max_steps", 40) == 0
-    assert checkpoints.read(tmp_path / "epochs" / "last.ckpt")["global_step"] == 40
+    assert read_checkpoint(tmp_path / "epochs" / "last.ckpt")["global_step"] == 40
 
 
 def test_where_a_setting_is_given_last(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ def test_minus_one_is_no_limit_and_lifts_none(tmp_path: Path) -> None:
     config.write_text("trainer: {max_epochs: 1, limit_train_batches: 6, limit_val_batches: 1}\n")
     options = ["--root", tmp_path, "--config", config]
     assert dsmr("fit", *SMOKE, *options, "--name", "steps", "--trainer.max_steps", -1) == 0
-    assert checkpoints.read(tmp_path / "steps" / "last.ckpt")["global_step"] == 6
+    assert read_checkpoint(tmp_path / "steps" / "last.ckpt")["global_step"] == 6
     assert dsmr("fit", *SMOKE, *options, "--name", "epochs", "--trainer.max_steps=3", "--trainer.max_epochs=-1") == 0
-    assert checkpoints.read(tmp_path / "epochs" / "last.ckpt")["global_step"] == 3
+    assert read_checkpoint(tmp_path / "epochs" / "last.ckpt")["global_step"] == 3
 
 
 def test_a_share_of_an_epoch_may_be_the_interval_of_validation(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_share_of_an_epoch_may_be_the_interval_of_validation(tmp_path: Path) -
     batches = ["--config", config, "--name", "batches", "--trainer.val_check_interval", 6]
     assert dsmr("fit", *SMOKE, *options, *batches) == 0
     assert [int(row["step"]) for row in csv_rows(tmp_path / "batches") if row["val/perplexity"]] == [5, 11]
-    states = checkpoints.read(tmp_path / "every" / "last.ckpt")["callbacks"]
+    states = read_checkpoint(tmp_path / "every" / "last.ckpt")["callbacks"]
     scores = [state["best_model_score"] for state in states.values() if "best_model_score" in state]
     assert scores == [min(float(r["val/perplexity"]) for r in csv_rows(tmp_path / "every") if r["val/perplexity"])]
 
@@ -300,13 +300,13 @@ def test_a_run_resumes_from_checkpoints_of_lightnings_own_callback(
         for folder in (with_checkpoints, run)
     ]
     assert kept[0] == kept[1]
-    before, after = (checkpoints.read(folder / "last.ckpt")["state_dict"] for folder in (with_checkpoints, run))
+    before, after = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (with_checkpoints, run))
     for key, value in before.items():
         assert torch.equal(value, after[key]), key
 
 
 def test_their_checkpoints_know_the_best_score_so_far(with_checkpoints: Path) -> None:
-    content = checkpoints.read(with_checkpoints / "checkpoints" / "validated-step=10.ckpt")
+    content = read_checkpoint(with_checkpoints / "checkpoints" / "validated-step=10.ckpt")
     scores = {
         float(s["best_model_score"]) for s in content["callbacks"].values() if s.get("best_model_score") is not None
     }
@@ -327,7 +327,7 @@ def test_a_run_resumes_from_a_checkpoint_of_an_epochs_end(tmp_path: Path) -> Non
             for folder in (tmp_path / "run", again)
         ]
         assert kept[0] == kept[1]
-        before, after = (checkpoints.read(folder / "last.ckpt")["state_dict"] for folder in (tmp_path / "run", again))
+        before, after = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (tmp_path / "run", again))
         assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 

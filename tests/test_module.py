@@ -15,8 +15,11 @@ from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
 from dsmr.model import RecurrentTransformer, parse_horizons
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import read_checkpoint
+from dsmr.share.description import check_same_network, describe_network
+from dsmr.share.loading import find_checkpoint, load_model
 from dsmr.training.callbacks import BestCheckpoint, LastCheckpoint
+from dsmr.training.checkpoint import is_resumable
 from dsmr.training.metrics import TokenNLL
 from dsmr.training.module import NotFiniteError, RecurrentLM, token_nll
 from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
@@ -133,13 +136,13 @@ def test_changed_horizons_are_a_one_pass_mask_over_the_same_weights(tmp_path: Pa
     trained.save_checkpoint(path, weights_only=True)
     tokens_BN = torch.randint(0, 392, (1, 256), generator=torch.Generator().manual_seed(0))
     for horizons in (None, "2x0", "1x16+1x64", "2x256"):
-        network = checkpoints.load(path, horizons=horizons).backbone.double()
+        network = load_model(path, horizons=horizons).backbone.double()
         assert network.horizons == ((128, 32) if horizons is None else parse_horizons(horizons))
         masks = [boundary_mask(256, 64, horizon) for horizon in network.horizons]
         expected = one_pass(network, tokens_BN, masks)
         torch.testing.assert_close(stream(network, tokens_BN), expected, atol=1e-10, rtol=0)
     with pytest.raises(ValueError, match="for 2 layers"):
-        checkpoints.load(path, horizons="3x16")
+        load_model(path, horizons="3x16")
 
 
 def test_validation_leaves_the_training_memory_untouched(tmp_path: Path) -> None:
@@ -286,7 +289,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
     assert len(fresh()[1].train_dataloader()) == 14
     with pytest.raises(KilledError):
         weights_after(tmp_path, *fresh(), 40, KillAt(killed_at))
-    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == killed_at // 5 * 5
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == killed_at // 5 * 5
     torch.manual_seed(99)
     lm, data = fresh()
     with torch.no_grad():
@@ -301,7 +304,7 @@ def test_a_run_killed_in_its_last_validation_does_it_when_it_goes_on(tmp_path: P
     whole = weights_after(tmp_path / "whole", *fresh(), 20, best)
     with pytest.raises(KilledError):
         weights_after(tmp_path / "killed", *fresh(), 20, KillInValidation(), BestCheckpoint(tmp_path / "killed"))
-    assert checkpoints.read(tmp_path / "killed" / "last.ckpt")["global_step"] == 20
+    assert read_checkpoint(tmp_path / "killed" / "last.ckpt")["global_step"] == 20
 
     lm, data = fresh()
     settings: dict[str, Any] = {"max_steps": 20, "enable_checkpointing": True, "val_check_interval": 7}
@@ -318,7 +321,7 @@ def test_a_run_killed_in_its_last_validation_does_it_when_it_goes_on(tmp_path: P
 
     once_more = BestCheckpoint(tmp_path / "killed")  # which has nothing left to do
     weights_after(tmp_path / "killed", *fresh(), 20, once_more)
-    assert checkpoints.read(tmp_path / "killed" / "last.ckpt")["global_step"] == 20
+    assert read_checkpoint(tmp_path / "killed" / "last.ckpt")["global_step"] == 20
     assert once_more.best_model_score == best.best_model_score
     longer = weights_after(tmp_path / "killed", *fresh(), 30, BestCheckpoint(tmp_path / "killed"))
     for name, value in weights_after(tmp_path / "longer", *fresh(), 30).items():
@@ -389,7 +392,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_and_names_the_place(
     assert f"the loss is not finite at step 8, in {name} from token {int(batch.position_B[2]):,} on" in str(
         caught.value
     )
-    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 7
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 7
     monkeypatch.undo()
     monkeypatch.setenv("DSMR_CACHE", str(data.store.path.parent))
     resumed = weights_after(tmp_path, *fresh(), 40)
@@ -407,7 +410,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights(tmp_path: Path) -
     with pytest.raises(NotFiniteError, match=r"a gradient is not finite at step 7, in .* from token"):
         weights_after(tmp_path, lm, data, 40, Spoil())
     assert all(weight.isfinite().all() for weight in lm.parameters())
-    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 6
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 6
 
 
 def test_a_bad_loss_within_an_accumulation_keeps_the_checkpoint_before(
@@ -420,7 +423,7 @@ def test_a_bad_loss_within_an_accumulation_keeps_the_checkpoint_before(
     run = trainer(tmp_path, max_steps=40, callbacks=callbacks, enable_checkpointing=True, **settings)
     with pytest.raises(NotFiniteError, match="at step 7"):
         run.fit(lm, data)
-    assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == 5
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 5
 
 
 def test_a_validation_that_is_no_number_names_the_first_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,7 +447,7 @@ def test_a_checkpoint_is_saved_by_time_too(tmp_path: Path, minutes: float, saved
         run.fit(lm, data)
     assert (tmp_path / "last.ckpt").exists() == (saved is not None)
     if saved is not None:
-        assert checkpoints.read(tmp_path / "last.ckpt")["global_step"] == saved
+        assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == saved
 
 
 def test_a_sanity_check_before_training_leaves_the_counters_alone(tmp_path: Path) -> None:
@@ -453,7 +456,7 @@ def test_a_sanity_check_before_training_leaves_the_counters_alone(tmp_path: Path
     trainer(tmp_path, max_steps=1, callbacks=callbacks, enable_checkpointing=True, num_sanity_val_steps=2).fit(
         lm, data
     )
-    loop = checkpoints.read(tmp_path / "last.ckpt")["loops"]["fit_loop"]
+    loop = read_checkpoint(tmp_path / "last.ckpt")["loops"]["fit_loop"]
     assert loop["epoch_loop.state_dict"]["_batches_that_stepped"] == 1
     assert loop["epoch_loop.batch_progress"]["total"]["completed"] == 1
 
@@ -462,7 +465,7 @@ def test_the_last_checkpoint_knows_the_best_score_of_a_validation_at_its_own_ste
     best = BestCheckpoint(tmp_path)
     weights_after(tmp_path, *fresh(), 10, best)
     assert best.best_model_score is not None
-    states = checkpoints.read(tmp_path / "last.ckpt")["callbacks"]
+    states = read_checkpoint(tmp_path / "last.ckpt")["callbacks"]
     (saved,) = [state for name, state in states.items() if name.startswith("BestCheckpoint")]
     assert saved["best_model_score"] == best.best_model_score
 
@@ -487,22 +490,22 @@ def test_a_longer_run_follows_the_new_cosine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"d_model": 32}, {"segment_length": 128}, {"vocab_size": 400}])
 def test_another_network_is_refused_by_name(change: dict[str, int]) -> None:
-    saved = checkpoints.describe(backbone(392, "2x64", 64), None)
+    saved = describe_network(backbone(392, "2x64", 64), None)
     (name,) = change
 
     def changed(change: dict) -> dict:
         return saved | {"config": saved["config"] | change}
 
     with pytest.raises(ValueError, match=f"{name} = {saved['config'][name]}, now it is {change[name]}"):
-        checkpoints.check_same(saved, changed(change), horizons_too=False)
-    checkpoints.check_same(saved, changed({"horizons": [0, 0], "dropout": 0.5}), horizons_too=False)
+        check_same_network(saved, changed(change), horizons_too=False)
+    check_same_network(saved, changed({"horizons": [0, 0], "dropout": 0.5}), horizons_too=False)
     with pytest.raises(ValueError, match="horizons = 2x64, now it is 2x0"):
-        checkpoints.check_same(saved, changed({"horizons": [0, 0]}), horizons_too=True)
+        check_same_network(saved, changed({"horizons": [0, 0]}), horizons_too=True)
     with pytest.raises(ValueError, match="memory_gate = False, now it is True"):
-        checkpoints.check_same(saved, changed({"memory_gate": -4.0}), horizons_too=False)
-    checkpoints.check_same(changed({"memory_gate": 0.0}), changed({"memory_gate": -4.0}), horizons_too=True)
+        check_same_network(saved, changed({"memory_gate": -4.0}), horizons_too=False)
+    check_same_network(changed({"memory_gate": 0.0}), changed({"memory_gate": -4.0}), horizons_too=True)
     with pytest.raises(ValueError, match="backbone = RecurrentTransformer, now it is PerceiverAR"):
-        checkpoints.check_same(saved, saved | {"backbone": "PerceiverAR"}, horizons_too=False)
+        check_same_network(saved, saved | {"backbone": "PerceiverAR"}, horizons_too=False)
 
 
 def test_sums_stay_exact_when_the_module_is_cast_to_half_precision() -> None:
@@ -519,11 +522,11 @@ def test_a_checkpoint_alone_rebuilds_network_and_tokenizer(tmp_path: Path) -> No
     data = recall_data()
     lm = module(data)
     weights_after(tmp_path, lm, data, 3)
-    loaded = checkpoints.load(tmp_path / "last.ckpt")
+    loaded = load_model(tmp_path / "last.ckpt")
     assert loaded.backbone.horizons == (128, 32)
     assert loaded.tokenizer == {"name": "performance", "config": {}}
     assert all(torch.equal(v, loaded.backbone.state_dict()[k]) for k, v in lm.backbone.state_dict().items())
-    assert checkpoints.read(tmp_path / "last.ckpt")["dsmr"]["rule"] == "boundary"
+    assert read_checkpoint(tmp_path / "last.ckpt")["dsmr"]["rule"] == "boundary"
 
 
 def test_a_checkpoint_of_weights_carries_no_memory_and_no_place(tmp_path: Path) -> None:
@@ -533,8 +536,8 @@ def test_a_checkpoint_of_weights_carries_no_memory_and_no_place(tmp_path: Path) 
     run.fit(lm, data)
     run.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
     run.save_checkpoint(tmp_path / "last.ckpt")
-    best, last = (checkpoints.read(tmp_path / name) for name in ("best.ckpt", "last.ckpt"))
-    assert not checkpoints.is_resumable(best)
+    best, last = (read_checkpoint(tmp_path / name) for name in ("best.ckpt", "last.ckpt"))
+    assert not is_resumable(best)
     assert "memory" not in best["dsmr"]
     assert "MusicData" not in best
     assert last["dsmr"]["memory"]["clock"] == 3 * 64
@@ -543,15 +546,15 @@ def test_a_checkpoint_of_weights_carries_no_memory_and_no_place(tmp_path: Path) 
 
 def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such run"):
-        checkpoints.find(tmp_path / "nowhere")
+        find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"holds no best.ckpt"):
-        checkpoints.find(tmp_path)
+        find_checkpoint(tmp_path)
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="not written by dsmr"):
-        checkpoints.load(tmp_path / "foreign.ckpt")
+        load_model(tmp_path / "foreign.ckpt")
     torch.save({"x": Path("code")}, tmp_path / "code.ckpt")
     with pytest.raises(ValueError, match="can be read safely"):
-        checkpoints.load(tmp_path / "code.ckpt")
+        load_model(tmp_path / "code.ckpt")
 
 
 def test_token_nll_sums_before_it_divides() -> None:

@@ -22,8 +22,10 @@ from dsmr.generate import Generator
 from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import Backbone, twin
 from dsmr.model.schedules import expand
+from dsmr.results.run_files import read_checkpoint, read_run_section
 from dsmr.results.runs import collect
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.description import check_rebuilds, network_class
+from dsmr.share.loading import load_model
 from dsmr.training.callbacks.throughput import Throughput
 
 MODULE = '''
@@ -227,7 +229,7 @@ def elsewhere(folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_a_run_keeps_what_it_expanded_to(folder: Path) -> None:
-    kept = {name: checkpoints.read_section(folder / "runs" / name) for name in ("ordinary", *OWN)}
+    kept = {name: read_run_section(folder / "runs" / name) for name in ("ordinary", *OWN)}
     assert {name: section and section["horizons"] for name, section in kept.items()} == {
         "ordinary": [320, 64],
         "schedule": [256, 128],
@@ -241,7 +243,7 @@ def test_a_run_keeps_what_it_expanded_to(folder: Path) -> None:
         assert section["backbone"] == NETWORKS.get(name, "RecurrentTransformer")
         assert section["segment_length"] == 64
         for file in ("best.ckpt", "last.ckpt"):
-            saved = checkpoints.read(folder / "runs" / name / file)["dsmr"]
+            saved = read_checkpoint(folder / "runs" / name / file)["dsmr"]
             assert {key: saved[key] for key in section} == section
             assert saved["format_version"] == 2
 
@@ -292,7 +294,7 @@ def test_a_run_of_the_first_version_tells_its_horizons(tmp_path: Path) -> None:
     shutil.copytree(Path(__file__).parent / "data" / "version1", tmp_path / "first")
     (run,) = collect(tmp_path).runs
     assert run.section is not None
-    assert run.horizons == checkpoints.load(tmp_path / "first").backbone.horizons
+    assert run.horizons == load_model(tmp_path / "first").backbone.horizons
     assert run.rule == "boundary"
 
 
@@ -385,9 +387,9 @@ def test_a_run_resumes_as_if_it_had_never_stopped(name: str, folder: Path, tmp_p
     assert dsmr("fit", *options, "--trainer.max_steps", "30", "--name", "whole") == 0
     stop = ["--trainer.max_steps", "30", "--trainer.callbacks+", "ownparts.Stop"]
     assert dsmr("fit", *options, *stop, "--name", "cut") == 128 + signal.SIGUSR1
-    assert checkpoints.read(tmp_path / "cut" / "last.ckpt")["global_step"] == 13
+    assert read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"] == 13
     assert dsmr("fit", "--resume", tmp_path / "cut") == 0
-    weights = [checkpoints.read(tmp_path / run / "last.ckpt")["state_dict"] for run in ("whole", "cut")]
+    weights = [read_checkpoint(tmp_path / run / "last.ckpt")["state_dict"] for run in ("whole", "cut")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert logged(tmp_path / "whole", "train/nll") == logged(tmp_path / "cut", "train/nll")
 
@@ -404,7 +406,7 @@ def test_an_exported_model_says_what_must_come_along(
     card = (model / "README.md").read_text()
     assert ("not part of dsmr" in card) == bool(needs)
     assert all(f"`{need}`" in card for need in [*needs, *(["ownparts"] if needs else [])])
-    assert description["parameters"] == sum(p.numel() for p in checkpoints.load(run).backbone.parameters())
+    assert description["parameters"] == sum(p.numel() for p in load_model(run).backbone.parameters())
     first, second = (Generator.load(path) for path in (run, model))
     assert next(first.tokens(seed=3)) == next(second.tokens(seed=3))
     ids = torch.arange(4, 40)[None]
@@ -433,7 +435,7 @@ def test_an_exported_model_says_what_must_come_along(
 def test_a_configuration_is_estimated(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dsmr("estimate", "--config", "smoke", *OWN[name], "--json") == 0
     result = last_json(capsys)
-    network = checkpoints.load(folder / "runs" / name).backbone
+    network = load_model(folder / "runs" / name).backbone
     assert result["parameters"] == sum(p.numel() for p in network.parameters())
     assert result["state_bytes"] == network.state_bytes(4, 4)
     assert ("note" in result) == (name in NETWORKS)
@@ -547,7 +549,7 @@ def test_a_network_that_no_checkpoint_could_rebuild_is_refused(kind: type[Backbo
     made = network(kind)
     torch.set_rng_state(before)
     with pytest.raises(ValueError, match=said):
-        checkpoints.check_rebuilds(made)
+        check_rebuilds(made)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -556,8 +558,8 @@ def test_a_network_inside_a_function_is_refused() -> None:
         pass
 
     with pytest.raises(ValueError, match="at the top of a module"):
-        checkpoints.check_rebuilds(network(Hidden))
-    checkpoints.check_rebuilds(network(RecurrentTransformer, memory_gate=-1.0))
+        check_rebuilds(network(Hidden))
+    check_rebuilds(network(RecurrentTransformer, memory_gate=-1.0))
 
 
 def test_a_fit_refuses_it_before_it_trains(
@@ -575,18 +577,18 @@ def test_a_class_that_is_not_a_network_or_has_changed_is_told_in_a_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = folder / "runs" / "scaled" / "best.ckpt"
-    section = checkpoints.read(path)["dsmr"]
+    section = read_checkpoint(path)["dsmr"]
     with pytest.raises(ValueError, match=r"ownparts.Pyramid is not a network"):
-        checkpoints.network_of(section | {"backbone": "ownparts.Pyramid"}, path)
+        network_class(section | {"backbone": "ownparts.Pyramid"}, path)
     with pytest.raises(ValueError, match=r"cannot be used .*has no attribute 'Gone'"):
-        checkpoints.network_of(section | {"backbone": "ownparts.Gone"}, path)
+        network_class(section | {"backbone": "ownparts.Gone"}, path)
     (tmp_path / "brokenparts.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"module brokenparts cannot be used \(division by zero\)"):
-        checkpoints.network_of(section | {"backbone": "brokenparts.Mine"}, path)
+        network_class(section | {"backbone": "brokenparts.Mine"}, path)
     monkeypatch.setattr(sys.modules["ownparts"], "Scaled", sys.modules["ownparts"].Narrow)
     with pytest.raises(ValueError, match=r"does not fit the network ownparts.Scaled as it is now"):
-        checkpoints.load(path)
+        load_model(path)
 
 
 def test_a_checkpoint_with_only_the_class_is_found_by_the_runs_settings(folder: Path, tmp_path: Path) -> None:
@@ -595,11 +597,11 @@ def test_a_checkpoint_with_only_the_class_is_found_by_the_runs_settings(folder: 
         content = torch.load(file, weights_only=True)
         content["dsmr"]["backbone"] = "Scaled"
         torch.save(content, file)
-    assert type(checkpoints.load(run).backbone).__qualname__ == "Scaled"
+    assert type(load_model(run).backbone).__qualname__ == "Scaled"
     assert dsmr("validate", "--checkpoint", run) == 0
     (run / "config.yaml").unlink()
     with pytest.raises(ValueError, match="unknown network 'Scaled'"):
-        checkpoints.load(run)
+        load_model(run)
 
 
 @pytest.mark.parametrize(
@@ -663,7 +665,7 @@ def test_the_share_of_a_peak_is_left_out_where_operations_are_not_known(
     trainer = SimpleNamespace(precision="bf16-mixed", world_size=1)
 
     def share(run: str) -> dict[str, float]:
-        backbone = checkpoints.load(folder / "runs" / run).backbone
+        backbone = load_model(folder / "runs" / run).backbone
         model = SimpleNamespace(device=SimpleNamespace(type="cuda"), backbone=backbone)
         return Throughput._share(trainer, model, 1000.0)  # type: ignore[arg-type]
 
@@ -673,7 +675,7 @@ def test_the_share_of_a_peak_is_left_out_where_operations_are_not_known(
 
 def test_a_twin_of_a_users_network_needs_neither_its_config_nor_meta_tensors(folder: Path) -> None:
     for name in NETWORKS:
-        backbone = checkpoints.load(folder / "runs" / name).backbone
+        backbone = load_model(folder / "runs" / name).backbone
         made = twin(backbone)
         ids = torch.arange(4, 40)[None]
         with torch.no_grad():

@@ -17,8 +17,9 @@ from dsmr.data.pool import FEW
 from dsmr.data.store import TokenStore
 from dsmr.model.horizons import MAESTRO_RATE, TokenRate
 from dsmr.results.plots import and_seconds, common_rate, tokens_and_seconds
+from dsmr.results.run_files import BEST_FILE, LAST_FILE, SECTION, read_checkpoint
 from dsmr.results.runs import read_run
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.loading import load_model
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false", "--data.recall", "null"]
 SHORT = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.log_every_n_steps", "1"]
@@ -91,15 +92,15 @@ def test_a_run_knows_the_tokens_of_a_second_without_its_data(
     remi: tuple[Path, TokenStore, str], tmp_path: Path
 ) -> None:
     run, store, _ = remi
-    for name in (checkpoints.BEST, checkpoints.LAST):
-        section = checkpoints.read(run / name)[checkpoints.SECTION]
+    for name in (BEST_FILE, LAST_FILE):
+        section = read_checkpoint(run / name)[SECTION]
         assert section["tokens_per_second"] == store.tokens_per_second
-    assert checkpoints.load(run).rate == TokenRate(store.tokens_per_second)
+    assert load_model(run).rate == TokenRate(store.tokens_per_second)
     assert read_run(run).rate == TokenRate(store.tokens_per_second)
     assert dsmr("export", run, tmp_path / "model") == 0
     card = (tmp_path / "model/README.md").read_text()
     assert f"| segment | 64 tokens, about {seconds(store, 64):.0f} s of music |" in card
-    assert checkpoints.load(tmp_path / "model").rate == TokenRate(store.tokens_per_second)
+    assert load_model(tmp_path / "model").rate == TokenRate(store.tokens_per_second)
 
 
 def older(run: Path, folder: Path, tokenizer: str) -> Path:
@@ -108,10 +109,10 @@ def older(run: Path, folder: Path, tokenizer: str) -> Path:
     for name in ("config.yaml", "metrics.csv"):
         text = (run / name).read_text()
         (folder / name).write_text(text.replace("name: REMI", f"name: {tokenizer}"))
-    content = checkpoints.read(run / checkpoints.BEST)
-    del content[checkpoints.SECTION]["tokens_per_second"]
-    content[checkpoints.SECTION] |= {"tokenizer": {"name": tokenizer, "config": {}}, "format_version": 2}
-    torch.save(content, folder / checkpoints.BEST)
+    content = read_checkpoint(run / BEST_FILE)
+    del content[SECTION]["tokens_per_second"]
+    content[SECTION] |= {"tokenizer": {"name": tokenizer, "config": {}}, "format_version": 2}
+    torch.save(content, folder / BEST_FILE)
     return folder
 
 
@@ -123,11 +124,11 @@ def test_an_older_run_has_maestros_seconds_or_none(
     tokenizer: str, rate: TokenRate | None, card: str, remi: tuple[Path, TokenStore, str], tmp_path: Path
 ) -> None:
     run = older(remi[0], tmp_path / "old", tokenizer)
-    assert checkpoints.load(run).rate == rate
+    assert load_model(run).rate == rate
     assert read_run(run).rate == rate
     assert dsmr("export", run, tmp_path / "model") == 0
     assert f"| segment | {card}" in (tmp_path / "model/README.md").read_text()
-    (run / checkpoints.BEST).unlink()
+    (run / BEST_FILE).unlink()
     assert read_run(run).rate == rate
 
 

@@ -24,7 +24,8 @@ from dsmr.data.lanes import LaneReader, plan_epoch
 from dsmr.data.store import Piece
 from dsmr.model import Backbone
 from dsmr.model.horizons import Rule
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import FORMAT_VERSION, read_checkpoint
+from dsmr.share.loading import load_model
 from dsmr.training.module import token_nll
 from test_perceiver import tiny_perceiver
 
@@ -110,8 +111,8 @@ def nll_by_place(
 
 def test_a_version_1_checkpoint_gives_its_recorded_logits() -> None:
     """Of tokens (7 * i) % 392 in two lanes of two segments, every eighth position; recorded by version 0.1.0."""
-    loaded = checkpoints.load(VERSION_1)
-    assert checkpoints.read(loaded.path)["dsmr"]["format_version"] == 1
+    loaded = load_model(VERSION_1)
+    assert read_checkpoint(loaded.path)["dsmr"]["format_version"] == 1
     assert loaded.tokenizer == {"name": "performance", "config": {}}
     tokens_BT = (torch.arange(2 * 64) * 7 % 392).view(2, 64)
     memory, is_start_B = loaded.backbone.init_memory(2), torch.ones(2, dtype=torch.bool)
@@ -130,6 +131,6 @@ def test_a_version_1_run_goes_on(tmp_path: Path) -> None:
     run = shutil.copytree(VERSION_1, tmp_path / "version1")
     before = (run / "metrics.csv").read_text().splitlines()
     assert main(["fit", "--resume", str(run), "--trainer.max_steps", "16"]) == 0
-    after = checkpoints.read(run / "last.ckpt")
-    assert (after["global_step"], after["dsmr"]["format_version"]) == (16, checkpoints.FORMAT_VERSION)
+    after = read_checkpoint(run / "last.ckpt")
+    assert (after["global_step"], after["dsmr"]["format_version"]) == (16, FORMAT_VERSION)
     assert len((run / "metrics.csv").read_text().splitlines()) == len(before) + 4

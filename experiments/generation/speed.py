@@ -29,7 +29,8 @@ from dsmr.generate.grammar import Grammar
 from dsmr.model import RecurrentTransformer
 from dsmr.model.horizons import TOKENS_PER_SECOND
 from dsmr.model.memory import MIB
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import SECTION
+from dsmr.share.description import describe_network
 
 HORIZONS, SEGMENT = "2x4096+6x512", 512
 TOKENS, TURNS = 200, 7
@@ -116,8 +117,8 @@ def start_up(folder: Path) -> dict[str, float]:
     """Seconds of `dsmr generate` for a moment of music: as usual, and the first time, when numba compiles."""
     checkpoint, tokenizer = folder / "random.ckpt", {"name": "performance", "config": {}}
     weights = {f"backbone.{name}": weight for name, weight in network().state_dict().items()}
-    section = checkpoints.describe(network(), tokenizer)
-    torch.save({checkpoints.SECTION: section, "state_dict": weights}, checkpoint)
+    section = describe_network(network(), tokenizer)
+    torch.save({SECTION: section, "state_dict": weights}, checkpoint)
     # a moment of music: 64 tokens, a fifth of a second
     command = [sys.executable, "-m", "dsmr", "generate", "--checkpoint", str(checkpoint), "--seconds", "0.01"]
     found = {}

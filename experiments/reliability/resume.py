@@ -22,10 +22,10 @@ from typing import IO, Any
 import torch
 from trials import counted, fill, in_process, last_line, run, small_disk, wrap
 
-import dsmr.training.checkpoint
 import dsmr.training.checkpoint_io
 import dsmr.training.csv_logger
 from dsmr.cli import lightning, main
+from dsmr.results.run_files import read_checkpoint
 from dsmr.training.callbacks import LastCheckpoint
 from dsmr.training.module import RecurrentLM
 
@@ -251,14 +251,14 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 def readable(run: Path) -> bool:
     """Whether the checkpoints that are there can be read."""
     try:
-        return all(dsmr.training.checkpoint.read(path) for path in run.glob("*.ckpt"))
+        return all(read_checkpoint(path) for path in run.glob("*.ckpt"))
     except ValueError:
         return False
 
 
 def saved_step(run: Path) -> int:
     """Optimizer steps in the last checkpoint."""
-    return int(dsmr.training.checkpoint.read(run / "last.ckpt")["global_step"])
+    return int(read_checkpoint(run / "last.ckpt")["global_step"])
 
 
 def last_lines(root: Path) -> str:

@@ -21,7 +21,7 @@ from dsmr.benchmark.machine import commit
 from dsmr.cli.by_piece import plain
 from dsmr.cli.generate_command import check_device
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.lightning import CONFIG, SizesCLI
+from dsmr.cli.lightning import SizesCLI
 from dsmr.data.errors import Refused
 from dsmr.data.files import replacing
 from dsmr.data.midi import read_midi
@@ -32,7 +32,9 @@ from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.results import Depth, check_pictures, plot_schedules
 from dsmr.results import piece_table as pieces
 from dsmr.results.piece_table import Comparison, PieceTable, compare, ratio, why_without
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import CONFIG_FILE
+from dsmr.share.description import check_same_network, describe_network
+from dsmr.share.loading import find_checkpoint, load_model
 
 CHOSEN = "chosen on these same pieces"
 
@@ -80,10 +82,10 @@ def run(command: str, arguments: list[str]) -> int:
         raise UserError("--piece looks at one piece; ask for a --budget in a call of its own")
     if settings.trained is not None and settings.budget is None:
         raise UserError("--trained compares a run with the suggestion; give the --budget of the suggestion")
-    loaded = checkpoints.load(cli.exported or cli.checkpoint)
+    loaded = load_model(cli.exported or cli.checkpoint)
     backbone = loaded.backbone.to(device)
-    asked = checkpoints.describe(cli.model.backbone, None)
-    checkpoints.check_same(checkpoints.describe(backbone, None), asked, horizons_too=True)
+    asked = describe_network(cli.model.backbone, None)
+    check_same_network(describe_network(backbone, None), asked, horizons_too=True)
     if not isinstance(backbone, Decoder):
         raise UserError(
             f"{name_of(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive "
@@ -129,11 +131,11 @@ def read_trained(given: str) -> Trained:
     Raises:
         UserError: there is none, or it has no results by piece.
     """
-    found = checkpoints.find(given)
+    found = find_checkpoint(given)
     folder = found if found.is_dir() else found.parent
     if not (folder / pieces.NAME).is_file():
         raise UserError(f"--trained {given} has no {pieces.NAME}; write it with dsmr validate --checkpoint {folder}")
-    horizons = checkpoints.load(given).backbone.horizons
+    horizons = load_model(given).backbone.horizons
     return Trained(folder.name, horizons, PieceTable.read(folder / pieces.NAME))
 
 
@@ -176,7 +178,7 @@ def whole_split(
         print(f"next: dsmr analyze --checkpoint {name} --budget {budget} suggests a schedule")
         return result
     result |= tell_suggestion(found, backbone, folder, trained, rate, picture=settings.picture)
-    own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG))} "
+    own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG_FILE))} "
     print(f"next: dsmr fit {own}--config {shlex.quote(result['overlay'])} --name suggested-{settings.budget}")
     return result
 

@@ -47,8 +47,19 @@ from dsmr.generate.samples import Samples
 from dsmr.model import Schedule
 from dsmr.model.backbone import without_weights
 from dsmr.model.horizons import format_horizons
+from dsmr.results.run_files import (
+    BEST_FILE,
+    CONFIG_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    SECTION,
+    SECTION_FILE,
+    find_run_folder,
+    read_checkpoint,
+)
 from dsmr.share import exported
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.description import check_rebuilds, check_same_network, describe_network, import_class
+from dsmr.share.loading import find_checkpoint
 from dsmr.training.callbacks import (
     BestCheckpoint,
     EpochTime,
@@ -59,12 +70,12 @@ from dsmr.training.callbacks import (
     Throughput,
 )
 from dsmr.training.callbacks.last_checkpoint import METRICS_ROWS
+from dsmr.training.checkpoint import is_resumable
 from dsmr.training.checkpoint_io import AtomicCheckpointIO
 from dsmr.training.csv_logger import MetricsLogger, rows_before
 from dsmr.training.csv_logger import read as read_metrics
 from dsmr.training.module import RecurrentLM
 
-CONFIG, METRICS = checkpoints.CONFIG, "metrics.csv"
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 NAME_VARIABLE = "DSMR_RUN_NAME"
 RUN_OPTIONS = ("--resume", "--checkpoint", "--ckpt_path")
@@ -109,8 +120,8 @@ class SaveConfig(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             section: dict[str, Any] = pl_module.section  # type: ignore[assignment]
             texts = {
-                checkpoints.RUN: json.dumps(section, indent=2) + "\n",
-                CONFIG: self.parser.dump(self.config, skip_unset=False),
+                SECTION_FILE: json.dumps(section, indent=2) + "\n",
+                CONFIG_FILE: self.parser.dump(self.config, skip_unset=False),
             }
             for name, text in texts.items():
                 try:
@@ -170,36 +181,37 @@ class DsmrCLI(LightningCLI):
         if run is not None:
             if self.command != "fit":
                 raise UserError(f"--resume belongs to dsmr fit; dsmr {self.command} takes --checkpoint")
-            self.checkpoint = checkpoints.find(run, checkpoints.LAST)
+            self.checkpoint = find_checkpoint(run, LAST_FILE)
         elif given is not None:
-            self.checkpoint = checkpoints.find(given)
+            self.checkpoint = find_checkpoint(given)
         if self.checkpoint is None:
             return arguments
         if self.checkpoint.is_dir():
             self.exported, self.checkpoint = self.checkpoint, self.checkpoint / exported.WEIGHTS
             exported.read_description(self.exported)
-        content = {} if self.exported else checkpoints.read(self.checkpoint)
-        self._kept_horizons = content.get(checkpoints.SECTION, {}).get("config", {}).get("horizons")
+        content = {} if self.exported else read_checkpoint(self.checkpoint)
+        self._kept_horizons = content.get(SECTION, {}).get("config", {}).get("horizons")
         if self.command == "fit":
             if self.exported:
                 raise UserError(
                     f"{self.exported} is an exported model, which cannot resume; use dsmr fit --resume RUN"
                 )
-            if not checkpoints.is_resumable(content):
+            if not is_resumable(content):
                 raise UserError(f"{self.checkpoint} holds weights only and cannot resume; use dsmr fit --resume RUN")
-        self.run_folder = checkpoints.run_folder(self.checkpoint)
+        self.run_folder = find_run_folder(self.checkpoint)
         if self.run_folder is None:
             self.run_folder = self.checkpoint.parent
             if self.command == "fit" or not config_values(arguments):
                 raise UserError(
-                    f"{self.checkpoint} has no {CONFIG} in its folder or the two above; keep it in its run's folder"
-                    + ("" if self.command == "fit" else f", or give the run's own with --config {CONFIG}")
+                    f"{self.checkpoint} has no {CONFIG_FILE} in its folder or the two above; "
+                    "keep it in its run's folder"
+                    + ("" if self.command == "fit" else f", or give the run's own with --config {CONFIG_FILE}")
                 )
             return arguments
         if self.command == "fit":
-            self.num_metrics_rows = known_rows(content, self.run_folder / METRICS)
+            self.num_metrics_rows = known_rows(content, self.run_folder / METRICS_FILE)
             self.begun_at = int(content.get("global_step", 0))
-        return ["--config", str(self.run_folder / CONFIG), *arguments]
+        return ["--config", str(self.run_folder / CONFIG_FILE), *arguments]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
         parser.add_argument("--name", type=str | None, default=None, help="Name of the run; None: horizons and time.")
@@ -257,13 +269,13 @@ class DsmrCLI(LightningCLI):
             self.folder = self.run_folder
             self._keep_horizons(settings.model)
             if self.command == "fit":
-                check_resumed(self.folder / CONFIG, settings.model)
+                check_resumed(self.folder / CONFIG_FILE, settings.model)
             return
         settle_root(settings, given)
         if settings.name is None:
             settings.name = new_name(settings.model)
         self.folder = Path(settings.root) / settings.name
-        has_saved = any((self.folder / name).exists() for name in (checkpoints.LAST, checkpoints.BEST))
+        has_saved = any((self.folder / name).exists() for name in (LAST_FILE, BEST_FILE))
         if self.command == "fit" and has_saved and not settings.trainer.fast_dev_run:
             raise UserError(
                 f"{self.folder} holds a run already; choose another --name, or go on with --resume {self.folder}"
@@ -282,7 +294,7 @@ class DsmrCLI(LightningCLI):
     def _keep_horizons(self, model: Namespace) -> None:
         """Take the run's own schedule as the run expanded it: the class may give other horizons by now."""
         if self._kept_horizons and isinstance(model.horizons, Namespace):
-            run = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+            run = yaml.safe_load((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
             if json.loads(json.dumps(model.horizons.as_dict())) == run["model"]["horizons"]:
                 model.horizons = format_horizons(self._kept_horizons)
 
@@ -355,7 +367,7 @@ def check_schedule(horizons: Any) -> None:
         UserError: with the reason.
     """
     if isinstance(horizons, str) and CLASS_PATH.fullmatch(horizons):
-        found = checkpoints.imported(horizons, f"model.horizons {horizons}:")
+        found = import_class(horizons, f"model.horizons {horizons}:")
         if not (isinstance(found, type) and issubclass(found, Schedule)):
             raise UserError(
                 f"model.horizons {horizons} is not a schedule: it does not derive from dsmr.model.Schedule"
@@ -410,7 +422,7 @@ def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
     """Tell how to go on; gives the exit status, of the first process alone, since Lightning kills for another's."""
     if not trainer.is_global_zero:
         return 0
-    print(f"stopped after step {trainer.global_step:,} ({stopped.reason}), which {folder / checkpoints.LAST} holds")
+    print(f"stopped after step {trainer.global_step:,} ({stopped.reason}), which {folder / LAST_FILE} holds")
     print(f"next: dsmr fit --resume {shlex.quote(str(folder))}")
     return stopped.status
 
@@ -424,14 +436,14 @@ def run(command: str, arguments: list[str]) -> int:
     output = check_output(cli.config.output)
     cli.model.check_data(cli.datamodule)
     if command == "fit":
-        checkpoints.check_rebuilds(cli.model.backbone)
+        check_rebuilds(cli.model.backbone)
         cli.datamodule.check_training(with_validation=cli.trainer.limit_val_batches != 0)
     announce(cli.model, cli.datamodule, cli.trainer)
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
     if cli.exported:
-        checkpoints.check_same(
+        check_same_network(
             exported.read_description(cli.exported)["model"],
-            checkpoints.describe(cli.model.backbone, None),
+            describe_network(cli.model.backbone, None),
             horizons_too=False,
         )
         cli.model.backbone.load_state_dict(exported.read_weights(cli.exported))
@@ -496,19 +508,19 @@ def file_of_pieces(cli: DsmrCLI) -> Path | None:
     if cli.exported:
         section = exported.read_description(cli.exported)["model"]
     else:
-        section = checkpoints.read(cli.checkpoint)[checkpoints.SECTION]
+        section = read_checkpoint(cli.checkpoint)[SECTION]
     own, present = section["config"], cli.model.backbone.config()
     if any(own.get(name) != present.get(name) for name in ("horizons", "prefix_length")):
         return None
-    if not (cli.folder / CONFIG).is_file():
+    if not (cli.folder / CONFIG_FILE).is_file():
         return None
-    run = yaml.safe_load((cli.folder / CONFIG).read_text(encoding="utf-8"))
+    run = yaml.safe_load((cli.folder / CONFIG_FILE).read_text(encoding="utf-8"))
     if not is_as_in_training(run, cli.config.as_dict()):
         return None
     parts = ["pieces"]
     if cli.command == "test":
         parts.append("test")
-    if cli.checkpoint.name not in (checkpoints.BEST, exported.WEIGHTS):
+    if cli.checkpoint.name not in (BEST_FILE, exported.WEIGHTS):
         parts.append(cli.checkpoint.stem)
     return cli.folder / ("_".join(parts) + ".csv")
 

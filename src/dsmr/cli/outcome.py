@@ -13,7 +13,7 @@ from dsmr.data.sources import Split
 from dsmr.model.backbone import summary_of
 from dsmr.model.horizons import TokenRate
 from dsmr.model.memory import MIB
-from dsmr.training.checkpoint import BEST, LAST
+from dsmr.results.run_files import BEST_FILE, LAST_FILE
 from dsmr.training.module import RecurrentLM
 
 
@@ -60,12 +60,12 @@ def conclude(
         print(f"  on {seen:,.0f} tokens of {len(pieces)} {split} pieces ({whole})")
         result |= {"split": split, "partial": seen != tokens}
     if command == "fit":
-        is_scored = (folder / BEST).is_file() or trainer.fast_dev_run  # type: ignore[attr-defined]
+        is_scored = (folder / BEST_FILE).is_file() or trainer.fast_dev_run  # type: ignore[attr-defined]
         run = shlex.quote(str(folder))
         if is_scored:
             print(f"next: dsmr validate --checkpoint {run}")
         elif not trainer.limit_val_batches:
-            print(f"trained without validation, so that there is no {BEST}; other commands take {LAST}")
+            print(f"trained without validation, so that there is no {BEST_FILE}; other commands take {LAST_FILE}")
             print(f"next: dsmr generate --checkpoint {run} --output music.mid")
         else:
             print("no validation ran, so there is no best checkpoint: lower trainer.val_check_interval")

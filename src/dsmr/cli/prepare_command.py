@@ -10,10 +10,11 @@ from lightning.pytorch.cli import LightningArgumentParser
 from dsmr import UserError
 from dsmr.cli.configs import data_options, has_training_settings, take_flag
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.lightning import CONFIG, DsmrCLI
+from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.progress import bar
 from dsmr.data.download import LICENCE, download_maestro
 from dsmr.data.store import cache_folder
+from dsmr.results.run_files import CONFIG_FILE
 
 
 class PrepareCLI(DsmrCLI):
@@ -33,7 +34,7 @@ def following(arguments: list[str], checkpoint: Path | None, *, has_validation: 
     """The command that trains on the store: with all options that decided it."""
     options = data_options(arguments)
     if checkpoint is not None:
-        options = ["--config", str(checkpoint.parent / CONFIG), *options]
+        options = ["--config", str(checkpoint.parent / CONFIG_FILE), *options]
     if not has_training_settings(options):
         options = ["--config", "laptop", *options]
     if not has_validation:

@@ -18,7 +18,7 @@ from dsmr.generate.prompt import NOTHING, Prompt, read_prompt
 from dsmr.generate.sampling import Sampling, draw
 from dsmr.model import Backbone
 from dsmr.model.memory import Memory, over_lanes
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.loading import load_model
 
 DRAWN_AT_ONCE = 256  # random numbers of a lane
 MOST_SEED = 2**63 - 1
@@ -84,7 +84,7 @@ class Generator:
         Raises:
             UserError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
         """
-        loaded = checkpoints.load(checkpoint, horizons=horizons, attention=attention)
+        loaded = load_model(checkpoint, horizons=horizons, attention=attention)
         if loaded.tokenizer is None:
             raise UserError(f"{loaded.path} names no tokenizer; train with dsmr fit")
         tokenizer = build_tokenizer(TokenizerSpec(**loaded.tokenizer))

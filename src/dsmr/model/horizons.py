@@ -9,10 +9,10 @@ Music Recurrence (arXiv 2602.19816); its window lengths are not public, so the n
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from dsmr import UserError
 
@@ -50,6 +50,17 @@ FULL_HORIZON = 4096
 
 Rule = Literal["boundary", "sliding"]
 """What a query sees: its own segment and H_l tokens before that, or the last H_l tokens wherever it stands."""
+
+
+def token_rate(section: Mapping[str, Any]) -> TokenRate | None:
+    """Tokens in a second of the music that a network was trained on.
+
+    A section that does not say so, as of older versions, has MAESTRO's with `performance` tokens, and else none.
+    """
+    known = section.get("tokens_per_second")
+    if known is not None:
+        return TokenRate(known)
+    return MAESTRO_RATE if (section.get("tokenizer") or {}).get("name") == "performance" else None
 
 
 def parse_horizons(text: str) -> tuple[int, ...]:

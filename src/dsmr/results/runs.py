@@ -12,13 +12,11 @@ from typing import Any
 import yaml
 
 from dsmr import UserError
-from dsmr.model.horizons import Rule, TokenRate, format_horizons, parse_horizons
+from dsmr.model.horizons import Rule, TokenRate, format_horizons, parse_horizons, token_rate
 from dsmr.results import piece_table as pieces
 from dsmr.results.piece_table import PieceTable
-from dsmr.training import checkpoint as checkpoints
-from dsmr.training.checkpoint import token_rate
+from dsmr.results.run_files import CONFIG_FILE, METRICS_FILE, SECTION_FILE, read_run_section
 
-CONFIG, METRICS = "config.yaml", "metrics.csv"
 PERFORMANCE = "perf/"
 
 
@@ -105,15 +103,15 @@ def collect(folder: Path) -> Collection:
         raise UserError(f"{folder} is no folder; name one with runs or benchmark files")
     found: dict[str, Run] = {}
     benchmarks, unread = {}, {}
-    for path in sorted(folder.rglob(METRICS)):
-        if not (path.parent / CONFIG).is_file():
+    for path in sorted(folder.rglob(METRICS_FILE)):
+        if not (path.parent / CONFIG_FILE).is_file():
             continue
         try:
             found[path.parent.relative_to(folder).as_posix()] = read_run(path.parent)
         except Exception as error:  # whatever is wrong with one run, the others are shown
             unread[str(path.parent.relative_to(folder))] = reason(error)
     for path in sorted(folder.rglob("*.json")):
-        if path.name == checkpoints.RUN:  # read with its run
+        if path.name == SECTION_FILE:  # read with its run
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -152,15 +150,15 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: its metrics are empty, or its settings are not those of a run.
     """
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for name in ("model", "data", "trainer"):
         if not isinstance(config, dict) or not isinstance(config.get(name), dict):
-            raise UserError(f"{CONFIG} has no settings of {name}: it is not that of a run")
-    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
+            raise UserError(f"{CONFIG_FILE} has no settings of {name}: it is not that of a run")
+    with (folder / METRICS_FILE).open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     if not rows:
-        raise UserError(f"{METRICS} is empty: the run logged nothing")
-    run = Run(folder.name, config, rows, section=checkpoints.read_section(folder))
+        raise UserError(f"{METRICS_FILE} is empty: the run logged nothing")
+    run = Run(folder.name, config, rows, section=read_run_section(folder))
     run.figures = figures(run)
     _ = run.rule, run.segment_length, run.tokens_per_step  # what is wrong with them is told here
     run.rate = token_rate(run.section or config["data"])

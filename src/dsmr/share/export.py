@@ -14,9 +14,12 @@ from dsmr import UserError
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.model import format_horizons
 from dsmr.model.backbone import is_ours, name_of
+from dsmr.model.horizons import token_rate
+from dsmr.results.run_files import find_run_folder
 from dsmr.results.runs import Run, read_run
+from dsmr.share.description import describe_network
 from dsmr.share.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_exported, sha256
-from dsmr.training import checkpoint as checkpoints
+from dsmr.share.loading import LoadedModel, load_model
 
 PATHS = (("root",), ("data", "path"), ("data", "cache_dir"), ("trainer", "default_root_dir"))
 PERSONAL = (("trainer", "logger"), ("trainer", "callbacks"), ("trainer", "plugins"))
@@ -54,7 +57,7 @@ def export(given: str | Path, folder: Path, *, licence: str | None = None) -> di
         raise UserError(f"{folder} exists already and is not empty; name a new folder")
     if not folder.parent.is_dir():
         raise UserError(f"{folder}: there is no folder {folder.parent}; make it first")
-    loaded = checkpoints.load(given)
+    loaded = load_model(given)
     if is_exported(loaded.path):
         raise UserError(f"{given} is an exported model already; copy the folder")
     if loaded.tokenizer is None:
@@ -74,7 +77,7 @@ def export(given: str | Path, folder: Path, *, licence: str | None = None) -> di
     return description
 
 
-def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | None) -> dict[str, Any]:
+def _write(loaded: LoadedModel, folder: Path, name: str, licence: str | None) -> dict[str, Any]:
     """All files of an exported model; gives what its `config.json` says."""
     assert loaded.tokenizer is not None
     run = _run_of(loaded.path)
@@ -90,7 +93,7 @@ def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | N
         (folder / SETTINGS).write_text(settings, encoding="utf-8")
     description = {
         "library": "dsmr",
-        "model": checkpoints.describe(loaded.backbone, loaded.tokenizer, loaded.data, loaded.tokens_per_second),
+        "model": describe_network(loaded.backbone, loaded.tokenizer, loaded.data, loaded.tokens_per_second),
         "parameters": sum(parameter.numel() for parameter in loaded.backbone.parameters()),
         "measured": measured(run),
         "licence": licence or identifier,
@@ -107,7 +110,7 @@ def _write(loaded: checkpoints.Loaded, folder: Path, name: str, licence: str | N
 
 def _run_of(checkpoint: Path) -> Run | None:
     """The run beside a checkpoint, if its settings and metrics are there."""
-    folder = checkpoints.run_folder(checkpoint)
+    folder = find_run_folder(checkpoint)
     if folder is None:
         return None
     try:
@@ -148,7 +151,7 @@ def shared_settings(run: Run, horizons: Sequence[int]) -> dict[str, Any]:
     return made
 
 
-def own_classes(loaded: checkpoints.Loaded, run: Run | None) -> list[str]:
+def own_classes(loaded: LoadedModel, run: Run | None) -> list[str]:
     """Class paths of a user's own classes, whose modules must come along: network, tokenizer, and what trained it."""
     assert loaded.tokenizer is not None
     settings = {} if run is None else run.config["model"]
@@ -178,7 +181,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
     if not horizons and "prefix_length" in config:
         spelling = f"none; a prefix of {config['prefix_length']} tokens"
     sizes = [f"{config[key]}" for key in ("num_layers", "d_model", "num_heads") if key in config]
-    length, rate = model["segment_length"], checkpoints.token_rate(model)
+    length, rate = model["segment_length"], token_rate(model)
     about = "" if rate is None else f", about {rate.seconds(length):.0f} {rate.label}"
     lines = [
         "---",

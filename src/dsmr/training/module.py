@@ -23,7 +23,10 @@ from dsmr.batch import IGNORED, Segment
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
 from dsmr.model.memory import Memory, Update, over_lanes
 from dsmr.results.piece_table import PieceTable
-from dsmr.training import checkpoint as checkpoints
+from dsmr.results.run_files import SECTION
+from dsmr.share.description import check_same_network, describe_network
+from dsmr.share.loading import load_model
+from dsmr.training.checkpoint import is_resumable
 from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
 from dsmr.training.optimizers import AdamW, WarmupCosine
 
@@ -103,14 +106,14 @@ class RecurrentLM(LightningModule):
         """Rebuild a trained module from a run, a checkpoint file or an exported folder.
 
         Args:
-            checkpoint_path: see `dsmr.training.checkpoint.load`.
+            checkpoint_path: see `load_model`.
             map_location: device of the weights; None means the CPU.
             settings: constructor arguments that have nothing to do with the network, such as `optimizer`.
 
         Raises:
             UserError: there is no checkpoint, or it cannot be used.
         """
-        backbone = checkpoints.load(checkpoint_path).backbone
+        backbone = load_model(checkpoint_path).backbone
         sizes = {"vocab_size": backbone.vocab_size, "segment_length": backbone.segment_length}
         made = cls(None, lambda *_: backbone, **{**sizes, **settings})
         return made.to(map_location or "cpu").train()
@@ -298,8 +301,8 @@ class RecurrentLM(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the network's description, and to a checkpoint that can resume, the training memory."""
-        section = checkpoint[checkpoints.SECTION] = self.section
-        if not checkpoints.is_resumable(checkpoint):
+        section = checkpoint[SECTION] = self.section
+        if not is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
             return
         is_undone = self._batch is not None
@@ -315,12 +318,12 @@ class RecurrentLM(LightningModule):
         Raises:
             UserError: the network has other sizes, or training goes on with other horizons or processes.
         """
-        section = checkpoint.get(checkpoints.SECTION)
+        section = checkpoint.get(SECTION)
         if section is None:
             return
         is_resumed = self._trainer is not None and self.trainer.state.fn == "fit"
-        present = checkpoints.describe(self.backbone, None)
-        checkpoints.check_same(section, present, horizons_too=is_resumed)
+        present = describe_network(self.backbone, None)
+        check_same_network(section, present, horizons_too=is_resumed)
         if is_resumed:
             self._restored = section
 
@@ -341,7 +344,7 @@ class RecurrentLM(LightningModule):
         spec = None if self._data is None else vars(self._data.tokenizer_spec)
         data = None if self._data is None else self._data.store.description.partition(" in ")[0]
         rate = None if self._data is None else self._data.tokens_per_second
-        return checkpoints.describe(self.backbone, spec, data, rate)
+        return describe_network(self.backbone, spec, data, rate)
 
     def training_state(self) -> list[Tensor]:
         """Keys and values of the training memory, (B, H, M, D); none before the first step."""

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from dsmr import UserError
 from dsmr.cli.sweep.spec import Sweep, Trial
 from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, read_state, write_state
+from dsmr.results.run_files import BEST_FILE, LAST_FILE
 from dsmr.results.runs import read_run
-from dsmr.training.checkpoint import BEST, LAST
 
 LOGS = "logs"
 SECONDS_TO_SAVE = 300.0
@@ -93,13 +93,13 @@ def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> 
     if not is_free(lock):
         tell(f"{label}: FAILED: {taken(lock)}")
         return Outcome(trial, FAILED, {}, taken(lock))
-    goes_on = (run / LAST).is_file()
+    goes_on = (run / LAST_FILE).is_file()
     if goes_on:
         arguments = ["fit", "--resume", str(run)]
         if state is not None and state.get("fingerprint") is None:  # its settings are the run's own, not today's
             trial = replace(trial, fingerprint=None)
     else:
-        for name in (BEST, "metrics.csv"):  # of an attempt that saved nothing to go on from
+        for name in (BEST_FILE, "metrics.csv"):  # of an attempt that saved nothing to go on from
             (run / name).unlink(missing_ok=True)
         arguments = ["fit", *trial.arguments, "--root", str(folder), "--name", trial.name]
     write_state(run, trial, BEGUN)

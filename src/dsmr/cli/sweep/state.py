@@ -7,7 +7,7 @@ from typing import Any
 from dsmr import UserError
 from dsmr.cli.sweep.spec import Trial
 from dsmr.data.files import replacing
-from dsmr.training.checkpoint import BEST, LAST
+from dsmr.results.run_files import BEST_FILE, LAST_FILE
 
 STATE = "trial.json"
 BEGUN, DONE, FAILED = "begun", "done", "failed"
@@ -21,7 +21,7 @@ def check_same(trial: Trial, run: Path) -> None:
     """
     state = read_state(run)
     if state is None:
-        if any((run / name).is_file() for name in (LAST, BEST)):
+        if any((run / name).is_file() for name in (LAST_FILE, BEST_FILE)):
             raise UserError(f"{run} holds a run that no sweep began; choose another --root, or move it away")
         return
     before, now = state["arguments"], list(trial.arguments)
@@ -30,7 +30,7 @@ def check_same(trial: Trial, run: Path) -> None:
         raise UserError(
             f"{run} was begun with other options ({' '.join(changed)} differs); choose another --root, or delete it"
         )
-    is_kept = state["status"] != FAILED or (run / LAST).is_file()  # all others are begun anew
+    is_kept = state["status"] != FAILED or (run / LAST_FILE).is_file()  # all others are begun anew
     known = state.get("fingerprint")
     if is_kept and None not in (known, trial.fingerprint) and known != trial.fingerprint:
         raise UserError(

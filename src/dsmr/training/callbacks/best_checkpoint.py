@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dsmr.results import piece_table as pieces
 from dsmr.results.piece_table import PieceTable
-from dsmr.training.checkpoint import BEST
+from dsmr.results.run_files import BEST_FILE
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -21,7 +21,7 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             dirpath=folder,
-            filename=BEST.removesuffix(self.FILE_EXTENSION),
+            filename=BEST_FILE.removesuffix(self.FILE_EXTENSION),
             monitor="val/perplexity",
             mode="min",
             save_weights_only=True,
@@ -47,7 +47,7 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state, with the paths of the run's present folder."""
         assert self.dirpath is not None
-        path = str(Path(self.dirpath) / BEST)
+        path = str(Path(self.dirpath) / BEST_FILE)
         moved: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             moved |= {"best_model_path": path, "kth_best_model_path": path}

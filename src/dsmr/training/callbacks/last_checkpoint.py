@@ -10,9 +10,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from dsmr import UserError
+from dsmr.results.run_files import LAST_FILE
 from dsmr.training.callbacks.stop_signals import Stopped, StopSignals, describe
 from dsmr.training.callbacks.throughput import is_logged
-from dsmr.training.checkpoint import LAST
 from dsmr.training.csv_logger import MetricsLogger
 from dsmr.training.module import NotFiniteError
 
@@ -135,7 +135,7 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the state before a step that failed for its numbers, where it still stands."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            print(f"stopped at once; {LAST} in {self.folder} holds step {self._saved_at:,}", file=sys.stderr)
+            print(f"stopped at once; {LAST_FILE} in {self.folder} holds step {self._saved_at:,}", file=sys.stderr)
         if isinstance(exception, NotFiniteError) and exception.is_undone:
             self._save(trainer)
 
@@ -197,7 +197,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # so that what was logged before is never missing after
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        trainer.save_checkpoint(self.folder / LAST_FILE, weights_only=False)
         self._saved_at, self._saved_when, self._is_due = trainer.global_step, time.monotonic(), False
 
 

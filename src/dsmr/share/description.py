@@ -1,0 +1,174 @@
+"""Describe a network in a checkpoint or an exported model, so that the file alone rebuilds it.
+
+A network of ours is named by its class; a user's own by its class path, whose module is imported to load it. Horizons
+are kept expanded, never as a schedule's class.
+"""
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dsmr import UserError
+from dsmr import model as networks
+from dsmr.model import Backbone, format_horizons
+from dsmr.model.backbone import is_ours, name_of, without_weights
+from dsmr.results.run_files import CONFIG_FILE, FORMAT_VERSION
+
+
+def describe_network(
+    backbone: Backbone,
+    tokenizer: dict[str, Any] | None,
+    data: str | None = None,
+    tokens_per_second: float | None = None,
+) -> dict[str, Any]:
+    """Section of a checkpoint about the network, its tokenizer and what it was trained on.
+
+    Raises:
+        UserError: `config()` of a user's own network holds something else than numbers, texts and lists.
+    """
+    return {
+        "format_version": FORMAT_VERSION,
+        "backbone": name_of(type(backbone)),
+        "config": plain_config(backbone),
+        "rule": backbone.rule,
+        "horizons": list(backbone.horizons),
+        "segment_length": backbone.segment_length,
+        "vocab_size": backbone.vocab_size,
+        "tokenizer": tokenizer,
+        "data": data,
+        "tokens_per_second": tokens_per_second,
+    }
+
+
+def plain_config(backbone: Backbone) -> dict[str, Any]:
+    """`config()` of a network in the types that every checkpoint can hold; tuples become lists.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    plain: dict[str, Any] = {}
+    for key, value in backbone.config().items():
+        try:
+            plain[key] = json.loads(json.dumps(value))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{name_of(type(backbone))}: config() holds {key} = {value!r} ({type(value).__name__}), which a "
+                "checkpoint cannot keep; give numbers, strings, lists or None"
+            ) from error
+    return plain
+
+
+def check_rebuilds(backbone: Backbone) -> None:
+    """Refuse a user's own network that a checkpoint could not rebuild, before it is trained.
+
+    Raises:
+        UserError: its class cannot be imported, or `config()` leaves out arguments or gives other ones.
+    """
+    network, config = type(backbone), plain_config(backbone)
+    name = name_of(network)
+    if is_ours(name):
+        return
+    fix = "let config() give every argument of the constructor"
+    if "<locals>" in name or network.__module__ == "__main__":
+        raise UserError(f"{name} cannot be imported again; define the network at the top of a module of its own")
+    known = next((base for base in network.__mro__ if issubclass(base, Backbone) and is_ours(name_of(base))), None)
+    inherited = inspect.signature(known).parameters if known else {}
+    missing = [
+        key
+        for key, parameter in inspect.signature(network).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and key not in {*config, *network.OPTIONS, *inherited}
+    ]
+    if missing:
+        raise UserError(f"{name} takes {', '.join(missing)}, but its config() leaves this out; {fix}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            rebuilt = without_weights(lambda: network.rebuild(config))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be built again from its config() ({error}); {fix}") from error
+    shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (backbone, rebuilt)]
+    if shapes[0] != shapes[1] or plain_config(rebuilt) != config:
+        raise UserError(f"{name} becomes another network when it is built again from its config(); {fix}")
+
+
+def check_same_network(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
+    """Refuse a network that is not the one that was saved; both are sections as of `describe_network`.
+
+    Horizons and prefix may differ where nothing is resumed: the weights do not depend on them. The segment length
+    may not, since under the `boundary` rule it is part of the function.
+
+    Raises:
+        UserError: naming the first setting that differs, with both values.
+    """
+    names = ("backbone", "rule")
+    settings = [{name: section[name] for name in names} | section["config"] for section in (saved, present)]
+    if not hasattr(networks, saved["backbone"]) and is_ours(saved["backbone"]):  # before class paths were kept
+        settings[1]["backbone"] = present["backbone"].rpartition(".")[2]
+    free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons", "prefix_length"})
+    for known in settings:  # whether there is one, not where it began
+        known["memory_gate"] = known.get("memory_gate") is not None
+    for name, first in settings[0].items():
+        second = settings[1].get(name)
+        if name in free or first == second:
+            continue
+        if name == "horizons":
+            first, second = (value and format_horizons(value) for value in (first, second))
+        raise UserError(
+            f"the checkpoint was trained with {name} = {first}, now it is {second}; use the run's own value, or "
+            "begin a new run"
+        )
+
+
+def network_class(section: dict[str, Any], path: Path) -> type[Backbone]:
+    """Return the network class that a checkpoint names, importing a user's module.
+
+    Raises:
+        UserError: there is no such class, or it is no network.
+    """
+    name: str = section["backbone"]
+    network = getattr(networks, name, None)
+    if isinstance(network, type) and issubclass(network, Backbone):
+        return network
+    name = _class_path_in_config(name, path) if is_ours(name) else name
+    if is_ours(name):
+        raise UserError(f"{path}: unknown network {name!r}; update dsmr")
+    network = import_class(name, f"{path}: the network {name} is not part of dsmr, and")
+    if not (isinstance(network, type) and issubclass(network, Backbone)):
+        raise UserError(f"{path}: {name} is not a network: it does not derive from dsmr.model.Backbone")
+    return network
+
+
+def import_class(class_path: str, what: str) -> Any:
+    """Import a user's own class.
+
+    Args:
+        class_path: `mynet.Mine`.
+        what: begins the message where it cannot be imported; `its module mynet cannot be used` follows.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever a user's module raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{what} its module {module} cannot be used ({reason}); run this in the folder that has "
+            f"{module.partition('.')[0]}, or put that folder on PYTHONPATH"
+        ) from error
+
+
+def _class_path_in_config(name: str, path: Path) -> str:
+    """Class path of a user's own network, from the settings beside a checkpoint that names only its class."""
+    try:
+        config = yaml.safe_load((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+        class_path = str(config["model"]["backbone"]["class_path"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return name
+    return class_path if class_path.rpartition(".")[2] == name else name

@@ -1,0 +1,117 @@
+"""Find a saved model and load it: a run, a checkpoint file, an exported folder, or one on the Hugging Face hub."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dsmr import UserError
+from dsmr.attention.attend import Form
+from dsmr.model import Backbone
+from dsmr.model.horizons import TokenRate, token_rate
+from dsmr.results.run_files import BEST_FILE, LAST_FILE, SECTION, check_format_version, read_checkpoint
+from dsmr.share import exported
+from dsmr.share.description import network_class
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network out of a checkpoint.
+
+    Attributes:
+        backbone: with its weights, in evaluation mode.
+        tokenizer: `{"name", "config"}` as of `dsmr.data.tokenizer.TokenizerSpec`; None if none was known.
+        path: the file.
+        vocabulary: ids of all tokens by name, where an exported model has them.
+        data: what it was trained on, where that is known: `MAESTRO`, `MIDI files`, ...
+        tokens_per_second: of that music; None if it is not known.
+    """
+
+    backbone: Backbone
+    tokenizer: dict[str, Any] | None
+    path: Path
+    vocabulary: dict[str, int] | None = None
+    data: str | None = None
+    tokens_per_second: float | None = None
+
+    @property
+    def rate(self) -> TokenRate | None:
+        """Tokens in a second of music, see `token_rate`."""
+        return token_rate({"tokens_per_second": self.tokens_per_second, "tokenizer": self.tokenizer})
+
+
+def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
+    """Checkpoint file of a run folder, or the file itself; the folder of an exported model, fetched if it must be.
+
+    Raises:
+        UserError: there is none.
+    """
+    if str(given).startswith(exported.HUB):
+        return exported.fetch(str(given))
+    path = Path(given).expanduser()
+    if path.is_dir() and exported.is_exported(path):
+        return path
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"checkpoint {given}: no such run folder or file")
+    names = (preferred, LAST_FILE) if preferred == BEST_FILE else (preferred,)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    begin = f"; begin it again with dsmr fit --name {path.name}" if preferred == LAST_FILE else ""
+    raise UserError(f"run {given} holds no {preferred}; it has not saved one yet{begin}")
+
+
+def load_model(given: str | Path, *, horizons: str | None = None, attention: Form = "auto") -> LoadedModel:
+    """Network and tokenizer of a run's best checkpoint, of a checkpoint file or of an exported model.
+
+    Args:
+        given: a run folder, a file, an exported folder or a hub address of one (`hf://OWNER/NAME`).
+        horizons: other horizons than the trained ones, with the same weights; None keeps those.
+        attention: the form that computes it, see `dsmr.attention.attend.attend`.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    path = find_checkpoint(given)
+    if path.is_dir():
+        section, weights = exported.read_description(path)["model"], exported.read_weights(path)
+        vocabulary = json.loads((path / exported.TOKENIZER).read_text(encoding="utf-8"))["vocabulary"]
+    else:
+        content, vocabulary = read_checkpoint(path), None
+        section, weights = content[SECTION], backbone_weights(content)
+    check_format_version(section, path)
+    needed = [name for name in (section["backbone"], (section["tokenizer"] or {}).get("name", "")) if "." in name]
+    if needed and str(given).startswith(exported.HUB):
+        raise UserError(
+            f"checkpoint {given} needs code that is not part of dsmr ({', '.join(needed)}), which is not imported for "
+            "models from the hub; read that code, then download the model and give its folder"
+        )
+    network = network_class(section, path)
+    config: dict[str, Any] = section["config"]
+    if horizons is not None:
+        if "horizons" not in config:
+            raise UserError(f"{section['backbone']} has no horizons that could be changed; leave out --horizons")
+        config = config | {"horizons": horizons}
+    try:
+        backbone = network.rebuild(config, attention=attention)
+        backbone.load_state_dict(weights)
+    except ValueError as error:  # raised here as well, so that one of a user's own network is told in one line
+        raise UserError(str(error)) from error
+    except (TypeError, RuntimeError) as error:  # a class that has changed since, where it is a user's own
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} does not fit the network {section['backbone']} as it is now ({reason}); use the version that "
+            "trained it"
+        ) from error
+    about = section.get("data"), section.get("tokens_per_second")
+    return LoadedModel(backbone.eval(), section["tokenizer"], path, vocabulary, *about)
+
+
+def backbone_weights(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The network's part of a checkpoint's weights."""
+    prefix = "backbone."
+    return {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}

@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: install ## Train two small models on generated pieces and show what memory is for (minutes)
-	$(BIN)/python experiments/demo.py --root $(RUNS)
+	$(BIN)/python experiments/demo/run.py --root $(RUNS)
 
 test: install ## Run all tests; those that need MAESTRO or a GPU say so when they are skipped
 	$(BIN)/python -m pytest
@@ -38,4 +38,4 @@ bench: install ## Install the peers, and measure speed and memory beside them (a
 	$(BIN)/dsmr benchmark --config benchmark_cpu --output $(RUNS)/benchmark.json
 
 reliability: install ## Try every promise about lost work, bad files and danger (ten minutes on two cores)
-	$(BIN)/python experiments/reliability/run.py
+	$(BIN)/python tests/trials/run.py

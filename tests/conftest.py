@@ -1,10 +1,12 @@
 """Shared fixtures: tiny networks in float64, generated MIDI, and MAESTRO where it is."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -60,7 +62,7 @@ def write_midi(path: Path, seed: int, *, num_notes: int = 60, program: int = 0, 
     return path
 
 
-TRIALS = Path(__file__).parent.parent / "experiments" / "reliability"
+TRIALS = Path(__file__).parent / "trials"
 
 
 def trial(name: str, folder: Path, *options: str) -> dict:
@@ -70,6 +72,18 @@ def trial(name: str, folder: Path, *options: str) -> dict:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.is_file(), ended.stderr
     return json.loads(found.read_text())
+
+
+def experiment(name: str) -> ModuleType:
+    """Import `experiments/NAME/run.py` as a module."""
+    path = Path(__file__).parent.parent / "experiments" / name / "run.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_experiment", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 
 from dsmr.benchmark import Settings, Workload, run
 from dsmr.benchmark import training_speed as training
-from dsmr.benchmark.rows import Row
 from dsmr.benchmark.training_speed import Step
+from dsmr.benchmark.variants import Row
 from dsmr.cli import main
 from dsmr.cli.benchmark_command import BenchmarkCLI
 from dsmr.model import RecurrentTransformer

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsmr.attention.attend import Form
 from dsmr.benchmark import Settings, Workload
-from dsmr.benchmark.rows import Row, build, paper_rows
 from dsmr.benchmark.training_speed import our_step, saved_bytes
+from dsmr.benchmark.variants import Row, build, paper_rows
 from dsmr.cli import main
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cost.devices import DEVICES, device_of, find_device

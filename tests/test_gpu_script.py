@@ -1,12 +1,13 @@
 """The unattended GPU script, on a CPU at a tiny size: it continues, repeats nothing, and leaves JSON at once."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+
+from conftest import experiment
 
 SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "gpu" / "run.py"
 
@@ -71,12 +72,7 @@ def test_a_step_that_fails_is_told_and_not_taken_for_done(tmp_path: Path) -> Non
 
 
 def test_what_has_failed_comes_last_and_then_not_at_all(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("gpu_run", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_run"] = script
-    spec.loader.exec_module(script)
+    script = experiment("gpu")
     made = script.Call(tmp_path, tmp_path, time.monotonic() + 60, True, 1, None)
     names = ["tests", "benchmark", "export"]
     assert script.in_order(made, names, []) == names

@@ -8,12 +8,12 @@ import torch
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from dsmr.cli.configs import FOLDER, shipped
+from conftest import experiment
+from dsmr.cli.configs import FOLDER, SWEEPS, shipped
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.model import RecurrentTransformer
 from dsmr.results import Depth, plot_recall, plot_schedules
 
-EXPERIMENTS = FOLDER.parent / "experiments"
 OVERLAYS = [name for name in shipped() if name.startswith(("horizons/", "backbone/", "data/"))]
 BUDGET = 12_288
 OTHER_BUDGETS = {"full": 49_152, "two_scale_whole": 49_152, "memoryless": 0, "windowed": 0, "perceiver_ar": 0}
@@ -75,7 +75,7 @@ def test_the_overlays_are_as_long_as_the_reference_says() -> None:
 
 
 def test_the_sweep_of_the_papers_table_is_every_overlay_once_and_its_commands_parse(tmp_path: Path) -> None:
-    sweep = yaml.safe_load((EXPERIMENTS / "paper_table.yaml").read_text(encoding="utf-8"))
+    sweep = yaml.safe_load((SWEEPS / "paper_table.yaml").read_text(encoding="utf-8"))
     names = sweep["parameters"]["config"]["values"]
     assert sorted(names) == sorted(name.partition("/")[2] for name in OVERLAYS)
     assert sweep["command"][:2] == ["dsmr", "fit"]
@@ -92,9 +92,8 @@ def parameters(sweep: dict) -> list[tuple[str, dict]]:
     return list(sweep["parameters"].items())
 
 
-def test_the_variants_experiment_has_a_row_for_every_overlay_with_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import variants
+def test_the_variants_experiment_has_a_row_for_every_overlay_with_one_budget() -> None:
+    variants = experiment("variants")
 
     assert sorted(variants.VARIANTS) == sorted(name.partition("/")[2] for name in OVERLAYS)
     for kind, scale in variants.SCALES.items():

@@ -1,6 +1,5 @@
 """The study of when memory begins to pay, tiny: stopping to be validated changes nothing, differences are paired."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -9,21 +8,15 @@ from types import ModuleType
 
 import pytest
 
+from conftest import experiment
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.results.piece_table import PieceTable
 from dsmr.results.plots import grid
 
-SCRIPT = Path(__file__).resolve().parent.parent / "experiments" / "paper_table" / "cpu.py"
-
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("paper_table_cpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return experiment("paper_table")
 
 
 @pytest.fixture
@@ -69,14 +62,14 @@ def test_only_intervals_that_hold_are_drawn(script: ModuleType) -> None:
 
 def test_stages_are_those_of_one_run(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "runs"
-    monkeypatch.setattr(sys, "argv", ["cpu.py", "--root", str(root), "--output", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["run.py", "--root", str(root), "--output", str(tmp_path)])
     study.main()
     left_alone = [*tiny(study.ROWS["two_scale"], 0), "--trainer.max_steps=12", "--trainer.val_check_interval=12"]
     command = [sys.executable, "-m", "dsmr", "fit", *left_alone, f"--root={tmp_path}", "--name=alone"]
     subprocess.run([*command, "--trainer.enable_progress_bar=false"], check=True, capture_output=True)
     alone = PieceTable.read(tmp_path / "alone" / "pieces.csv")
 
-    found = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    found = json.loads((tmp_path / "results.json").read_text())["rows"]
     stages = found["two_scale"]["stages"]
     assert [stage["tokens"] for stage in stages] == [6 * 256, 12 * 256]
     last = stages[-1]["nats_per_note"]["value"]
@@ -105,7 +98,7 @@ def test_stages_are_those_of_one_run(study: ModuleType, tmp_path: Path, monkeypa
 
     # what is done stays done
     metrics = (root / "two_scale_seed0" / "metrics.csv").read_bytes()
-    (tmp_path / "cpu.json").unlink()
+    (tmp_path / "results.json").unlink()
     study.main()
     assert (root / "two_scale_seed0" / "metrics.csv").read_bytes() == metrics
-    assert json.loads((tmp_path / "cpu.json").read_text())["rows"] == found
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == found

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from dsmr.cli import main
-from dsmr.cli.configs import FOLDER
+from dsmr.cli.configs import FOLDER, SWEEPS
 from dsmr.cli.lightning import QUIET
 from dsmr.cli.sweep import local, spec, split
 from dsmr.cli.sweep.check import checked
@@ -27,7 +27,6 @@ from dsmr.cli.sweep.spec import Trial
 from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, read_state, write_state
 from dsmr.model.horizons import parse_horizons
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 COMMAND = ["dsmr", "fit", "${args}"]
 PLACEMENTS = ["lower", "upper", "interleaved"]
 SMOKE = ["--config", "smoke", "--model.horizons.num_long", "1", "--model.horizons.long", "320"]
@@ -211,25 +210,25 @@ def dsmr(*arguments: object) -> int:
     ("arguments", "said"),
     [
         (["nowhere.yaml", "--local"], "nowhere.yaml: no such file"),
-        ([EXPERIMENTS / "placement.yaml", "--local", "--name", "x"], "--name is the sweep's own"),
-        ([EXPERIMENTS / "placement.yaml", "--device", "rtx-3060-12gb"], "belong to --dry-run"),
-        ([EXPERIMENTS / "placement.yaml", "--dry-run", "--device", "rtx-9"], "rtx-9"),
-        ([EXPERIMENTS / "placement.yaml", "--local", "--model.horizonz.long", "1"], "trial placement=lower,seed=0: "),
-        ([EXPERIMENTS / "placement.yaml", "--local", "--trials", "0"], "--trials 0"),
+        ([SWEEPS / "placement.yaml", "--local", "--name", "x"], "--name is the sweep's own"),
+        ([SWEEPS / "placement.yaml", "--device", "rtx-3060-12gb"], "belong to --dry-run"),
+        ([SWEEPS / "placement.yaml", "--dry-run", "--device", "rtx-9"], "rtx-9"),
+        ([SWEEPS / "placement.yaml", "--local", "--model.horizonz.long", "1"], "trial placement=lower,seed=0: "),
+        ([SWEEPS / "placement.yaml", "--local", "--trials", "0"], "--trials 0"),
         (
-            [EXPERIMENTS / "placement.yaml", "--dry-run", "--seed_everything", "3"],
+            [SWEEPS / "placement.yaml", "--dry-run", "--seed_everything", "3"],
             "--seed_everything is what the sweep varies",
         ),
-        ([EXPERIMENTS / "placement.yaml", "--lokal"], "unknown key lokal"),
-        ([EXPERIMENTS / "placement.yaml", "--local", "--seed", "-1"], "--seed -1 must be at least 0"),
+        ([SWEEPS / "placement.yaml", "--lokal"], "unknown key lokal"),
+        ([SWEEPS / "placement.yaml", "--local", "--seed", "-1"], "--seed -1 must be at least 0"),
         *[
             (
-                [EXPERIMENTS / "placement.yaml", *words],
+                [SWEEPS / "placement.yaml", *words],
                 f"{words[0]}: --root, --seed, --json, --output belong to --local",
             )
             for words in (["--root", "runs"], ["--seed", "0"], ["--json"], ["--output", "x.json"])
         ],
-        ([EXPERIMENTS / "placement.yaml"], "WANDB_MODE keeps this machine offline; use --local"),
+        ([SWEEPS / "placement.yaml"], "WANDB_MODE keeps this machine offline; use --local"),
     ],
 )
 def test_a_mistake_is_one_line_and_trains_nothing(
@@ -247,7 +246,7 @@ def test_a_mistake_is_one_line_and_trains_nothing(
 def test_a_dry_run_prices_every_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "dry.json"
     options = ["--dry-run", "--device", "rtx-3060-12gb", "--trainer.precision", "bf16-mixed", "--price-per-hour", "2"]
-    assert dsmr("sweep", EXPERIMENTS / "placement.yaml", *options, "--output", output) == 0
+    assert dsmr("sweep", SWEEPS / "placement.yaml", *options, "--output", output) == 0
     result = json.loads(output.read_text())
     assert [trial["horizons"] for trial in result["trials"][::2]] == [
         *("2x3584+10x512", "10x512+2x3584", "1x3584+5x512+1x3584+5x512")
@@ -258,7 +257,7 @@ def test_a_dry_run_prices_every_trial(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_what_follows_a_dry_run_is_the_same_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = EXPERIMENTS / "learning_rate.yaml"
+    path = SWEEPS / "learning_rate.yaml"
     words = ["--trials", "2", "--seed", "3", "--root", tmp_path / "two words", "--data.num_lanes", "4"]
     assert dsmr("sweep", "--dry_run", path, *words) == 0
     expected = (
@@ -268,7 +267,7 @@ def test_what_follows_a_dry_run_is_the_same_sweep(tmp_path: Path, capsys: pytest
 
 
 def test_every_sweep_file_here_is_a_sweep_whose_trials_parse() -> None:
-    files = list(EXPERIMENTS.glob("*.yaml"))
+    files = list(SWEEPS.glob("*.yaml"))
     assert {path.stem for path in files} >= {
         *("paper_table", "placement", "budget", "whole", "segment_length", "learning_rate", "study")
     }
@@ -279,14 +278,14 @@ def test_every_sweep_file_here_is_a_sweep_whose_trials_parse() -> None:
 @pytest.mark.parametrize(("name", "budget"), [("budget", 12_288), ("placement", 12_288), ("whole", 49_152)])
 def test_trials_that_claim_one_budget_spend_it_to_the_token(name: str, budget: int, tmp_path: Path) -> None:
     output = tmp_path / "dry.json"
-    assert dsmr("sweep", EXPERIMENTS / f"{name}.yaml", "--dry-run", "--output", output) == 0
+    assert dsmr("sweep", SWEEPS / f"{name}.yaml", "--dry-run", "--output", output) == 0
     spellings = [trial["horizons"] for trial in json.loads(output.read_text())["trials"]]
     assert all(sum(parse_horizons(spelling)) == budget for spelling in spellings)
     assert len(set(spellings)) >= 3
 
 
 def sweep_process(root: Path, log: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "dsmr", "sweep", str(EXPERIMENTS / "placement.yaml"), "--local"]
+    command = [sys.executable, "-m", "dsmr", "sweep", str(SWEEPS / "placement.yaml"), "--local"]
     options = ["--root", str(root), "--trials", "2", *SMALL, "--save_every_n_steps", "2"]
     environment = {**os.environ, "DSMR_CACHE": str(root / "cache"), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as file:

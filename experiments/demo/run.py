@@ -5,7 +5,7 @@ two-scale memory, the other none. Both are validated, the two-scale one also wit
 shows the perplexity of the answers by distance: 1 is perfect recall, 16 is chance. At the end, the two-scale
 model writes a piece of MIDI.
 
-    python experiments/demo.py [--root runs]
+    python experiments/demo/run.py [--root runs]
 """
 
 import argparse

@@ -15,9 +15,9 @@ import torch
 
 from dsmr.attention.attend import Form
 from dsmr.benchmark.machine import commit, versions
-from dsmr.benchmark.rows import Row, build
 from dsmr.benchmark.settings import Settings, Workload
 from dsmr.benchmark.training_speed import our_step, saved_bytes
+from dsmr.benchmark.variants import Row, build
 from dsmr.cost.operations import saved_bytes as predicted
 from dsmr.model import RecurrentTransformer
 from dsmr.model.memory import MIB

@@ -253,7 +253,7 @@ def main() -> None:
     found = results(root)
     machine = {"hardware": hardware(torch.device("cpu")) | {"threads": 1}, "versions": versions()}
     content = {"script": "experiments/paper_table/cpu.py", **machine, "rows": found}
-    (arguments.output / "cpu.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     plot_curve(found, arguments.output / "cpu-tokens.png")
     plot_positions(found, arguments.output / "cpu-positions.png")
 

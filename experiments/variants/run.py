@@ -32,7 +32,7 @@ from dsmr.model.horizons import earliest, format_horizons, parse_horizons
 from dsmr.model.memory import MIB, Memory
 from dsmr.results import Depth, plot_recall, plot_schedules
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 WARNING = (
     "Minutes of a CPU do not show the paper's ordering: memory does not pay that early, and differences of a few per "
     "cent are within what another seed moves."

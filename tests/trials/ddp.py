@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trials import run, wrap
+from processes import run, wrap
 
 from dsmr.cli import main
 from dsmr.training.module import RecurrentLM

@@ -17,8 +17,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from processes import in_process, last_line, run
 from symusic import ControlChange, Note, Score, Tempo, Track
-from trials import in_process, last_line, run
 
 from dsmr.cli import main
 from dsmr.data.folder import MidiFolder

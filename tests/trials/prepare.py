@@ -20,8 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from processes import fill, in_process, last_line, run, small_disk
 from symusic import Note, Score, Tempo, Track
-from trials import fill, in_process, last_line, run, small_disk
 
 from dsmr.cli import main
 from dsmr.data.datamodule import MusicData

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from trials import counted, fill, in_process, last_line, run, small_disk, wrap
+from processes import counted, fill, in_process, last_line, run, small_disk, wrap
 
 import dsmr.training.checkpoint_io
 import dsmr.training.csv_logger

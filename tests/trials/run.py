@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent.parent / "experiments" / "reliability"
 TESTS = HERE.parent.parent / "tests"
 NUM_MIXES = 1000
 SCRIPTS = ("resume", "prepare", "midi", "ddp")
@@ -58,7 +58,7 @@ PROMISES = {
 def script(name: str, folder: Path) -> dict[str, Any]:
     """Run a script's trials."""
     found = folder / f"{name}.json"
-    ended = subprocess.run([sys.executable, str(HERE / f"{name}.py"), "--output", str(found)], check=False)
+    ended = subprocess.run([sys.executable, str(TESTS / "trials" / f"{name}.py"), "--output", str(found)], check=False)
     if not found.is_file():
         return {name: {"cases": 0, "failures": [f"exit status {ended.returncode}"]}}
     return {f"{name}.{trial}": outcome for trial, outcome in json.loads(found.read_text()).items()}

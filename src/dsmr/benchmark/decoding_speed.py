@@ -2,9 +2,9 @@
 
 import torch
 
-from dsmr.benchmark.rows import Row
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.training_speed import Contestant, x_transformers_network
+from dsmr.benchmark.variants import Row
 from dsmr.model.memory import MIB, open_bytes
 
 

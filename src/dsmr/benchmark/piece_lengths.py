@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dsmr.benchmark.rows import Row
 from dsmr.benchmark.settings import Workload
+from dsmr.benchmark.variants import Row
 from dsmr.cost.measuring import GIB, peak_rss_gib
 from dsmr.model.memory import MIB
 

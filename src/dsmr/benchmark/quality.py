@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning import Trainer, seed_everything
 
-from dsmr.benchmark.rows import Row, build
 from dsmr.benchmark.settings import Workload
+from dsmr.benchmark.variants import Row, build
 from dsmr.data.datamodule import MusicData
 from dsmr.training.module import RecurrentLM
 

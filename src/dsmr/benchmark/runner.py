@@ -13,9 +13,9 @@ from dsmr.benchmark.decoding_speed import our_decoding, x_transformers_decoding
 from dsmr.benchmark.machine import commit, copy_bandwidth, hardware, timed, versions
 from dsmr.benchmark.peers import UnfitError
 from dsmr.benchmark.piece_lengths import piece_curve
-from dsmr.benchmark.rows import Row
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.training_speed import PEERS, Contestant, our_training, peer_training
+from dsmr.benchmark.variants import Row
 from dsmr.cost.measuring import GIB
 from dsmr.model.memory import MIB
 

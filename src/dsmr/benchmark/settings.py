@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmr import UserError
 from dsmr.attention.attend import Form
-from dsmr.benchmark.rows import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows
+from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows
 from dsmr.model.backbone import name_of
 from dsmr.model.blocks import Decoder
 from dsmr.model.memory import Memory

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dsmr.attention.attend import Form, chosen
 from dsmr.benchmark.peers import PerceiverARPytorch, XTransformersXL
-from dsmr.benchmark.rows import Row
 from dsmr.benchmark.settings import Workload
+from dsmr.benchmark.variants import Row
 from dsmr.cost.measuring import SavedBytes
 from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import MIB

@@ -13,11 +13,14 @@ from dsmr.cli import nearest
 _PACKAGE = Path(__file__).resolve().parent.parent
 FOLDER = next(f for f in (_PACKAGE / "configs", _PACKAGE.parent.parent / "configs") if f.is_dir())
 """The shipped configs: inside the installed package, or at the top of a checkout."""
+SWEEPS = FOLDER / "sweeps"
+"""The shipped sweep files, which are not configs."""
 
 
 def shipped() -> dict[str, Path]:
     """Shipped configs by name, `base` or `horizons/two_scale`."""
-    return {p.relative_to(FOLDER).with_suffix("").as_posix(): p for p in sorted(FOLDER.rglob("*.yaml"))}
+    paths = (path for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != SWEEPS)
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
 
 
 def find_config(given: str) -> Path:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import UserError
-from dsmr.benchmark.rows import FULL_BUDGETS, WINDOW_SEGMENTS, build, paper_rows
+from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, build, paper_rows
 from dsmr.cli.configs import left_out
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI

@@ -27,7 +27,8 @@ from dsmr.data.midi import read_midi
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, encode
 from dsmr.model.horizons import Rule
-from dsmr.results.piece_table import NO_INTERVAL, PieceTable
+from dsmr.results.bootstrap import NO_INTERVAL
+from dsmr.results.piece_table import PieceTable
 from dsmr.share.export import export
 from dsmr.share.loading import load_model
 from test_pieces import table

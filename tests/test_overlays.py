@@ -12,7 +12,7 @@ from conftest import experiment
 from dsmr.cli.configs import FOLDER, SWEEPS, shipped
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.model import RecurrentTransformer
-from dsmr.results import Depth, plot_recall, plot_schedules
+from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
 
 OVERLAYS = [name for name in shipped() if name.startswith(("horizons/", "backbone/", "data/"))]
 BUDGET = 12_288
@@ -110,7 +110,7 @@ def test_the_variants_experiment_has_a_row_for_every_overlay_with_one_budget() -
 def test_pictures_are_written_and_without_matplotlib_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    depths = {"one": Depth((256, 64), 64), "two": Depth((0, 128), 64, "sliding")}
+    depths = {"one": ScheduleShape((256, 64), 64), "two": ScheduleShape((0, 128), 64, "sliding")}
     plot_schedules(depths, tmp_path / "schedules.svg")
     plot_recall({"one": {64: 1.0, 128: 16.0}}, {"one": (64, 128)}, 16, tmp_path / "recall.png")
     assert "receptive field" in (tmp_path / "schedules.svg").read_text()

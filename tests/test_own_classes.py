@@ -23,7 +23,7 @@ from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import Backbone, twin
 from dsmr.model.schedules import expand
 from dsmr.results.run_files import read_checkpoint, read_run_section
-from dsmr.results.runs import collect
+from dsmr.results.runs import collect_results
 from dsmr.share.description import check_rebuilds, network_class
 from dsmr.share.loading import load_model
 from dsmr.training.callbacks.throughput import Throughput
@@ -277,22 +277,22 @@ def test_runs_of_earlier_versions_tell_their_horizons_by_a_checkpoint(
             for key in ("horizons", "segment_length", "vocab_size"):
                 del content["dsmr"][key]
             torch.save(content, file)
-    found = {run.name: run.horizons for run in collect(runs).runs}
+    found = {run.name: run.horizons for run in collect_results(runs).runs}
     assert found["schedule"] == (256, 128)
     assert found["gru"] is None
     (runs / "schedule" / "best.ckpt").write_bytes(b"damaged")
-    assert {run.name: run.horizons for run in collect(runs).runs}["schedule"] == (256, 128)  # the last one
+    assert {run.name: run.horizons for run in collect_results(runs).runs}["schedule"] == (256, 128)  # the last one
     (runs / "schedule" / "last.ckpt").unlink()
     for name in ("ordinary", "schedule"):
         (runs / name / "best.ckpt").unlink()
-    found = {run.name: run.horizons for run in collect(runs).runs}
+    found = {run.name: run.horizons for run in collect_results(runs).runs}
     assert found["ordinary"] == (320, 64)  # a text in the config expands without any class
     assert found["schedule"] is None
 
 
 def test_a_run_of_the_first_version_tells_its_horizons(tmp_path: Path) -> None:
     shutil.copytree(Path(__file__).parent / "data" / "version1", tmp_path / "first")
-    (run,) = collect(tmp_path).runs
+    (run,) = collect_results(tmp_path).runs
     assert run.section is not None
     assert run.horizons == load_model(tmp_path / "first").backbone.horizons
     assert run.rule == "boundary"

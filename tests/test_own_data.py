@@ -16,7 +16,7 @@ from dsmr.cli.lightning import QUIET
 from dsmr.data.pool import FEW
 from dsmr.data.store import TokenStore
 from dsmr.model.horizons import MAESTRO_RATE, TokenRate
-from dsmr.results.plots import and_seconds, common_rate, tokens_and_seconds
+from dsmr.results.plotting import common_rate, token_ticks, token_unit
 from dsmr.results.run_files import BEST_FILE, LAST_FILE, SECTION, read_checkpoint
 from dsmr.results.runs import read_run
 from dsmr.share.loading import load_model
@@ -137,12 +137,12 @@ def test_an_axis_has_seconds_where_all_that_share_it_have_the_same() -> None:
     assert common_rate([rate, TokenRate(20.0)]) == rate
     assert common_rate([rate, TokenRate(21.0)]) is None
     assert common_rate([rate, None]) is None
-    assert tokens_and_seconds(rate)(1000.0, None) == "1,000\n50 s"
-    assert tokens_and_seconds(None)(1000.0, None) == "1,000"
-    assert [and_seconds(r) for r in (rate, MAESTRO_RATE, None)] == [
-        ", and seconds of music",
-        ", and seconds of music in MAESTRO",
-        "",
+    assert token_ticks(rate)(1000.0, None) == "1,000\n50 s"
+    assert token_ticks(None)(1000.0, None) == "1,000"
+    assert [token_unit(r) for r in (rate, MAESTRO_RATE, None)] == [
+        "tokens, and seconds of music",
+        "tokens, and seconds of music in MAESTRO",
+        "tokens",
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import experiment
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.results.piece_table import PieceTable
-from dsmr.results.plots import grid
+from dsmr.results.plotting import make_panels
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_rows_have_one_budget_and_one_learning_rate(script: ModuleType) -> None:
 
 
 def test_only_intervals_that_hold_are_drawn(script: ModuleType) -> None:
-    figure, (axes,) = grid(1, height=2.0, columns=1)
+    figure, (axes,) = make_panels(1, height=2.0, columns=1)
     bars = [{"value": 1.0, "low": 0.5, "high": 2.0}, {"value": 1.0, "low": None, "high": None}]
     script.draw_intervals(axes, [10.0, 20.0], bars, "#222222")
     script.draw_intervals(axes, [20.0], bars[1:], "#222222")

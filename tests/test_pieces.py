@@ -10,9 +10,25 @@ import torch
 from scipy.stats import t as student
 
 from dsmr.cli.by_piece import tell_pieces, tell_savings
-from dsmr.results.comparisons import as_result, by_seed, differences, groups, paired_lines, shared_name
-from dsmr.results.piece_table import FEWEST, NO_INTERVAL, Interval, PieceTable, average, compare, draws, ends, ratio
-from dsmr.results.plots import plot_positions
+from dsmr.results.bootstrap import (
+    MIN_PIECES,
+    NO_INTERVAL,
+    Interval,
+    bootstrap_counts,
+    compare_tables,
+    interval_ends,
+    ratio_interval,
+)
+from dsmr.results.comparisons import (
+    compare_groups,
+    compare_seeds,
+    comparison_result,
+    comparison_table,
+    group_runs,
+    shared_name,
+)
+from dsmr.results.piece_table import PieceTable, average_tables
+from dsmr.results.run_plots import plot_positions
 from dsmr.results.runs import Run
 from dsmr.training.metrics import PieceNLL, PositionPerplexity
 
@@ -29,11 +45,11 @@ def table(nll_P: np.ndarray, notes_P: np.ndarray, names: list[str] | None = None
 
 
 def test_every_token_is_counted_once_by_piece_stretch_and_family() -> None:
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     metric, wanted_nll, wanted_tokens = PieceNLL(4, 3), np.zeros((4, 12, 3)), np.zeros((4, 12, 3))
     for first in (1, 65, 129, 193, 257):
-        nll_BT, family_BT = torch.rand(3, 64, generator=draws), torch.randint(0, 3, (3, 64), generator=draws)
-        is_real_BT = torch.rand(3, 64, generator=draws) < 0.9
+        nll_BT, family_BT = torch.rand(3, 64, generator=rng), torch.randint(0, 3, (3, 64), generator=rng)
+        is_real_BT = torch.rand(3, 64, generator=rng) < 0.9
         is_real_BT[:, 0] = True
         piece_B = torch.tensor([2, 0, -1])
         is_real_BT[2] = False  # a lane that ran out
@@ -53,9 +69,9 @@ def test_every_token_is_counted_once_by_piece_stretch_and_family() -> None:
 
 
 def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
-    draws = np.random.default_rng(0)
-    parts = draws.uniform(1, 9, (3, 5)), draws.integers(1, 90, (3, 5)).astype(float)
-    stretches = draws.uniform(1, 9, (3, 2)), draws.integers(1, 90, (3, 2)).astype(float)
+    rng = np.random.default_rng(0)
+    parts = rng.uniform(1, 9, (3, 5)), rng.integers(1, 90, (3, 5)).astype(float)
+    stretches = rng.uniform(1, 9, (3, 2)), rng.integers(1, 90, (3, 2)).astype(float)
     names = ("2004/a, b.midi", 'say "hm"\n.mid', "Füße.mid")
     made = PieceTable(names, np.array([1.5, 2.25, 3.125]), FAMILIES, *parts, (0, 128), *stretches)
     made.write(tmp_path / "pieces.csv")
@@ -64,24 +80,24 @@ def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
     for name in ("seconds_P", "nll_PF", "tokens_PF", "nll_PK", "tokens_PK"):
         np.testing.assert_array_equal(getattr(back, name), getattr(made, name))
     (tmp_path / "pieces.csv").write_text("step,train/nll\n1,2\n")
-    with pytest.raises(ValueError, match="no table of pieces"):
+    with pytest.raises(ValueError, match="not a table of pieces"):
         PieceTable.read(tmp_path / "pieces.csv")
 
 
 def test_intervals_hold_as_often_as_they_say() -> None:
     held, widths = 0, []
     for seed in range(200):
-        draws = np.random.default_rng(seed)
-        notes_P = draws.integers(100, 2000, 60).astype(float)
-        found = ratio(notes_P * draws.normal(12, 1.5, 60), notes_P)
+        rng = np.random.default_rng(seed)
+        notes_P = rng.integers(100, 2000, 60).astype(float)
+        found = ratio_interval(notes_P * rng.normal(12, 1.5, 60), notes_P)
         assert found is not None
         held += found.low <= 12 <= found.high
         widths.append(found.high - found.low)
     assert 0.88 <= held / 200 <= 0.985
     # of a mean weighted by notes: 1.96 sigma sqrt(sum w^2)
     assert 0.8 < np.mean(widths) / (2 * 1.96 * 1.5 * np.sqrt(1.27 / 60)) < 1.2
-    assert ratio(np.ones(3), np.zeros(3)) is None
-    perplexity = ratio(np.full(19, 30.0), np.full(19, 10.0), is_exp=True)
+    assert ratio_interval(np.ones(3), np.zeros(3)) is None
+    perplexity = ratio_interval(np.full(19, 30.0), np.full(19, 10.0), is_exp=True)
     assert perplexity is not None
     assert (perplexity.value, perplexity.low, perplexity.high) == pytest.approx((np.exp(3),) * 3)
 
@@ -107,19 +123,19 @@ def half_differ(rng: np.random.Generator, length_NP: np.ndarray) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("population", [normal, longer_is_worse, shorter_is_worse, half_differ])
-@pytest.mark.parametrize("num_pieces", [FEWEST, 18, 137])
+@pytest.mark.parametrize("num_pieces", [MIN_PIECES, 18, 137])
 def test_intervals_cover_what_they_claim(population: Callable, num_pieces: int) -> None:
     rng = np.random.default_rng(num_pieces)
     length_NP = rng.standard_normal((800, num_pieces))
     loss_NP, truth = population(rng, length_NP)
     under_NP = np.exp(8.1 + 0.75 * length_NP)  # lengths as in MAESTRO
-    low_N, high_N = ends(loss_NP * under_NP, under_NP)
+    low_N, high_N = interval_ends(loss_NP * under_NP, under_NP)
     given_N = np.isfinite(low_N) & np.isfinite(high_N)
     covers = ((low_N <= truth) & (truth <= high_N))[given_N].mean()
     assert 0.925 <= covers <= 0.985
     assert given_N.mean() > (0.9 if population is half_differ else 0.999)
     for over_P, under_P, low, high in zip(loss_NP[:3] * under_NP[:3], under_NP, low_N, high_N, strict=False):
-        found = ratio(over_P, under_P)
+        found = ratio_interval(over_P, under_P)
         assert found is not None
         assert found.ends == (pytest.approx((low, high)) if np.isfinite(high - low) else None)
 
@@ -128,7 +144,7 @@ def test_the_percentile_interval_would_not_pass() -> None:
     rng = np.random.default_rng(0)
     length_NP = rng.standard_normal((800, 18))
     loss_NP, truth = longer_is_worse(rng, length_NP)
-    under_NP, drawn_PD = np.exp(8.1 + 0.75 * length_NP), draws(18).T
+    under_NP, drawn_PD = np.exp(8.1 + 0.75 * length_NP), bootstrap_counts(18).T
     values_ND = ((loss_NP * under_NP) @ drawn_PD) / (under_NP @ drawn_PD)
     low_N, high_N = np.quantile(values_ND, [0.025, 0.975], axis=1)
     assert ((low_N <= truth) & (truth <= high_N)).mean() < 0.9
@@ -147,47 +163,47 @@ def test_an_interval_is_that_of_its_formulas() -> None:
         return float(np.sqrt(((x_P - x_P.sum() / n_P.sum() * n_P) ** 2).sum()) / n_P.sum())
 
     t = []
-    for drawn_P in draws(15).astype(int):
+    for drawn_P in bootstrap_counts(15).astype(int):
         rows = np.repeat(np.arange(15), drawn_P)
         t.append((nats_P[rows].sum() / notes_P[rows].sum() - value) / error(nats_P[rows], notes_P[rows]))
     assert len(t) == 3999
     low = min(value - by_t, value - sorted(t)[3899] * error(nats_P, notes_P))
     high = max(value + by_t, value - sorted(t)[99] * error(nats_P, notes_P))
-    found = ratio(nats_P, notes_P)
+    found = ratio_interval(nats_P, notes_P)
     assert found is not None
     assert found.ends == pytest.approx((low, high))
-    perplexity = ratio(nats_P / 5, notes_P, is_exp=True)
+    perplexity = ratio_interval(nats_P / 5, notes_P, is_exp=True)
     assert perplexity is not None
     assert perplexity.ends == pytest.approx((np.exp(low / 5), np.exp(high / 5)))
-    less = ratio(-nats_P, notes_P)
+    less = ratio_interval(-nats_P, notes_P)
     assert less is not None
     assert less.ends == pytest.approx((-high, -low)), "the same whichever model is named first"
 
 
 def test_nothing_is_said_where_an_interval_would_not_hold() -> None:
     rng = np.random.default_rng(0)
-    notes_P = rng.integers(100, 2000, FEWEST).astype(float)
-    nats_P = notes_P * rng.normal(12, 1, FEWEST)
-    for num_pieces in range(1, FEWEST):
-        found = ratio(nats_P[:num_pieces], notes_P[:num_pieces])
+    notes_P = rng.integers(100, 2000, MIN_PIECES).astype(float)
+    nats_P = notes_P * rng.normal(12, 1, MIN_PIECES)
+    for num_pieces in range(1, MIN_PIECES):
+        found = ratio_interval(nats_P[:num_pieces], notes_P[:num_pieces])
         value = nats_P[:num_pieces].sum() / notes_P[:num_pieces].sum()
         assert found == Interval(pytest.approx(value), None, None, num_pieces)
-    found = ratio(nats_P, notes_P)
+    found = ratio_interval(nats_P, notes_P)
     assert found is not None
     assert found.ends is not None
-    padded = ratio(np.append(nats_P, np.zeros(50)), np.append(notes_P, np.zeros(50)))
+    padded = ratio_interval(np.append(nats_P, np.zeros(50)), np.append(notes_P, np.zeros(50)))
     assert padded == found, "pieces that have nothing to say change nothing"
-    one_differs = ratio(np.eye(FEWEST)[0], notes_P)
+    one_differs = ratio_interval(np.eye(MIN_PIECES)[0], notes_P)
     assert one_differs is not None
     assert one_differs.ends is None, "most draws lack the only piece that differs"
-    assert ratio(1e6 * nats_P, notes_P, is_exp=True).ends is None, "perplexity beyond all numbers"
+    assert ratio_interval(1e6 * nats_P, notes_P, is_exp=True).ends is None, "perplexity beyond all numbers"
 
 
 @pytest.mark.parametrize("level", [0.0, 0.05, 12.3])
 def test_losses_that_are_all_alike_have_an_interval_without_width(level: float) -> None:
     notes_P = np.random.default_rng(0).integers(1, 20000, 40).astype(float)
     for nats_P in (level * notes_P, (7.7 + level) * notes_P - 7.7 * notes_P):
-        found = ratio(nats_P, notes_P)
+        found = ratio_interval(nats_P, notes_P)
         assert found is not None
         assert found.ends == pytest.approx((level, level), abs=1e-12)
 
@@ -196,39 +212,39 @@ def test_a_piece_with_nats_but_without_notes_counts_in_the_sum_alone() -> None:
     rng = np.random.default_rng(0)
     notes_P = rng.integers(1, 20000, 40).astype(float)
     nats_P = notes_P * rng.normal(12, 1, 40)
-    found = ratio(np.append(nats_P, 5.0), np.append(notes_P, 0.0))
+    found = ratio_interval(np.append(nats_P, 5.0), np.append(notes_P, 0.0))
     assert found is not None
     assert (found.value, found.num_pieces) == (pytest.approx((nats_P.sum() + 5) / notes_P.sum()), 40)
     assert found.ends is not None
-    assert found.ends == pytest.approx(ratio(nats_P, notes_P).ends, rel=0.02)
+    assert found.ends == pytest.approx(ratio_interval(nats_P, notes_P).ends, rel=0.02)
 
 
 def test_pairs_tell_what_single_figures_cannot() -> None:
-    draws = np.random.default_rng(1)
-    notes_P = draws.integers(100, 2000, 60).astype(float)
-    level_P = draws.normal(12, 2, 60)
+    rng = np.random.default_rng(1)
+    notes_P = rng.integers(100, 2000, 60).astype(float)
+    level_P = rng.normal(12, 2, 60)
     worse, better = table(notes_P * (level_P + 0.05), notes_P), table(notes_P * level_P, notes_P)
-    found = compare("a", "b", worse, better)
+    found = compare_tables("a", "b", worse, better)
     assert found.difference.value == pytest.approx(0.05)
     assert str(found).startswith("b is better than a by 0.050 nats per note [0.050, 0.050], on 60 pieces")
-    assert str(compare("b", "a", better, worse)).startswith("b is better than a by 0.050")
-    assert (found.wins, compare("b", "a", better, worse).wins) == (0, 60)
-    noisy = table(notes_P * (level_P + draws.normal(0, 0.5, 60)), notes_P)
-    assert str(compare("a", "b", noisy, better)).startswith("cannot tell a from b: ")
+    assert str(compare_tables("b", "a", better, worse)).startswith("b is better than a by 0.050")
+    assert (found.wins, compare_tables("b", "a", better, worse).wins) == (0, 60)
+    noisy = table(notes_P * (level_P + rng.normal(0, 0.5, 60)), notes_P)
+    assert str(compare_tables("a", "b", noisy, better)).startswith("cannot tell a from b: ")
     few = table(notes_P[:3] * level_P[:3], notes_P[:3])
-    assert "too few" in str(compare("a", "b", few, better))
+    assert "too few" in str(compare_tables("a", "b", few, better))
 
 
 def test_only_pieces_of_both_are_compared() -> None:
     a = table(np.array([10.0, 20.0, 30.0]), np.array([1.0, 2.0, 3.0]), ["x", "y", "z"])
     b = table(np.array([33.0, 10.0]), np.array([3.0, 1.0]), ["z", "x"])
-    found = compare("a", "b", a, b)
+    found = compare_tables("a", "b", a, b)
     assert (found.num_pieces, found.difference.value) == (2, pytest.approx(-3 / 4))
     with pytest.raises(ValueError, match="different pieces"):
-        compare("a", "b", a, table(np.array([1.0]), np.array([1.0]), ["w"]))
+        compare_tables("a", "b", a, table(np.array([1.0]), np.array([1.0]), ["w"]))
     with pytest.raises(ValueError, match="different notes"):
-        compare("a", "b", a, table(np.array([1.0]), np.array([9.0]), ["x"]))
-    mean = average([a, b])
+        compare_tables("a", "b", a, table(np.array([1.0]), np.array([9.0]), ["x"]))
+    mean = average_tables([a, b])
     assert mean.names == ("x", "z")
     assert mean.nll_P.tolist() == [10.0, 31.5]
 
@@ -261,25 +277,25 @@ def scored(name: str, width: int, seed: int, loss: float, *, data_seed: int | No
 def test_seeds_are_paired_with_themselves() -> None:
     a = [scored("a_seed0", 1, 0, 1.0), scored("a_seed1", 1, 1, 5.0)]
     b = [scored("b_seed0", 2, 0, 2.0), scored("b_seed2", 2, 2, 9.0)]
-    first, second = groups([*b, *a])
+    first, second = group_runs([*b, *a])
     assert (first.name, first.label, list(first.tables)) == ("a", "a (2 seeds)", ["0", "1"])
     assert (second.name, second.label, list(second.tables)) == ("b", "b (2 seeds)", ["0", "2"])
-    assert by_seed(first, second) == {"0": pytest.approx(-1.0)}
-    ((difference,), _) = differences([first, second])
+    assert compare_seeds(first, second) == {"0": pytest.approx(-1.0)}
+    ((difference,), _) = compare_groups([first, second])
     assert difference.comparison.difference.value == pytest.approx(-2.5)
     assert "seed by seed" not in str(difference)
-    ((difference,), _) = differences(groups([*a, *b, scored("b_seed1", 2, 1, 8.0)]))
+    ((difference,), _) = compare_groups(group_runs([*a, *b, scored("b_seed1", 2, 1, 8.0)]))
     assert str(difference).endswith("seed by seed a has -1.000 (0), -3.000 (1)")
 
 
 def test_a_seed_counts_once_and_one_of_the_data_is_another() -> None:
     twice = [scored("a_seed0", 1, 0, 1.0), scored("a_seed0_again", 1, 0, 4.0)]
-    (group,) = groups(twice)
+    (group,) = group_runs(twice)
     assert (group.label, list(group.tables)) == ("a_seed0", ["0"])
     assert group.table.nll_P.sum() == pytest.approx(120.0)
-    (group,) = groups([scored("a", 1, 0, 1.0), scored("b", 1, 0, 2.0, data_seed=3), scored("c", 1, 3, 2.0)])
+    (group,) = group_runs([scored("a", 1, 0, 1.0), scored("b", 1, 0, 2.0, data_seed=3), scored("c", 1, 3, 2.0)])
     assert list(group.tables) == ["0", "0, data 3", "3"]
-    assert len(groups([twice[0], scored("other", 1, 0, 1.0, piece="q")])) == 2
+    assert len(group_runs([twice[0], scored("other", 1, 0, 1.0, piece="q")])) == 2
 
 
 def test_a_figure_without_an_interval_stands_alone_whatever_the_spelling() -> None:
@@ -291,14 +307,14 @@ def test_a_figure_without_an_interval_stands_alone_whatever_the_spelling() -> No
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("num_pieces", [1, 5, FEWEST])
+@pytest.mark.parametrize("num_pieces", [1, 5, MIN_PIECES])
 def test_whatever_tells_of_intervals_copes_without_and_says_why_once(
     num_pieces: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
     notes_P = rng.integers(100, 2000, num_pieces).astype(float)
     tables = [table(notes_P * rng.normal(level, 0.1, num_pieces), notes_P) for level in (2, 3)]
-    has_none, times = num_pieces < FEWEST, int(num_pieces < FEWEST)
+    has_none, times = num_pieces < MIN_PIECES, int(num_pieces < MIN_PIECES)
 
     result = tell_pieces(tables[0], tmp_path / "pieces.csv")
     found = json.loads(json.dumps(result, allow_nan=False))["intervals"]
@@ -308,7 +324,7 @@ def test_whatever_tells_of_intervals_copes_without_and_says_why_once(
     assert printed.count(NO_INTERVAL) == times
     assert printed.count("[") == (0 if has_none else 4)
 
-    saving = {"0": compare("without 0", "with", tables[1], tables[0])}
+    saving = {"0": compare_tables("without 0", "with", tables[1], tables[0])}
     json.dumps(tell_savings(saving | {"all": saving["0"]}), allow_nan=False)
     assert capsys.readouterr().out.count(NO_INTERVAL) == times
 
@@ -316,11 +332,11 @@ def test_whatever_tells_of_intervals_copes_without_and_says_why_once(
         Run(f"run {n}", {"model": {"width": n}, "data": {}, "trainer": {}}, [], pieces=one)
         for n, one in enumerate(tables)
     ]
-    lines = paired_lines(groups(runs))
+    lines = comparison_table(group_runs(runs))
     assert "\n".join(lines).count(NO_INTERVAL[1:]) == times
     assert lines[-1].startswith("- cannot tell run 0 from run 1: -" if has_none else "- run 0 is better than run 1")
     assert ("too few" in lines[-1]) is has_none
-    paired = json.loads(json.dumps(as_result(groups(runs)), allow_nan=False))
+    paired = json.loads(json.dumps(comparison_result(group_runs(runs)), allow_nan=False))
     (difference,) = paired["differences"]
     assert ((difference["low"], difference["high"]) == (None, None)) is has_none
     assert paired.get("without_interval") == (NO_INTERVAL if has_none else None)

@@ -14,8 +14,8 @@ from conftest import tiny_transformer
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.generate.samples import twin
-from dsmr.results.runs import collect, read_run
-from dsmr.results.tables import BENCHMARK, markdown
+from dsmr.results.runs import collect_results, read_run
+from dsmr.results.tables import BENCHMARK_COLUMNS, markdown_table
 from dsmr.training.metrics import PositionPerplexity
 
 
@@ -156,9 +156,9 @@ def test_a_run_without_a_validation_comes_last_and_a_curve_counts_all_tokens(run
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    second, first = collect(tmp_path).runs[::-1]
+    second, first = collect_results(tmp_path).runs[::-1]
     assert (first.name, second.name) == ("b", "a")
-    assert second.figures["note"] == "never validated"
+    assert second.metrics["note"] == "never validated"
     assert second.curve("train/nll")[0][0] == 5 * 4 * 64
     assert first.curve("train/nll")[0][0] == 5 * 4 * 64 * 3
 
@@ -173,7 +173,7 @@ def test_a_benchmark_of_decoding_alone_has_no_picture_of_training(runs: Path, tm
 
 def test_a_row_that_found_no_memory_says_so() -> None:
     rows = [{"name": "full", "out_of_memory": True}, {"name": "short", "tokens_per_second": 12.3}]
-    assert markdown(rows, BENCHMARK)[2:] == ["| `full` | out of memory |", "| `short` | 12 |"]
+    assert markdown_table(rows, BENCHMARK_COLUMNS)[2:] == ["| `full` | out of memory |", "| `short` | 12 |"]
 
 
 def test_vector_pictures_on_demand(runs: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def broken_copy(runs: Path, target: Path, *, nan_from: int) -> Path:
 
 def test_a_run_that_is_no_number_says_from_where_on(runs: Path, tmp_path: Path) -> None:
     broken = broken_copy(runs, tmp_path / "nan", nan_from=2)
-    assert read_run(broken).figures["note"] == "not finite from step 9 on"
+    assert read_run(broken).metrics["note"] == "not finite from step 9 on"
     assert main(["report", str(tmp_path)]) == 0
     assert "not finite from step 9 on" in (tmp_path / "report" / "README.md").read_text()
 
@@ -204,7 +204,7 @@ def test_a_run_that_is_no_number_says_from_where_on(runs: Path, tmp_path: Path) 
 def test_runs_whose_folders_are_called_alike_are_told_apart(runs: Path, tmp_path: Path) -> None:
     for folder in ("a/seed=0", "b/seed=0", "b/seed=1"):
         broken_copy(runs, tmp_path / folder, nan_from=99)
-    assert {run.name for run in collect(tmp_path).runs} == {"a/seed=0", "b/seed=0", "seed=1"}
+    assert {run.name for run in collect_results(tmp_path).runs} == {"a/seed=0", "b/seed=0", "seed=1"}
     assert main(["report", str(tmp_path), "--format", "svg"]) == 0
     pictures = {name: (tmp_path / "report" / f"{name}.svg").read_text() for name in ("learning", "schedules")}
     shown = {
@@ -222,7 +222,7 @@ def test_a_table_is_there_whatever_becomes_of_its_pictures(
     if is_there:  # but cannot draw
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     else:
-        monkeypatch.setattr("dsmr.results.plots.find_spec", lambda _: None)
+        monkeypatch.setattr("dsmr.results.plotting.find_spec", lambda _: None)
     assert main(["report", str(runs), "--output", str(tmp_path)]) == (2 if is_there else 0)
     text = (tmp_path / "README.md").read_text()
     assert "| `two` | 1x320+1x64 | 20 |" in text
@@ -237,7 +237,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(runs: Path, tmp_path
     (tmp_path / "empty" / "config.yaml").write_text((runs / "two" / "config.yaml").read_text())
     (tmp_path / "empty" / "metrics.csv").write_text("")
     broken_copy(runs, tmp_path / "good", nan_from=99)
-    found = collect(tmp_path)
+    found = collect_results(tmp_path)
     assert [run.name for run in found.runs] == ["good"]
     assert set(found.unread) == {"odd.json", "empty"}
     assert "logged nothing" in found.unread["empty"]
@@ -246,7 +246,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_shown(runs: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{here}/absent"], "is no folder"),
+        (["{here}/absent"], "is not a folder"),
         (["{here}"], "holds no run (config.yaml and metrics.csv) and no benchmark file"),
         (["{runs}", "--format", "gif"], "is not one of png, svg"),
         (["{runs}", "--output", "{runs}/speed.json"], "is a file; name a folder"),

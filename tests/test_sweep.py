@@ -364,7 +364,7 @@ def test_a_metric_that_no_trial_logged_is_told_beside_the_table(
 
 
 def test_without_matplotlib_there_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsmr.results.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("dsmr.results.plotting.find_spec", lambda name: None)
     assert dsmr("sweep", finished(tmp_path, "val/perplexity"), "--local", "--root", tmp_path) == 0
     assert "| `seed=0` |" in (tmp_path / "sweep" / "README.md").read_text()
     assert not list((tmp_path / "sweep").glob("*.png"))

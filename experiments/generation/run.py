@@ -157,9 +157,9 @@ def long_run(made: Generator, prompt: Prompt, tokens: int) -> dict[str, list[flo
 
 def picture(run: dict[str, list[float]], state_mib: float, path: Path) -> None:
     """Resident size and speed over the tokens."""
-    from dsmr.results.plots import BAR, FAINT, grid
+    from dsmr.results.plotting import BAR, FAINT, make_panels
 
-    figure, panels = grid(2, height=2.6, columns=2, shared=False)
+    figure, panels = make_panels(2, height=2.6, columns=2, shared=False)
     for axes, name, label in zip(
         panels, ("resident_mib", "tokens_per_second"), ("resident size, MiB", "tokens per second"), strict=True
     ):

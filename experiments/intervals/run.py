@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 from dsmr.benchmark.machine import commit, hardware, versions
-from dsmr.results.piece_table import FEWEST, LEVEL, PieceTable, draws, ends, studentised
+from dsmr.results.bootstrap import LEVEL, MIN_PIECES, bootstrap_counts, interval_ends, studentized_draws
+from dsmr.results.piece_table import PieceTable
 
 HERE = Path(__file__).resolve().parent
 NUM_PIECES = (5, 6, 8, 10, 11, 12, 15, 18, 35, 70, 137)
@@ -133,14 +134,14 @@ def off(over_NP: FLOAT, under_NP: FLOAT) -> tuple[FLOAT, FLOAT, FLOAT]:
 
 def percentile(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
     """What this project had before."""
-    drawn_PD = draws(over_NP.shape[1]).T
+    drawn_PD = bootstrap_counts(over_NP.shape[1]).T
     low_N, high_N = np.quantile((over_NP @ drawn_PD) / (under_NP @ drawn_PD), [TAIL, 1 - TAIL], axis=1)
     return low_N, high_N
 
 
 def bca(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
     """Bias-corrected and accelerated bootstrap, as in scipy.stats.bootstrap; this one takes many samples at once."""
-    drawn_PD = draws(over_NP.shape[1]).T
+    drawn_PD = bootstrap_counts(over_NP.shape[1]).T
     value_N, _, _ = off(over_NP, under_NP)
     values_ND = np.sort((over_NP @ drawn_PD) / (under_NP @ drawn_PD), axis=1)
     below_N = ((values_ND < value_N[:, None]).mean(axis=1) + (values_ND <= value_N[:, None]).mean(axis=1)) / 2
@@ -159,7 +160,7 @@ def bca(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
 def bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
     """Studentised bootstrap, equal tails."""
     value_N, off_NP, share_NP = off(over_NP, under_NP)
-    t_ND, error_N = studentised(off_NP, share_NP), np.sqrt((off_NP**2).sum(axis=1))
+    t_ND, error_N = studentized_draws(off_NP, share_NP), np.sqrt((off_NP**2).sum(axis=1))
     rank = round(TAIL * (t_ND.shape[1] + 1))
     t_ND.partition((rank - 1, t_ND.shape[1] - rank), axis=1)
     return value_N - t_ND[:, -rank] * error_N, value_N - t_ND[:, rank - 1] * error_N
@@ -168,7 +169,7 @@ def bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
 def symmetric_bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
     """Studentised bootstrap of the absolute difference."""
     value_N, off_NP, share_NP = off(over_NP, under_NP)
-    t_ND, error_N = np.abs(studentised(off_NP, share_NP)), np.sqrt((off_NP**2).sum(axis=1))
+    t_ND, error_N = np.abs(studentized_draws(off_NP, share_NP)), np.sqrt((off_NP**2).sum(axis=1))
     rank = round(2 * TAIL * (t_ND.shape[1] + 1))
     t_ND.partition(t_ND.shape[1] - rank, axis=1)
     half_N = t_ND[:, -rank] * error_N
@@ -198,14 +199,14 @@ CANDIDATES: dict[str, Callable[[FLOAT, FLOAT], Ends]] = {
     "symmetric bootstrap-t": symmetric_bootstrap_t,
     "t, P - 1": plain_t,
     "t, effective pieces": effective_t,
-    "chosen": ends,
+    "chosen": interval_ends,
 }
 
 
 def real_populations(first: Path, second: Path) -> dict[str, Population]:
     """A figure, a perplexity and a paired difference of two models, on the pieces of their tables."""
     a, b = PieceTable.read(first), PieceTable.read(second)
-    b = b.of(a.names)
+    b = b.select(a.names)
     return {
         "real pieces, nats per note": real(a.nll_P, a.notes_P),
         "real pieces, perplexity": real(a.nll_P, a.tokens_P),
@@ -286,7 +287,7 @@ def main() -> None:
         "seed": 1,
         "repeats": options.repeats,
         "level": LEVEL,
-        "fewest": FEWEST,
+        "fewest": MIN_PIECES,
         "stress": [name for name, population in populations.items() if population.is_stress],
         "hardware": hardware(torch.device("cpu")),
         "versions": versions(),

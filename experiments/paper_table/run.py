@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from dsmr.benchmark.machine import commit, hardware, versions
-from dsmr.results.piece_table import PieceTable, average, compare, ratio
-from dsmr.results.plots import COLOURS, grid
+from dsmr.results.bootstrap import compare_tables, ratio_interval
+from dsmr.results.piece_table import PieceTable, average_tables
+from dsmr.results.plotting import COLOURS, make_panels
 
 HERE = Path(__file__).resolve().parent
 STAGES = (500, 1000, 2000, 4000, 8000)
@@ -119,7 +120,7 @@ def results(root: Path) -> dict[str, Any]:
             "command": " ".join(["dsmr fit", *options(row, 0), f"--trainer.max_steps={STAGES[-1]}"]),
             "stages": [{"tokens": stage * TOKENS_PER_STEP, **figures(row, f"_{stage}", root)} for stage in STAGES],
             "whole": figures(row, "", root),
-            "position": positions(average(read(row, seeds, "", root))),
+            "position": positions(average_tables(read(row, seeds, "", root))),
         }
         if row != BASELINE:
             found[row] |= of_memory(row, root)
@@ -131,13 +132,15 @@ def results(root: Path) -> dict[str, Any]:
 def of_memory(row: str, root: Path) -> dict[str, Any]:
     """Nats that memory is worth: by position against the baseline, and to the row's own weights."""
     seeds = finished(row, root)
-    own, other = (average(read(row, seeds, suffix, root)) for suffix in (f"_{STAGES[-1]}", f"_{WITHOUT}"))
-    found = {"nats_per_note_without_memory_less_with": interval(compare("without", row, other, own).difference)}
+    own, other = (average_tables(read(row, seeds, suffix, root)) for suffix in (f"_{STAGES[-1]}", f"_{WITHOUT}"))
+    found = {"nats_per_note_without_memory_less_with": interval(compare_tables("without", row, other, own).difference)}
     shared = [seed for seed in seeds if seed in finished(BASELINE, root)]
     if shared:
-        own, other = average(read(row, shared, "", root)), average(read(BASELINE, shared, "", root))
+        own, other = average_tables(read(row, shared, "", root)), average_tables(read(BASELINE, shared, "", root))
         parts = zip(own.starts, (own.nll_PK - other.nll_PK).T, own.tokens_PK.T, strict=True)
-        found[BY_POSITION] = {str(start): interval(ratio(nll_P, tokens_P)) for start, nll_P, tokens_P in parts}
+        found[BY_POSITION] = {
+            str(start): interval(ratio_interval(nll_P, tokens_P)) for start, nll_P, tokens_P in parts
+        }
     return found
 
 
@@ -149,11 +152,11 @@ def read(row: str, seeds: Sequence[int], suffix: str, root: Path) -> list[PieceT
 def figures(row: str, suffix: str, root: Path) -> dict[str, Any]:
     """Of the mean of the seeds, and seed by seed."""
     tables = read(row, finished(row, root), suffix, root)
-    mean = average(tables)
+    mean = average_tables(tables)
     return {
         "pieces": len(mean.names),
-        "perplexity": interval(ratio(mean.nll_P, mean.tokens_P, is_exp=True)),
-        "nats_per_note": interval(ratio(mean.nll_P, mean.notes_P)),
+        "perplexity": interval(ratio_interval(mean.nll_P, mean.tokens_P, is_exp=True)),
+        "nats_per_note": interval(ratio_interval(mean.nll_P, mean.notes_P)),
         "nats_per_note_by_seed": [float(table.nll_P.sum() / table.notes_P.sum()) for table in tables],
         f"less_{BASELINE}": difference(row, BASELINE, suffix, root),
     }
@@ -165,15 +168,15 @@ def difference(row: str, other: str, suffix: str, root: Path) -> dict[str, Any] 
     if not seeds:
         return None
     own, others = read(row, seeds, suffix, root), read(other, seeds, suffix, root)
-    mean = compare(row, other, average(own), average(others))
-    by_seed = [compare(row, other, a, b).difference.value for a, b in zip(own, others, strict=True)]
+    mean = compare_tables(row, other, average_tables(own), average_tables(others))
+    by_seed = [compare_tables(row, other, a, b).difference.value for a, b in zip(own, others, strict=True)]
     return {**interval(mean.difference), "wins": mean.wins, "seeds": seeds, "by_seed": by_seed}
 
 
 def positions(table: PieceTable) -> dict[str, Any]:
     """Perplexity by position in the piece."""
     parts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
-    return {str(start): interval(ratio(nll_P, tokens_P, is_exp=True)) for start, nll_P, tokens_P in parts}
+    return {str(start): interval(ratio_interval(nll_P, tokens_P, is_exp=True)) for start, nll_P, tokens_P in parts}
 
 
 def interval(found: Any) -> dict[str, Any]:
@@ -182,7 +185,7 @@ def interval(found: Any) -> dict[str, Any]:
 
 def plot_curve(found: dict[str, Any], path: Path) -> None:
     """Nats per note less the baseline's, against training tokens."""
-    figure, (axes,) = grid(1, height=3.6, columns=1)
+    figure, (axes,) = make_panels(1, height=3.6, columns=1)
     axes.axhline(0, color="#222222", linewidth=0.8)
     rows = list(zip(found, COLOURS, strict=False))
     compared = [(row, colour) for row, colour in rows if row != BASELINE and found[row]["whole"][f"less_{BASELINE}"]]
@@ -204,7 +207,7 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
 
 def plot_positions(found: dict[str, Any], path: Path) -> None:
     """Perplexity by position in the piece at the end of training, and what it is beside the baseline's."""
-    figure, (left, right) = grid(2, height=3.6, columns=2, shared=False)
+    figure, (left, right) = make_panels(2, height=3.6, columns=2, shared=False)
     right.axhline(0, color="#222222", linewidth=0.8)
     for number, (row, colour) in enumerate(zip(found, COLOURS, strict=False)):
         bars = found[row]["position"]

@@ -30,7 +30,7 @@ from dsmr.cli.lightning import DsmrCLI
 from dsmr.data.synthetic import NUM_MARKS
 from dsmr.model.horizons import earliest, format_horizons, parse_horizons
 from dsmr.model.memory import MIB, Memory
-from dsmr.results import Depth, plot_recall, plot_schedules
+from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
 
 HERE = Path(__file__).resolve().parent.parent
 WARNING = (
@@ -295,7 +295,7 @@ def write(folder: Path, states: dict[str, dict[str, Any]], results: dict[str, di
         (folder / name).mkdir(parents=True, exist_ok=True)
     recall, maestro = results["recall"], results.get("maestro")
     depths = {
-        name: Depth(tuple(row["horizons"]), row["segment_length"], row["rule"])
+        name: ScheduleShape(tuple(row["horizons"]), row["segment_length"], row["rule"])
         for name, row in states.items()
         if any(row["horizons"])
     }

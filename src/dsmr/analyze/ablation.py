@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from dsmr import UserError
-from dsmr.results.piece_table import Comparison, PieceTable, compare
+from dsmr.results.bootstrap import Comparison, compare_tables
+from dsmr.results.piece_table import PieceTable
 from dsmr.training.module import RecurrentLM
 
 ALL = "all"
@@ -45,4 +46,4 @@ def ablations(model: RecurrentLM, evaluate: Callable[[], Any]) -> dict[str, Piec
 
 def savings(whole: PieceTable, without: dict[str, PieceTable]) -> dict[str, Comparison]:
     """Nats per note that are lost without a memory, paired over pieces."""
-    return {name: compare(f"without {name}", WHOLE, table, whole) for name, table in without.items()}
+    return {name: compare_tables(f"without {name}", WHOLE, table, whole) for name, table in without.items()}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsmr.results.plots import BAR, FAINT, LINE, grid
+from dsmr.results.plotting import BAR, FAINT, LINE, make_panels
 
 if TYPE_CHECKING:
     from dsmr.analyze.notes import HeardNotes, Place
@@ -28,7 +28,7 @@ def plot_distances(
         UserError: matplotlib is missing.
     """
     shares = np.asarray(shares_LHN)
-    figure, panels = grid(len(shares), height=2.2)
+    figure, panels = make_panels(len(shares), height=2.2)
     where = np.arange(len(starts))
     labels = [f"{start:,}" for start in starts]
     for layer, axes in enumerate(panels):
@@ -60,7 +60,7 @@ def plot_heard(notes: "HeardNotes", places: "Sequence[Place]", path: Path, *, ti
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, (axes,) = grid(1, height=3.6, columns=1)
+    figure, (axes,) = make_panels(1, height=3.6, columns=1)
     limit = max(float(np.quantile(np.abs(notes.saved_N), 0.98)), 0.1)
     order = np.argsort(notes.saved_N)  # what memory helped with lies on top
     bars = axes.barh(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dsmr.analyze.features import QUANTITIES, WINDOW_FIGURES
-from dsmr.results.plots import COLOURS, FAINT, grid
+from dsmr.results.plotting import COLOURS, FAINT, make_panels
 
 NUM_BINS = 16
 
@@ -22,7 +22,7 @@ def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, panels = grid(len(QUANTITIES) + len(WINDOW_FIGURES), height=2.2, shared=False)
+    figure, panels = make_panels(len(QUANTITIES) + len(WINDOW_FIGURES), height=2.2, shared=False)
     for axes, (name, quantity) in zip(panels, QUANTITIES.items(), strict=False):
         for number, (label, row) in enumerate(rows.items()):
             counts = np.asarray(row["histograms"][name])

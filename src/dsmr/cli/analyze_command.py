@@ -29,10 +29,11 @@ from dsmr.data.tokenizer import encode
 from dsmr.model.backbone import name_of, summary_of
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import TokenRate, format_horizons
-from dsmr.results import Depth, check_pictures, plot_schedules
-from dsmr.results import piece_table as pieces
-from dsmr.results.piece_table import Comparison, PieceTable, compare, ratio, why_without
+from dsmr.results.bootstrap import Comparison, compare_tables, missing_interval_note, ratio_interval
+from dsmr.results.piece_table import PIECES_FILE, PieceTable
+from dsmr.results.plotting import check_plots
 from dsmr.results.run_files import CONFIG_FILE
+from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 from dsmr.share.description import check_same_network, describe_network
 from dsmr.share.loading import find_checkpoint, load_model
 
@@ -77,7 +78,7 @@ def run(command: str, arguments: list[str]) -> int:
     settings, output = cli.config, check_output(cli.config.output)
     device = check_device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if settings.picture:
-        check_pictures()
+        check_plots()
     if settings.piece is not None and (settings.budget is not None or settings.trained is not None):
         raise UserError("--piece looks at one piece; ask for a --budget in a call of its own")
     if settings.trained is not None and settings.budget is None:
@@ -133,10 +134,10 @@ def read_trained(given: str) -> Trained:
     """
     found = find_checkpoint(given)
     folder = found if found.is_dir() else found.parent
-    if not (folder / pieces.NAME).is_file():
-        raise UserError(f"--trained {given} has no {pieces.NAME}; write it with dsmr validate --checkpoint {folder}")
+    if not (folder / PIECES_FILE).is_file():
+        raise UserError(f"--trained {given} has no {PIECES_FILE}; write it with dsmr validate --checkpoint {folder}")
     horizons = load_model(given).backbone.horizons
-    return Trained(folder.name, horizons, PieceTable.read(folder / pieces.NAME))
+    return Trained(folder.name, horizons, PieceTable.read(folder / PIECES_FILE))
 
 
 def whole_split(
@@ -209,7 +210,7 @@ def tell_layers(
         )
     everything = saved[ALL].difference
     print(f"  all layers {everything:+.4f}")
-    why = why_without(one.difference for one in saved.values())
+    why = missing_interval_note(one.difference for one in saved.values())
     if why:
         print(f"  ({why})")
     return {
@@ -235,7 +236,7 @@ def tell_suggestion(
     spelling = format_horizons(found.horizons)
     overlay = folder / f"suggested-{sum(found.horizons)}.yaml"
     predicted, own = per_note(found.predicted), per_note(found.whole)
-    lost = compare("suggested", "own", found.predicted, found.whole).difference
+    lost = compare_tables("suggested", "own", found.predicted, found.whole).difference
     text = (
         f"# Suggested by dsmr analyze for a budget of {sum(found.horizons):,} tokens, from a model trained with\n"
         f"# {format_horizons(found.trained)}: {predicted:.4f} nats per note with these horizons and its own weights,\n"
@@ -260,7 +261,7 @@ def tell_suggestion(
     if picture:
         path = folder / f"suggested-{sum(found.horizons)}.png"
         shapes = {"trained": found.trained, "suggested": found.horizons}
-        depths = {n: Depth(h, backbone.segment_length, backbone.rule, rate) for n, h in shapes.items()}
+        depths = {n: ScheduleShape(h, backbone.segment_length, backbone.rule, rate) for n, h in shapes.items()}
         plot_schedules(depths, path)
         print(f"  {path}")
     if trained is not None:
@@ -274,12 +275,12 @@ def tell_trained(found: Suggestion, trained: Trained) -> dict[str, Any]:
         if trained.horizons != found.horizons:
             own, suggested = format_horizons(trained.horizons) or "no horizons", format_horizons(found.horizons)
             raise UserError(f"{trained.name} was trained with {own}, suggested is {suggested}")
-        difference = compare(trained.name, "predicted", trained.table, found.predicted)
+        difference = compare_tables(trained.name, "predicted", trained.table, found.predicted)
     except ValueError as error:
         print(f"  not compared: {error}")
         return {"not_compared": str(error)}
-    shared = trained.table.of([name for name in trained.table.names if name in set(found.predicted.names)])
-    measured = ratio(shared.nll_P, shared.notes_P)
+    shared = trained.table.select([name for name in trained.table.names if name in set(found.predicted.names)])
+    measured = ratio_interval(shared.nll_P, shared.notes_P)
     print(f"  measured, trained as {trained.name}: {measured} nats per note; {difference}")
     return {"measured": plain(measured), "measured_less_predicted": plain(difference.difference)}
 

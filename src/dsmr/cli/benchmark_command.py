@@ -12,7 +12,7 @@ from dsmr.benchmark.quality import quality
 from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
-from dsmr.results import benchmark_table
+from dsmr.results.tables import benchmark_table
 
 PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 

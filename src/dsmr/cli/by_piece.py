@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsmr.results.piece_table import Comparison, Interval, PieceTable, ratio, why_without
+from dsmr.results.bootstrap import Comparison, Interval, missing_interval_note, ratio_interval
+from dsmr.results.piece_table import PieceTable
 
 READ = ("recall", "windows", "tokenizer", "validation_stride")
 """Settings of `data` that say which tokens an evaluation scores, and after what; `path` is compared as a place."""
@@ -43,10 +44,10 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
     starts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
     found: dict[str, Any] = {
         "num_pieces": len(table.names),
-        "perplexity": ratio(table.nll_P, table.tokens_P, is_exp=True),
-        "nats_per_note": ratio(table.nll_P, table.notes_P),
-        "family": {name: ratio(nll_P, tokens_P) for name, nll_P, tokens_P in families},
-        "position": {str(start): ratio(nll_P, tokens_P, is_exp=True) for start, nll_P, tokens_P in starts},
+        "perplexity": ratio_interval(table.nll_P, table.tokens_P, is_exp=True),
+        "nats_per_note": ratio_interval(table.nll_P, table.notes_P),
+        "family": {name: ratio_interval(nll_P, tokens_P) for name, nll_P, tokens_P in families},
+        "position": {str(start): ratio_interval(nll_P, tokens_P, is_exp=True) for start, nll_P, tokens_P in starts},
     }
     lines = {"perplexity": found["perplexity"], "nats per note": found["nats_per_note"]}
     lines |= {f"perplexity from token {int(start):,}": figure for start, figure in found["position"].items()}
@@ -55,7 +56,7 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
     for name, figure in lines.items():
         if figure is not None:
             print(f"    {name:<32}{figure:8.3f}")
-    found["without_interval"] = why_without(lines.values())
+    found["without_interval"] = missing_interval_note(lines.values())
     if found["without_interval"]:
         print(f"    ({found['without_interval']})")
     if path is None:
@@ -74,7 +75,7 @@ def tell_savings(savings: dict[str, Comparison]) -> dict[str, Any]:
     for name, saving in savings.items():
         what = "all layers" if name == "all" else f"layer {name}"
         print(f"    {what:<32}{saving.difference:8.3f}")
-    why = why_without(saving.difference for saving in savings.values())
+    why = missing_interval_note(saving.difference for saving in savings.values())
     if why:
         print(f"    ({why})")
     return {"ablated": {name: plain(saving.difference) for name, saving in savings.items()}}

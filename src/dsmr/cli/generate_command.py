@@ -128,9 +128,9 @@ def check(options: Namespace) -> tuple[list[Path], float, Path | None]:
     if options.prompt is None and options.prompt_seconds is not None:
         raise UserError("--prompt_seconds says how much of a --prompt is used; give one")
     if options.picture:
-        from dsmr.results import check_pictures
+        from dsmr.results.plotting import check_plots
 
-        check_pictures()
+        check_plots()
     return outputs, seconds, check_audio(options.sound_font) if options.audio else None
 
 
@@ -167,7 +167,7 @@ def written(
             files["audio"] = str(path.with_suffix(".wav"))
             render(path, path.with_suffix(".wav"), sound_font)
         if picture:
-            from dsmr.results import plot_piano_roll
+            from dsmr.generate.piano_roll import plot_piano_roll
 
             files["picture"] = str(path.with_suffix(".png"))
             seam = prompt.seam if prompt.score is not None else None

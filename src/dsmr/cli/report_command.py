@@ -9,18 +9,12 @@ from dsmr import UserError
 from dsmr.cli.json_output import write_result
 from dsmr.cli.options import OneLine
 from dsmr.data.files import replacing
-from dsmr.results.comparisons import as_result, groups, paired_lines
-from dsmr.results.plots import (
-    Depth,
-    check_pictures,
-    plot_benchmark,
-    plot_learning,
-    plot_pieces,
-    plot_positions,
-    plot_schedules,
-    plot_tradeoff,
-)
-from dsmr.results.runs import Collection, Run, collect, reason
+from dsmr.results.benchmark_plots import plot_benchmark, plot_piece_lengths
+from dsmr.results.comparisons import comparison_result, comparison_table, group_runs
+from dsmr.results.plotting import check_plots
+from dsmr.results.run_plots import plot_learning, plot_positions, plot_tradeoff
+from dsmr.results.runs import ResultCollection, Run, collect_results, error_reason
+from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 from dsmr.results.tables import benchmark_table, runs_table
 
 Draw = Callable[[Path, str], list[str]]
@@ -41,7 +35,7 @@ def run(command: str, arguments: list[str]) -> int:
     if options.format not in ("png", "svg"):
         raise UserError(f"--format {options.format} is not one of png, svg")
     source = Path(options.folder)
-    found = collect(source)
+    found = collect_results(source)
     target = Path(options.output) if options.output else source / "report"
     if target.exists() and not target.is_dir():
         raise UserError(f"--output {target} is a file; name a folder")
@@ -51,8 +45,8 @@ def run(command: str, arguments: list[str]) -> int:
     print(f"next: open {target / 'README.md'}")
     result = {
         "report": str(target / "README.md"),
-        "runs": [{"name": run.name, **run.figures} for run in found.runs],
-        "paired": as_result(groups(found.runs), options.against),
+        "runs": [{"name": run.name, **run.metrics} for run in found.runs],
+        "paired": comparison_result(group_runs(found.runs), options.against),
         "benchmarks": list(found.benchmarks),
         "unread": found.unread,
     }
@@ -60,7 +54,7 @@ def run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def write(found: Collection, target: Path, suffix: str, against: str | None = None) -> list[str]:
+def write(found: ResultCollection, target: Path, suffix: str, against: str | None = None) -> list[str]:
     """Write README.md and its pictures; gives the lines of README.md.
 
     The tables are written before anything is drawn, and stay where nothing can be.
@@ -78,7 +72,7 @@ def write(found: Collection, target: Path, suffix: str, against: str | None = No
         try:
             tables = [f"## Benchmark {name}", "", *benchmark_table(result), ""]
         except Exception as error:  # whatever is wrong with one file, the others are shown
-            found.unread[name] = reason(error)
+            found.unread[name] = error_reason(error)
             del found.benchmarks[name]
             continue
         sections.append((tables, partial(benchmark_pictures, name.replace("/", "-"), result)))
@@ -86,7 +80,7 @@ def write(found: Collection, target: Path, suffix: str, against: str | None = No
     plain = ["# Report", "", *(line for tables, _ in sections for line in tables), *unread]
     save(plain, target)
     try:
-        check_pictures()
+        check_plots()
     except ValueError as missing:
         lines = [*plain, "", f"No pictures: {missing}"]
     else:
@@ -105,9 +99,9 @@ def save(lines: list[str], target: Path) -> None:
 def runs_section(runs: list[Run], against: str | None) -> list[str]:
     """Tables of runs, and which is better."""
     lines = ["## Runs", "", *runs_table(runs), ""]
-    scored = groups(runs)
+    scored = group_runs(runs)
     if against is not None or len(scored) > 1:
-        lines += ["## Which is better", "", *paired_lines(scored, against), ""]
+        lines += ["## Which is better", "", *comparison_table(scored, against), ""]
     return lines
 
 
@@ -119,9 +113,9 @@ def run_pictures(runs: list[Run], target: Path, suffix: str) -> list[str]:
         lines += [f"![perplexity by position in the piece](positions.{suffix})", ""]
     if plot_tradeoff(runs, target / f"tradeoff.{suffix}"):
         lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
-    depths: dict[str, Depth] = {}
+    depths: dict[str, ScheduleShape] = {}
     for run in runs:
-        depth = Depth(run.horizons, run.segment_length, run.rule, run.rate) if run.horizons else None
+        depth = ScheduleShape(run.horizons, run.segment_length, run.rule, run.rate) if run.horizons else None
         if depth is not None and depth not in depths.values():  # seeds look alike
             depths[run.name] = depth
     if depths:
@@ -137,6 +131,6 @@ def benchmark_pictures(stem: str, result: dict[str, Any], target: Path, suffix: 
         plot_benchmark(result, target / f"{stem}-speed.{suffix}")
         lines += [f"![speed against memory]({stem}-speed.{suffix})", ""]
     if result.get("pieces"):
-        plot_pieces(result["pieces"], target / f"{stem}-pieces.{suffix}")
+        plot_piece_lengths(result["pieces"], target / f"{stem}-pieces.{suffix}")
         lines += [f"![time and memory against the length of a piece]({stem}-pieces.{suffix})", ""]
     return lines

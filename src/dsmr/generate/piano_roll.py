@@ -26,7 +26,7 @@ def plot_piano_roll(score: "Score", path: Path, *, title: str = "", seam: float 
     figure, (axes,) = make_panels(1, height=2.9, columns=1)
     tracks = score.to("second").tracks
     notes = [note for track in tracks for note in track.notes]
-    first = 0.0 if seam is None else seam - 0.005  # half a tick of 10 ms: a note at the seam was generated
+    first = 0.0 if seam is None else seam - 0.005  # times come in ticks of 10 ms: half a tick of slack
     parts = [
         ("prompt", PROMPT, [n for n in notes if n.time < first]),
         ("new", GENERATED, [n for n in notes if n.time >= first]),

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 from dsmr import UserError
 from dsmr.data.tokenizer import BOS, decode
 from dsmr.generate import Generator, Sampling
+from dsmr.generate.piano_roll import plot_piano_roll
 from dsmr.model.backbone import twin
-from dsmr.results import plot_piano_roll
 from dsmr.training.callbacks.throughput import Throughput
 
 

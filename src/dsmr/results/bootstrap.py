@@ -75,7 +75,9 @@ class Comparison:
         better, worse = (self.first, self.second) if value <= 0 else (self.second, self.first)
         undecided = f"cannot tell {self.first} from {self.second}: {value:+.3f} nats per note"
         if ends is None:
-            return f"{undecided}, on {self.num_pieces} pieces; too few of them, or too few that differ, for an interval"
+            return (
+                f"{undecided}, on {self.num_pieces} pieces; too few of them, or too few that differ, for an interval"
+            )
         low, high = ends
         if low <= 0 <= high:
             return f"{undecided} [{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces"

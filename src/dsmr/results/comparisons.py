@@ -1,4 +1,4 @@
-"""Which runs are better: paired over pieces, seeds of one setting taken together."""
+"""Compare runs by piece: seeds of one setting are grouped, and groups are paired over pieces."""
 
 import json
 import re
@@ -6,25 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dsmr import UserError
-from dsmr.results.piece_table import Comparison, Interval, PieceTable, average, compare, ratio, why_without
+from dsmr.results.bootstrap import Comparison, Interval, compare_tables, missing_interval_note, ratio_interval
+from dsmr.results.piece_table import PieceTable, average_tables
 from dsmr.results.runs import Run
 
 SEED = re.compile(r"[,_-]?seed[=_-]?\d+[,_-]?")
-NO_SETTING = ("seed", "cache_dir", "num_workers", "path")
-TRAINER = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches", "devices")
+IGNORED_DATA = ("seed", "cache_dir", "num_workers", "path")
+COMPARED_TRAINER = (
+    "max_steps",
+    "max_epochs",
+    "precision",
+    "gradient_clip_val",
+    "accumulate_grad_batches",
+    "devices",
+)
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seeds alone.
+class RunGroup:
+    """Runs that differ only in their seeds.
 
     Attributes:
-        name: what their names share.
-        tables: results by piece of each, by its seed.
-        table: their mean, on the pieces that all were scored on.
+        name: the runs' common name.
+        tables: results by piece of each run, by seed.
+        table: their mean over the pieces they share.
     """
 
     name: str
@@ -33,17 +39,22 @@ class Group:
 
     @property
     def label(self) -> str:
-        """The name, and how many seeds."""
+        """The name, with the number of seeds if there are several."""
         return self.name if len(self.tables) == 1 else f"{self.name} ({len(self.tables)} seeds)"
+
+    @property
+    def nats_per_note(self) -> float:
+        """Nats per note over all pieces."""
+        return float(self.table.nll_P.sum() / max(self.table.notes_P.sum(), 1))
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A comparison of two groups, and of their seeds.
+class GroupDifference:
+    """A comparison of two groups and of their seeds.
 
     Attributes:
-        comparison: of their means.
-        by_seed: nats per note that the first has more than the second, of every seed that both have.
+        comparison: comparison of their means.
+        by_seed: nats per note of the first minus those of the second, for every seed of both.
     """
 
     comparison: Comparison
@@ -55,146 +66,152 @@ class Difference:
         seeds = ", ".join(f"{value:+.3f} ({seed})" for seed, value in self.by_seed.items())
         return f"{self.comparison}; seed by seed {self.comparison.first} has {seeds}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """Convert to JSON types."""
+        interval = self.comparison.difference
+        return {
+            "first": self.comparison.first,
+            "second": self.comparison.second,
+            "nats_per_note": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "pieces": self.comparison.num_pieces,
+            "first_is_better_on": self.comparison.wins,
+            "by_seed": dict(self.by_seed),
+        }
 
-def groups(runs: Sequence[Run]) -> list[Group]:
-    """Groups of the runs that have results by piece, fewest nats per note first; a seed of a group counts once."""
-    found: dict[str, list[Run]] = {}
+
+def group_runs(runs: Sequence[Run]) -> list[RunGroup]:
+    """Group runs that have results by piece, fewest nats per note first; a repeated seed counts once."""
+    by_setting: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.name):
         if run.pieces is not None:
-            found.setdefault(setting(run.config), []).append(run)
-    names = [shared_name([run.name for run in members]) for members in found.values()]
-    made = []
-    for name, members in zip(names, found.values(), strict=True):
-        scored = [(run, seed(run), run.pieces) for run in members if run.pieces is not None]
+            by_setting.setdefault(_setting_key(run.config), []).append(run)
+    names = [shared_name([run.name for run in members]) for members in by_setting.values()]
+    groups = []
+    for name, members in zip(names, by_setting.values(), strict=True):
+        scored = [(run, _seed_label(run), run.pieces) for run in members if run.pieces is not None]
         own = name if names.count(name) == 1 else members[0].name
         tables: dict[str, PieceTable] = {}
-        for _, key, table in scored:
-            tables.setdefault(key, table)
+        for _, seed, table in scored:
+            tables.setdefault(seed, table)
         try:
-            average([table for _, _, table in scored])
-        except ValueError:  # scored on different pieces: every one for itself
-            made += [Group(run.name, {key: table}, table) for run, key, table in scored]
+            average_tables([table for _, _, table in scored])
+        except ValueError:  # no shared piece: each run is its own group
+            groups += [RunGroup(run.name, {seed: table}, table) for run, seed, table in scored]
         else:
-            made.append(Group(own, tables, average(list(tables.values()))))
-    return sorted(made, key=lambda group: group.table.nll_P.sum() / max(group.table.notes_P.sum(), 1))
+            groups.append(RunGroup(own, tables, average_tables(list(tables.values()))))
+    return sorted(groups, key=lambda group: group.nats_per_note)
 
 
-def seed(run: Run) -> str:
-    """Of a run's weights, and of its data where that differs; the run's name where it was given none."""
-    of_weights, of_data = run.config.get("seed_everything"), run.config["data"].get("seed")
-    if isinstance(of_weights, bool) or of_weights is None:
+def _seed_label(run: Run) -> str:
+    """Return the seed of the weights, and of the data if it differs; without a seed, the run's name."""
+    weights, data = run.config.get("seed_everything"), run.config["data"].get("seed")
+    if isinstance(weights, bool) or weights is None:
         return run.name
-    return f"{of_weights}" if of_data in (None, of_weights) else f"{of_weights}, data {of_data}"
+    return f"{weights}" if data in (None, weights) else f"{weights}, data {data}"
 
 
-def setting(config: Mapping[str, Any]) -> str:
-    """What a run was, but for its seeds and where it ran."""
-    data = {key: value for key, value in config["data"].items() if key not in NO_SETTING}
-    trainer = {key: config["trainer"].get(key) for key in TRAINER}
+def _setting_key(config: Mapping[str, Any]) -> str:
+    """Return a run's settings without its seeds and its machine."""
+    data = {key: value for key, value in config["data"].items() if key not in IGNORED_DATA}
+    trainer = {key: config["trainer"].get(key) for key in COMPARED_TRAINER}
     return json.dumps([config["model"], data, trainer], sort_keys=True, default=str)
 
 
 def shared_name(names: Sequence[str]) -> str:
-    """A name without the seed, where all agree on the rest; else the first one's."""
+    """Return the names' common part without the seed; the first name if the rest differs."""
     if len(names) == 1:
         return names[0]
     rest = {"/".join(filter(None, SEED.sub("", name).split("/"))) for name in names}
     return rest.pop() if len(rest) == 1 and "" not in rest else names[0]
 
 
-def differences(found: Sequence[Group], against: str | None = None) -> tuple[list[Difference], list[str]]:
-    """Every group against one, by default the best; and why others cannot be compared.
+def compare_groups(groups: Sequence[RunGroup], against: str | None = None) -> tuple[list[GroupDifference], list[str]]:
+    """Compare every group with one of them.
+
+    Args:
+        groups: best first.
+        against: name of the group to compare with; None for the best.
+
+    Returns:
+        Differences, and reasons for the groups that cannot be compared.
 
     Raises:
-        UserError: there is no group of that name.
+        UserError: there is no group named `against`.
     """
-    by_name = {group.name: group for group in found}
+    by_name = {group.name: group for group in groups}
     if against is not None and against not in by_name:
         raise UserError(f"--against {against}: no such run with pieces.csv; there are {', '.join(by_name) or 'none'}")
-    if not found:
+    if not groups:
         return [], []
-    base = by_name[against] if against is not None else found[0]
-    made, refused = [], []
-    for group in found:
+    base = by_name[against] if against is not None else groups[0]
+    differences, refused = [], []
+    for group in groups:
         if group is base:
             continue
-        pair = (base, group) if against is None else (group, base)
+        first, second = (base, group) if against is None else (group, base)
         try:
-            comparison = compare(pair[0].name, pair[1].name, pair[0].table, pair[1].table)
-            made.append(Difference(comparison, by_seed(*pair)))
+            comparison = compare_tables(first.name, second.name, first.table, second.table)
+            differences.append(GroupDifference(comparison, compare_seeds(first, second)))
         except ValueError as error:
             refused.append(str(error))
-    return made, refused
+    return differences, refused
 
 
-def by_seed(first: Group, second: Group) -> dict[str, float]:
-    """Nats per note of the first less the second's, of every seed that both have."""
-    pairs = {key: (table, second.tables[key]) for key, table in first.tables.items() if key in second.tables}
-    return {key: compare(first.name, second.name, a, b).difference.value for key, (a, b) in pairs.items()}
+def compare_seeds(first: RunGroup, second: RunGroup) -> dict[str, float]:
+    """Return nats per note of the first group minus those of the second, for every seed of both."""
+    pairs = {seed: (table, second.tables[seed]) for seed, table in first.tables.items() if seed in second.tables}
+    return {seed: compare_tables(first.name, second.name, a, b).difference.value for seed, (a, b) in pairs.items()}
 
 
-def paired_lines(found: Sequence[Group], against: str | None = None) -> list[str]:
-    """A table of all groups with intervals, nats per note by family of tokens, and who is better.
+def comparison_table(groups: Sequence[RunGroup], against: str | None = None) -> list[str]:
+    """Format all groups as a Markdown table, followed by their differences.
+
+    Args:
+        groups: best first.
+        against: name of the group to compare with; None for the best.
 
     Raises:
-        UserError: there is no group of the name to compare with.
+        UserError: there is no group named `against`.
     """
-    told, refused = differences(found, against)
+    differences, refused = compare_groups(groups, against)
     header = ["run", "pieces", "perplexity", "nats per note"]
     families = [
         family
-        for f, family in enumerate(found[0].table.families)
-        if any(g.table.families == found[0].table.families and g.table.tokens_PF[:, f].sum() for g in found)
+        for f, family in enumerate(groups[0].table.families)
+        if any(g.table.families == groups[0].table.families and g.table.tokens_PF[:, f].sum() for g in groups)
     ]
     header += [f"of which {family}" for family in families]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    intervals: list[Interval | None] = [difference.comparison.difference for difference in told]
-    for group in found:
+    intervals: list[Interval | None] = [difference.comparison.difference for difference in differences]
+    for group in groups:
         table = group.table
-        perplexity, per_note = ratio(table.nll_P, table.tokens_P, is_exp=True), ratio(table.nll_P, table.notes_P)
+        perplexity = ratio_interval(table.nll_P, table.tokens_P, is_exp=True)
+        per_note = ratio_interval(table.nll_P, table.notes_P)
         intervals += [perplexity, per_note]
         cells = [group.label, f"{len(table.names):,}", str(perplexity), str(per_note) if per_note else ""]
-        notes = table.notes_P.sum()
-        shares = dict(zip(table.families, table.nll_PF.sum(axis=0) / max(notes, 1), strict=True))
-        cells += [f"{shares[family]:.3f}" if family in shares else "" for family in families]
+        shares = table.nll_PF.sum(axis=0) / max(table.notes_P.sum(), 1)
+        by_family = dict(zip(table.families, shares, strict=True))
+        cells += [f"{by_family[family]:.3f}" if family in by_family else "" for family in families]
         lines.append("| " + " | ".join(cells) + " |")
-    why = why_without(intervals)
-    lines += ["", "95 % intervals over pieces; they do not include what another seed would change."]
-    lines += [f"{why[0].upper()}{why[1:]}."] if why else []
-    if told or refused:
-        lines += ["Differences are paired over the pieces that both were scored on:", ""]
-        lines += [f"- {line}" for line in [*told, *refused]]
+    note = missing_interval_note(intervals)
+    lines += ["", "95 % intervals over pieces; variation between seeds is not included."]
+    lines += [f"{note[0].upper()}{note[1:]}."] if note else []
+    if differences or refused:
+        lines += ["Differences are paired over the pieces that both runs share:", ""]
+        lines += [f"- {line}" for line in [*differences, *refused]]
     return lines
 
 
-def as_result(found: Sequence[Group], against: str | None = None) -> dict[str, Any]:
-    """Groups and differences, for JSON."""
-
-    def figure(difference: Difference) -> dict[str, Any]:
-        comparison = difference.comparison
-        interval = comparison.difference
-        return {
-            "first": comparison.first,
-            "second": comparison.second,
-            "nats_per_note": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "pieces": comparison.num_pieces,
-            "first_is_better_on": comparison.wins,
-            "by_seed": dict(difference.by_seed),
-        }
-
-    told, refused = differences(found, against)
-    why = why_without(difference.comparison.difference for difference in told)
+def comparison_result(groups: Sequence[RunGroup], against: str | None = None) -> dict[str, Any]:
+    """Return groups and differences for JSON."""
+    differences, refused = compare_groups(groups, against)
+    note = missing_interval_note(difference.comparison.difference for difference in differences)
     return {
         "groups": [
-            {
-                "name": group.name,
-                "seeds": len(group.tables),
-                "nats_per_note": float(group.table.nll_P.sum() / np.maximum(group.table.notes_P.sum(), 1)),
-            }
-            for group in found
+            {"name": group.name, "seeds": len(group.tables), "nats_per_note": group.nats_per_note} for group in groups
         ],
-        "differences": [figure(difference) for difference in told],
+        "differences": [difference.as_dict() for difference in differences],
         "refused": refused,
-    } | ({"without_interval": why} if why else {})
+    } | ({"without_interval": note} if note else {})

@@ -37,9 +37,7 @@ def check_plots() -> None:
         raise UserError(NO_MATPLOTLIB)
 
 
-def make_panels(
-    count: int, height: float, columns: int = 4, *, shared: bool = True
-) -> tuple["Figure", "list[Axes]"]:
+def make_panels(count: int, height: float, columns: int = 4, *, shared: bool = True) -> tuple["Figure", "list[Axes]"]:
     """Create a figure with `count` panels.
 
     Args:

@@ -1,4 +1,4 @@
-"""Finding and reading results: runs (`config.yaml` and `metrics.csv` in a folder) and JSON files of the benchmark."""
+"""Find and read results: run folders (`config.yaml`, `metrics.csv`) and JSON documents of `dsmr benchmark`."""
 
 import csv
 import json
@@ -13,38 +13,37 @@ import yaml
 
 from dsmr import UserError
 from dsmr.model.horizons import Rule, TokenRate, format_horizons, parse_horizons, token_rate
-from dsmr.results import piece_table as pieces
-from dsmr.results.piece_table import PieceTable
+from dsmr.results.piece_table import PIECES_FILE, PieceTable
 from dsmr.results.run_files import CONFIG_FILE, METRICS_FILE, SECTION_FILE, read_run_section
 
-PERFORMANCE = "perf/"
+BENCHMARK_KEYS = {"hardware", "rows", "config", "absent"}
 
 
 @dataclass
 class Run:
-    """A training run as its folder has it.
+    """A training run, read from its folder.
 
     Attributes:
-        name: of its folder; its path below what was collected, where others end alike.
+        name: name of the folder; its path below the collected folder if several runs share a name.
         config: all settings.
-        rows: of `metrics.csv`, by column, what was not logged left out.
-        figures: of the best validation, and performance as last logged.
-        pieces: results by piece, where the run has them.
-        section: what the run itself kept of its network, see `checkpoint.describe`; None where it kept nothing.
-        rate: tokens in a second of the music that it was trained on; None if it is not known.
+        rows: logged values of each row of `metrics.csv`, by column.
+        metrics: metrics of the best validation, and the last logged performance.
+        pieces: results by piece, if the run has them.
+        section: the run's description of its network, see `dsmr.share.description`; None if it has none.
+        rate: tokens per second of its training music; None if unknown.
     """
 
     name: str
     config: dict[str, Any]
     rows: list[dict[str, float]]
-    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     pieces: PieceTable | None = None
     section: dict[str, Any] | None = None
     rate: TokenRate | None = None
 
     @property
     def horizons(self) -> tuple[int, ...] | None:
-        """Expanded, bottom to top, as the run kept them; None if it has none, or kept only a schedule's class."""
+        """Expanded horizons, bottom to top; None if the run has none or recorded only a schedule's class."""
         if self.section is not None:
             kept = self.section.get("horizons") or self.section["config"].get("horizons")
             return tuple(int(tokens) for tokens in kept) if kept else None
@@ -53,7 +52,7 @@ class Run:
 
     @property
     def rule(self) -> Rule:
-        """What a query sees."""
+        """Visibility rule."""
         settings = (self.config["model"].get("backbone") or {}).get("init_args") or {}
         rule: Rule = (self.section or settings).get("rule", "boundary")
         return rule
@@ -65,27 +64,24 @@ class Run:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of an optimizer step, of one process."""
-        lanes, accumulated = (
-            self.config["data"].get("num_lanes", 8),
-            self.config["trainer"].get("accumulate_grad_batches"),
-        )
-        return int(lanes) * self.segment_length * int(accumulated or 1)
+        """Tokens of an optimizer step on one process."""
+        accumulated = self.config["trainer"].get("accumulate_grad_batches")
+        return int(self.config["data"].get("num_lanes", 8)) * self.segment_length * int(accumulated or 1)
 
     def curve(self, column: str) -> tuple[list[float], list[float]]:
-        """Tokens seen, and what was logged then; numbers that are not finite are left out."""
+        """Return training tokens and the values logged there; values that are not finite are omitted."""
         points = [(row["step"], row[column]) for row in self.rows if column in row and math.isfinite(row[column])]
         return [(step + 1) * self.tokens_per_step for step, _ in points], [value for _, value in points]
 
 
 @dataclass(frozen=True)
-class Collection:
-    """All that a folder holds.
+class ResultCollection:
+    """All results of a folder.
 
     Attributes:
         runs: best perplexity first.
-        benchmarks: by file name.
-        unread: files that look like results but cannot be read, with the reason.
+        benchmarks: benchmark results by file name.
+        unread: reasons for files that look like results but cannot be read, by name.
     """
 
     runs: list[Run]
@@ -93,94 +89,96 @@ class Collection:
     unread: dict[str, str]
 
 
-def collect(folder: Path) -> Collection:
-    """Read all results under a folder.
+def collect_results(folder: Path) -> ResultCollection:
+    """Read all runs and benchmark results below a folder.
 
     Raises:
-        UserError: no such folder, or nothing in it.
+        UserError: the folder does not exist, or holds no results.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with runs or benchmark files")
+        raise UserError(f"{folder} is not a folder; name one with runs or benchmark files")
     found: dict[str, Run] = {}
     benchmarks, unread = {}, {}
     for path in sorted(folder.rglob(METRICS_FILE)):
         if not (path.parent / CONFIG_FILE).is_file():
             continue
+        name = path.parent.relative_to(folder).as_posix()
         try:
-            found[path.parent.relative_to(folder).as_posix()] = read_run(path.parent)
+            found[name] = read_run(path.parent)
         except Exception as error:  # whatever is wrong with one run, the others are shown
-            unread[str(path.parent.relative_to(folder))] = reason(error)
+            unread[name] = error_reason(error)
     for path in sorted(folder.rglob("*.json")):
-        if path.name == SECTION_FILE:  # read with its run
+        if path.name == SECTION_FILE:  # belongs to its run
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, OSError, RecursionError) as error:
-            unread[str(path.relative_to(folder))] = reason(error)
+            unread[path.relative_to(folder).as_posix()] = error_reason(error)
             continue
-        if isinstance(content, dict) and {"hardware", "rows", "config", "absent"} <= content.keys():
-            benchmarks[str(path.relative_to(folder).with_suffix(""))] = content
-    runs = apart(found)
+        if isinstance(content, dict) and content.keys() >= BENCHMARK_KEYS:
+            benchmarks[path.relative_to(folder).with_suffix("").as_posix()] = content
+    runs = _with_unique_names(found)
     if not runs and not benchmarks:
         reasons = "".join(f"; {name}: {reason}" for name, reason in unread.items())
         raise UserError(f"{folder} holds no run (config.yaml and metrics.csv) and no benchmark file{reasons}")
-    runs.sort(key=lambda run: run.figures.get("val/perplexity", math.inf))
-    return Collection(runs, benchmarks, unread)
+    runs.sort(key=lambda run: run.metrics.get("val/perplexity", math.inf))
+    return ResultCollection(runs, benchmarks, unread)
 
 
-def reason(error: Exception) -> str:
-    """One line on why something cannot be read."""
+def error_reason(error: Exception) -> str:
+    """Describe in one line why a file cannot be read."""
     text = " ".join(str(error).split())
-    known = isinstance(error, ValueError | OSError | yaml.YAMLError)
-    return text if known and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    is_clear = isinstance(error, ValueError | OSError | yaml.YAMLError)
+    return text if is_clear and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def apart(found: Mapping[str, Run]) -> list[Run]:
-    """Runs by their paths, no two of which have the same name."""
-    ends = Counter(run.name for run in found.values())
-    for path, run in found.items():
-        if ends[run.name] > 1:
+def _with_unique_names(runs: Mapping[str, Run]) -> list[Run]:
+    """Name runs whose folders share a name by their paths."""
+    counts = Counter(run.name for run in runs.values())
+    for path, run in runs.items():
+        if counts[run.name] > 1:
             run.name = path
-    return list(found.values())
+    return list(runs.values())
 
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder.
 
     Raises:
-        UserError: its metrics are empty, or its settings are not those of a run.
+        UserError: `metrics.csv` is empty, or `config.yaml` does not belong to a run.
     """
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for name in ("model", "data", "trainer"):
         if not isinstance(config, dict) or not isinstance(config.get(name), dict):
-            raise UserError(f"{CONFIG_FILE} has no settings of {name}: it is not that of a run")
+            raise UserError(f"{CONFIG_FILE} has no settings of {name}: it does not belong to a run")
     with (folder / METRICS_FILE).open(encoding="utf-8", newline="") as file:
         rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     if not rows:
         raise UserError(f"{METRICS_FILE} is empty: the run logged nothing")
     run = Run(folder.name, config, rows, section=read_run_section(folder))
-    run.figures = figures(run)
-    _ = run.rule, run.segment_length, run.tokens_per_step  # what is wrong with them is told here
+    run.metrics = _run_metrics(run)
+    _ = run.rule, run.segment_length, run.tokens_per_step  # so that bad settings are reported with this run
     run.rate = token_rate(run.section or config["data"])
-    if (folder / pieces.NAME).is_file():
-        run.pieces = PieceTable.read(folder / pieces.NAME)
+    if (folder / PIECES_FILE).is_file():
+        run.pieces = PieceTable.read(folder / PIECES_FILE)
     return run
 
 
-def figures(run: Run) -> dict[str, Any]:
-    """The row of a run's table."""
+def _run_metrics(run: Run) -> dict[str, Any]:
+    """Summarize a run: steps, horizons, the best validation, the last performance, and a note on problems."""
     horizons = run.horizons
-    found: dict[str, Any] = {"steps": int(max(row["step"] for row in run.rows)) + 1}
+    metrics: dict[str, Any] = {"steps": int(max(row["step"] for row in run.rows)) + 1}
     if horizons is not None:
-        found["horizons"] = format_horizons(horizons)
-    scored = [row for row in run.rows if math.isfinite(row.get("val/perplexity", math.nan))]
-    if scored:
-        found |= {k: v for k, v in min(scored, key=lambda row: row["val/perplexity"]).items() if k.startswith("val/")}
+        metrics["horizons"] = format_horizons(horizons)
+    validated = [row for row in run.rows if math.isfinite(row.get("val/perplexity", math.nan))]
+    if validated:
+        best = min(validated, key=lambda row: row["val/perplexity"])
+        metrics |= {key: value for key, value in best.items() if key.startswith("val/")}
     else:
-        found["note"] = "never validated"
+        metrics["note"] = "never validated"
     for row in run.rows:
-        found |= {key: value for key, value in row.items() if key.startswith(PERFORMANCE)}
+        metrics |= {key: value for key, value in row.items() if key.startswith("perf/")}
     bad = [row["step"] for row in run.rows if not all(math.isfinite(value) for value in row.values())]
     if bad:
-        found["note"] = f"not finite from step {int(bad[0])} on"
-    return found
+        metrics["note"] = f"not finite from step {int(bad[0])} on"
+    return metrics

@@ -91,6 +91,6 @@ def plot_recall(
         axes.minorticks_off()
         axes.set_xlim(0, max(distances) + 40)
         axes.set_title(name, fontsize=8)
-    figure.supxlabel("Distance of the question from its pair (tokens)", fontsize=9)
+    figure.supxlabel("Distance from the fact to its question (tokens)", fontsize=9)
     figure.supylabel("Answer perplexity (lower is better)", fontsize=9)
     figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""Results as Markdown, a list of lines each."""
+"""Format results as Markdown tables; each function returns a list of lines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ from dsmr.model.horizons import MAESTRO_RATE
 from dsmr.results.runs import Run
 
 Columns = Mapping[str, tuple[str, str]]
-BENCHMARK: Columns = {
+"""Header and format of each column, by the key of its value."""
+BENCHMARK_COLUMNS: Columns = {
     "horizons": ("horizons", "{}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
     "relative_to_full": ("x full", "{:.2f}"),
@@ -22,7 +23,15 @@ BENCHMARK: Columns = {
     "perplexity": ("perplexity", "{:.2f}"),
     "nats_per_note": ("nats/note", "{:.2f}"),
 }
-RUNS: Columns = {
+PIECE_LENGTH_COLUMNS: Columns = {
+    "tokens": ("piece length (tokens)", "{:,}"),
+    "music": ("minutes of music in MAESTRO", "{:.1f}"),
+    "seconds": ("seconds", "{:.2f}"),
+    "state_mib": ("state MiB", "{:,.1f}"),
+    "peak_memory_gib": ("peak GiB", "{:.2f}"),
+    "peak_rss_gib": ("peak RSS GiB, whole process", "{:.2f}"),
+}
+RUN_COLUMNS: Columns = {
     "horizons": ("horizons", "{}"),
     "steps": ("steps", "{:,}"),
     "val/perplexity": ("best val perplexity", "{:.3f}"),
@@ -37,8 +46,8 @@ RUNS: Columns = {
 }
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], columns: Columns, first: str = "row") -> list[str]:
-    """A table with a row for each mapping, named by its `name`; a column that no row has is left out."""
+def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns, first: str = "row") -> list[str]:
+    """Format one row per mapping, labelled with its `name`; columns that no row has are omitted."""
     shown = [key for key in columns if any(row.get(key) is not None for row in rows)]
     lines = [f"| {first} | " + " | ".join(columns[key][0] for key in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for row in rows:
@@ -50,45 +59,28 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Columns, first: str = "
 
 
 def benchmark_table(result: Mapping[str, Any]) -> list[str]:
-    """What was equal, all rows, what was left out, and what pieces took."""
+    """Format a benchmark: its common settings, all rows, omitted rows, and cost by piece length."""
     config, hardware = result["config"], result["hardware"]
-    place = hardware.get("gpu") or f"{hardware['processor'] or hardware['machine']}, {hardware['threads']} threads"
+    machine = hardware.get("gpu") or f"{hardware['processor'] or hardware['machine']}, {hardware['threads']} threads"
     lines = [
         f"{config['num_layers']} layers of width {config['d_model']}, {config['num_lanes']} lanes of "
-        f"{config['segment_length']} tokens in every step, {config['precision']}, without dropout, seed "
-        f"{config['seed']}; {place}; commit {result['commit']}",
+        f"{config['segment_length']} tokens per step, {config['precision']}, no dropout, seed "
+        f"{config['seed']}; {machine}; commit {result['commit']}",
         "",
-        *markdown(result["rows"], BENCHMARK),
+        *markdown_table(result["rows"], BENCHMARK_COLUMNS),
         *(f"{name} is left out: {reason}" for name, reason in result["absent"].items()),
     ]
     if result.get("pieces"):
-        lines += ["", *pieces_table(result["pieces"])]
+        points = [
+            {"name": curve["name"], "music": MAESTRO_RATE.seconds(point["tokens"]) / 60, **point}
+            for curve in result["pieces"]
+            for point in curve["points"]
+        ]
+        lines += ["", *markdown_table(points, PIECE_LENGTH_COLUMNS)]
     return lines
 
 
-def pieces_table(pieces: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Seconds and memory after so many tokens of one piece."""
-    rows = [
-        {
-            "name": curve["name"],
-            "music": MAESTRO_RATE.seconds(point["tokens"]) / 60,
-            **point,
-        }
-        for curve in pieces
-        for point in curve["points"]
-    ]
-    columns = {
-        "tokens": ("tokens of a piece", "{:,}"),
-        "music": ("min of music in MAESTRO", "{:.1f}"),
-        "seconds": ("seconds", "{:.2f}"),
-        "state_mib": ("state MiB", "{:,.1f}"),
-        "peak_memory_gib": ("peak GiB", "{:.2f}"),
-        "peak_rss_gib": ("peak RSS GiB, whole process", "{:.2f}"),
-    }
-    return markdown(rows, columns)
-
-
 def runs_table(runs: Sequence[Run]) -> list[str]:
-    """A row for each run, the best first."""
-    rows = [{"name": run.name, **run.figures} for run in runs]
-    return markdown(rows, RUNS, first="run")
+    """Format one row per run."""
+    rows = [{"name": run.name, **run.metrics} for run in runs]
+    return markdown_table(rows, RUN_COLUMNS, first="run")

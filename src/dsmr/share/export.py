@@ -121,9 +121,9 @@ def _run_of(checkpoint: Path) -> Run | None:
 
 def measured(run: Run | None) -> dict[str, Any]:
     """The figures of the run's best validation, and on how much of the split."""
-    if run is None or "val/nll" not in run.figures:
+    if run is None or "val/nll" not in run.metrics:
         return {}
-    found = {name: run.figures[f"val/{name}"] for name in (*COLUMNS, "tokens") if f"val/{name}" in run.figures}
+    found = {name: run.metrics[f"val/{name}"] for name in (*COLUMNS, "tokens") if f"val/{name}" in run.metrics}
     limit = run.config["trainer"].get("limit_val_batches")
     stride = int(run.config["data"].get("validation_stride", 1))
     parts = [f"every {stride}th piece"] if stride > 1 else []
@@ -206,7 +206,7 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         f"| trained on | {model.get('data') or 'not recorded'} |",
     ]
     if run is not None:
-        steps, per_step = run.figures["steps"], run.tokens_per_step
+        steps, per_step = run.metrics["steps"], run.tokens_per_step
         lines += [f"| training | {steps:,} steps of {per_step:,} tokens, {steps * per_step / 1e6:,.1f} M tokens |"]
     lines += ["", "## Measured", ""]
     if figures:

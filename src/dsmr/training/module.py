@@ -445,7 +445,7 @@ def piece_table(metric: PieceNLL, data: Any) -> PieceTable:
     """Results by piece, of all processes."""
     sums = {name: total.cpu().double().numpy() for name, total in metric.compute().items()}
     names = [piece.name for piece in data.store.pieces]
-    return PieceTable.of_sums(**sums, names=names, families=data.families, starts=PositionPerplexity.STARTS)
+    return PieceTable.from_sums(**sums, names=names, families=data.families, starts=PositionPerplexity.STARTS)
 
 
 def family_nll(table: PieceTable) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_all
 from dsmr.cli.sweep.spec import Sweep
 from dsmr.cli.sweep.state import DONE
-from dsmr.results.runs import collect
+from dsmr.results.runs import collect_results
 
 OWN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
 FLAGS = ("--local", "--dry-run", "--json", "--help", "-h")
@@ -149,7 +149,7 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
     names = sorted({figure for outcome in done for figure in outcome.figures if "/" in figure})
     has_table = any(outcome.figures for outcome in done)
     if has_table:
-        lines = write(collect(folder), folder, "png")
+        lines = write(collect_results(folder), folder, "png")
         print("\n".join(["", *(line for line in lines if not line.startswith("!"))]))
     if scored:
         print(f"best {name}: {scored[0].figures[name]:.4f}, {scored[0].trial.name}")

@@ -167,7 +167,7 @@ def in_child(arguments: Sequence[str], log: Path, lock: Path) -> int:
 def figures_of(run: Path) -> dict[str, Any]:
     """Of a run's table; none where it logged elsewhere."""
     try:
-        return read_run(run).figures
+        return read_run(run).metrics
     except Exception:  # the report says why a run cannot be read; the trial has ended all the same
         return {}
 

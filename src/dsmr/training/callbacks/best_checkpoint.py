@@ -6,8 +6,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dsmr.results import piece_table as pieces
-from dsmr.results.piece_table import PieceTable
+from dsmr.results.piece_table import PIECES_FILE, PieceTable
 from dsmr.results.run_files import BEST_FILE
 
 
@@ -38,7 +37,7 @@ class BestCheckpoint(ModelCheckpoint):
         if not (is_better and trainer.is_global_zero and isinstance(table, PieceTable)):
             return
         assert self.dirpath is not None
-        path = Path(self.dirpath) / pieces.NAME
+        path = Path(self.dirpath) / PIECES_FILE
         if table.is_complete(trainer.datamodule.store.pieces):  # type: ignore[attr-defined]
             table.write(path)
         else:  # those of other weights would be worse than none

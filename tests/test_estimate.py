@@ -13,8 +13,15 @@ from dsmr.benchmark.training_speed import our_step, saved_bytes
 from dsmr.benchmark.variants import Row, build, paper_rows
 from dsmr.cli import main
 from dsmr.cli.lightning import SizesCLI
-from dsmr.cost.devices import DEVICES, device_of, find_device
-from dsmr.cost.estimate import Plan, estimate, largest_horizons, largest_lanes, peak_parts, usable_bytes
+from dsmr.cost.devices import DEVICES, find_device, match_device
+from dsmr.cost.estimate import (
+    TrainingPlan,
+    estimate_training,
+    largest_horizons,
+    largest_lanes,
+    peak_parts,
+    usable_bytes,
+)
 from dsmr.cost.operations import flops
 from dsmr.cost.operations import saved_bytes as predicted
 from dsmr.model import RecurrentTransformer
@@ -75,10 +82,10 @@ def test_model_operations_do_not_depend_on_the_form_and_equal_budgets_cost_the_s
     assert flops(two, "merged").executed < flops(two, "flex").executed < flops(two, "reference").executed
 
 
-def plan(device: str, lanes: int = 8, horizons: str = "2x3584+10x512") -> Plan:
+def plan(device: str, lanes: int = 8, horizons: str = "2x3584+10x512") -> TrainingPlan:
     with torch.device("meta"):
         network = RecurrentTransformer(392, horizons, 512)
-    return Plan(network, lanes, "bf16-mixed", find_device(device))
+    return TrainingPlan(network, lanes, "bf16-mixed", find_device(device))
 
 
 @pytest.mark.parametrize("device", ["rtx-3060-12gb", "rtx-3080-10gb", "rtx-4090-24gb"])
@@ -110,12 +117,12 @@ def test_weights_gradients_moments_and_time_are_plain_arithmetic() -> None:
     kept = {}
     for precision in ("32-true", "bf16-mixed", "bf16-true"):
         made = plan("rtx-3090-24gb")
-        parts = peak_parts(Plan(made.network, 8, precision, made.device))
+        parts = peak_parts(TrainingPlan(made.network, 8, precision, made.device))
         kept[precision] = [parts[name] for name in ("weights", "gradients", "optimizer")]
     parameters = sum(p.numel() for p in made.network.parameters())
     assert kept["32-true"] == kept["bf16-mixed"] == [4 * parameters, 4 * parameters, 8 * parameters]
     assert kept["bf16-true"] == [2 * parameters, 2 * parameters, 4 * parameters]
-    found = estimate(made, 3_600_000, price_per_hour=2.0)
+    found = estimate_training(made, 3_600_000, price_per_hour=2.0)
     slow, fast = found["tokens_per_second"]
     assert found["epoch_hours"] == pytest.approx([1000 / fast, 1000 / slow])
     assert found["epoch_cost"] == pytest.approx([2000 / fast, 2000 / slow])
@@ -123,7 +130,7 @@ def test_weights_gradients_moments_and_time_are_plain_arithmetic() -> None:
 
 
 def test_without_a_device_there_is_no_word_on_its_speed() -> None:
-    figures = estimate(Plan(plan("h200-141gb").network, 8, "32-true"), 1000)
+    figures = estimate_training(TrainingPlan(plan("h200-141gb").network, 8, "32-true"), 1000)
     assert not {"tokens_per_second", "peak_bytes", "epoch_hours", "device"} & figures.keys()
 
 
@@ -162,7 +169,7 @@ def test_what_cannot_be_expressed_is_left_out_with_the_reason() -> None:
     ],
 )
 def test_gpus_are_known_by_what_torch_calls_them(gpu: str, name: str | None) -> None:
-    found = device_of(gpu)
+    found = match_device(gpu)
     assert (found.name if found else None) == name
 
 

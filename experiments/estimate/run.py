@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from dsmr.attention.attend import Form
-from dsmr.benchmark.machine import commit, versions
+from dsmr.benchmark.machine import current_commit, package_versions
 from dsmr.benchmark.settings import Settings, Workload
 from dsmr.benchmark.training_speed import our_step, saved_bytes
 from dsmr.benchmark.variants import Row, build
+from dsmr.cost import MIB
 from dsmr.cost.operations import saved_bytes as predicted
 from dsmr.model import RecurrentTransformer
-from dsmr.model.memory import MIB
 
 BOUND = 0.10
 SIZES = {
@@ -110,7 +110,7 @@ def main() -> int:
             flush=True,
         )
     if options.output:
-        document = {"commit": commit(), "versions": versions(), "rows": rows}
+        document = {"commit": current_commit(), "versions": package_versions(), "rows": rows}
         options.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0 if good else 1
 

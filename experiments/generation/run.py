@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from dsmr.attention import decode as compiled
-from dsmr.benchmark.machine import commit, hardware, versions
+from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
+from dsmr.cost import MIB
 from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator, Prompt, Sampling
 from dsmr.generate.grammar import Grammar
 from dsmr.model import RecurrentTransformer
 from dsmr.model.horizons import TOKENS_PER_SECOND
-from dsmr.model.memory import MIB
 from dsmr.results.run_files import SECTION
 from dsmr.share.description import describe_network
 
@@ -193,9 +193,9 @@ def main() -> None:
         starts = start_up(Path(folder))
     run = long_run(made, prompt, options.tokens)
     result = {
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
-        "commit": commit(),
+        "hardware": hardware_info(torch.device("cpu")),
+        "versions": package_versions(),
+        "commit": current_commit(),
         "command": f"python experiments/generation/speed.py --tokens {options.tokens}",
         "horizons": HORIZONS,
         "tokens_per_second": {

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from dsmr.cost import MIB
 from dsmr.generate import Generator
-from dsmr.model.memory import MIB
 
 STRETCH = 1000
 

@@ -421,13 +421,13 @@ def machine(pack: Path | None) -> dict[str, Any]:
     """What the figures were made on, and with."""
     import torch
 
-    from dsmr.benchmark.machine import commit, hardware, versions
+    from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 
     noted = None if pack is None else pack / "commit"
     return {
-        "commit": noted.read_text(encoding="utf-8").strip() if noted and noted.is_file() else commit(),
-        **hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-        "versions": versions(),
+        "commit": noted.read_text(encoding="utf-8").strip() if noted and noted.is_file() else current_commit(),
+        **hardware_info(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "versions": package_versions(),
     }
 
 

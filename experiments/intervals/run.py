@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from dsmr.benchmark.machine import commit, hardware, versions
+from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 from dsmr.results.bootstrap import LEVEL, MIN_PIECES, bootstrap_counts, interval_ends, studentized_draws
 from dsmr.results.piece_table import PieceTable
 
@@ -283,14 +283,14 @@ def main() -> None:
         print("\n" + table(rows, title))
     result = {
         "command": "python experiments/intervals/run.py --pieces two_scale.csv memoryless.csv",
-        "commit": commit(),
+        "commit": current_commit(),
         "seed": 1,
         "repeats": options.repeats,
         "level": LEVEL,
         "fewest": MIN_PIECES,
         "stress": [name for name, population in populations.items() if population.is_stress],
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
+        "hardware": hardware_info(torch.device("cpu")),
+        "versions": package_versions(),
         "populations": {
             name: {
                 str(p): {c: {k: round(v, 5) for k, v in f.items()} for c, f in by.items()} for p, by in sizes.items()

@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 from symusic import Note, Score, Track
 
 from dsmr.analyze.memory_plots import clock
-from dsmr.benchmark.machine import commit, hardware, versions
+from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 from dsmr.cli import main as dsmr
 
 HERE = Path(__file__).resolve().parent
@@ -158,11 +158,11 @@ def main() -> None:
     saved_N, label_N = np.concatenate(saved), np.concatenate(label)
     result = {
         "command": "python experiments/motifs/motifs.py",
-        "commit": commit(),
+        "commit": current_commit(),
         "config": CONFIG.name,
         "seed": SEED,
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
+        "hardware": hardware_info(torch.device("cpu")),
+        "versions": package_versions(),
         "pieces": options.held_out,
         "auc": area(saved_N, label_N),
         "auc_by_piece": areas,

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dsmr.benchmark.machine import commit, hardware, versions
+from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 from dsmr.results.bootstrap import compare_tables, ratio_interval
 from dsmr.results.piece_table import PieceTable, average_tables
 from dsmr.results.plotting import COLOURS, make_panels
@@ -62,7 +62,7 @@ def train(row: str, seed: int, root: Path) -> None:
             continue
         begun = last.is_file()
         if not begun:
-            (kept / f"{name}.commit").write_text(f"{commit()}\n", encoding="utf-8")
+            (kept / f"{name}.commit").write_text(f"{current_commit()}\n", encoding="utf-8")
         latest.unlink(missing_ok=True)  # kept of the best weights, which may not be this stage's
         until = [f"--{key}={stage}" for key in ("trainer.max_steps", "trainer.val_check_interval")]
         which = ["--resume", str(run)] if begun else [*options(row, seed), f"--root={root}", f"--name={name}"]
@@ -254,7 +254,7 @@ def main() -> None:
         for done in [pool.submit(train, row, seed, root) for seed in seeds for row in arguments.rows]:
             done.result()
     found = results(root)
-    machine = {"hardware": hardware(torch.device("cpu")) | {"threads": 1}, "versions": versions()}
+    machine = {"hardware": hardware_info(torch.device("cpu")) | {"threads": 1}, "versions": package_versions()}
     content = {"script": "experiments/paper_table/cpu.py", **machine, "rows": found}
     (arguments.output / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     plot_curve(found, arguments.output / "cpu-tokens.png")

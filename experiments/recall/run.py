@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dsmr.benchmark.machine import commit, hardware, versions
+from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 from dsmr.cli import main as dsmr
 
 HERE = Path(__file__).resolve().parent
@@ -82,11 +82,11 @@ def main() -> None:
     scores = {horizons: perplexity(metrics) for horizons, metrics in trained.items()}
     result = {
         "command": "python experiments/recall/suggestion.py",
-        "commit": commit(),
+        "commit": current_commit(),
         "config": "recall",
         "seed": SEED,
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions(),
+        "hardware": hardware_info(torch.device("cpu")),
+        "versions": package_versions(),
         "budget": BUDGET,
         "suggested": suggested,
         "steps": analysis["steps"],

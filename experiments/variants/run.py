@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from dsmr.cli.lightning import DsmrCLI
+from dsmr.cost import MIB
 from dsmr.data.synthetic import NUM_MARKS
 from dsmr.model.horizons import earliest, format_horizons, parse_horizons
-from dsmr.model.memory import MIB, Memory
+from dsmr.model.memory import Memory
 from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
 
 HERE = Path(__file__).resolve().parent.parent

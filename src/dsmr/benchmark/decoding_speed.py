@@ -5,7 +5,8 @@ import torch
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.training_speed import Contestant, x_transformers_network
 from dsmr.benchmark.variants import Row
-from dsmr.model.memory import MIB, open_bytes
+from dsmr.cost import MIB
+from dsmr.model.memory import open_bytes
 
 
 def our_decoding(name: str, work: Workload, row: Row, num_lanes: int, bandwidth: float) -> Contestant:

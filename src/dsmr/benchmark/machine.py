@@ -1,21 +1,20 @@
-"""Where figures were measured: machine, commit, versions, and the bandwidth that floors are told against."""
+"""Describe where a result was measured: machine, commit, package versions and memory bandwidth."""
 
 import math
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dsmr.cost.measuring import timed
+
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that this machine reads and writes while it copies 256 MiB, best of ten."""
+    """Measure bytes read and written per second while copying 256 MiB; best of ten."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     best = math.inf
@@ -26,21 +25,8 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * source.element_size() / best
 
 
-@contextmanager
-def timed(device: torch.device) -> Iterator[list[float]]:
-    """Seconds of the block, all of its kernels included."""
-    seconds: list[float] = []
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    yield seconds
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds.append(time.perf_counter() - began)
-
-
-def commit() -> str | None:
-    """The checkout's commit, None outside of one."""
+def current_commit() -> str | None:
+    """Return the commit of the checkout, marked if dirty; None outside a checkout."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
@@ -54,20 +40,20 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def hardware(place: torch.device) -> dict[str, Any]:
-    """What the figures were made on."""
-    found: dict[str, Any] = {
+def hardware_info(device: torch.device) -> dict[str, Any]:
+    """Describe the CPU, and the GPU if the device is one."""
+    info: dict[str, Any] = {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": _processor_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-    if place.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(place)
-    return found
+    if device.type == "cuda":
+        info["gpu"] = torch.cuda.get_device_name(device)
+    return info
 
 
-def _processor() -> str:
+def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -75,12 +61,12 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that the figures depend on, where they are installed."""
-    found = {}
+def package_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that results depend on."""
+    versions = {}
     for package in ("dsmr", "torch", "x-transformers", "perceiver-ar-pytorch"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

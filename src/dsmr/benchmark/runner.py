@@ -10,14 +10,14 @@ import torch
 
 from dsmr import UserError
 from dsmr.benchmark.decoding_speed import our_decoding, x_transformers_decoding
-from dsmr.benchmark.machine import commit, copy_bandwidth, hardware, timed, versions
+from dsmr.benchmark.machine import copy_bandwidth, current_commit, hardware_info, package_versions
 from dsmr.benchmark.peers import UnfitError
-from dsmr.benchmark.piece_lengths import piece_curve
+from dsmr.benchmark.piece_lengths import measure_piece_lengths
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.training_speed import PEERS, Contestant, our_training, peer_training
 from dsmr.benchmark.variants import Row
-from dsmr.cost.measuring import GIB
-from dsmr.model.memory import MIB
+from dsmr.cost import GIB, MIB
+from dsmr.cost.measuring import timed
 
 Make = Callable[[], Contestant]
 Say = Callable[[str], None]
@@ -72,7 +72,7 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
     Raises:
         UserError: a row that is not known.
     """
-    measured_commit, settings = commit(), work.settings
+    measured_commit, settings = current_commit(), work.settings
     bandwidth = copy_bandwidth(work.place)
     precisions: list[str] = [*settings.precisions] or [work.precision]
     known: dict[str, Make] = {}
@@ -92,7 +92,7 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
     for name in ("full", "two_scale"):
         if settings.piece_lengths and name in networks and (not settings.rows or name in settings.rows):
             try:
-                pieces.append(piece_curve(name, work, networks[name], settings.piece_lengths, say))
+                pieces.append(measure_piece_lengths(name, work, networks[name], settings.piece_lengths, say))
             except torch.OutOfMemoryError:
                 pieces.append({"name": name, "points": [], "out_of_memory": True})
     if settings.train_tokens and judge is not None:
@@ -106,9 +106,9 @@ def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None
                     rows[name]["training_out_of_memory"] = True
     return {
         "commit": measured_commit,
-        "hardware": hardware(work.place) | {"copy_bandwidth_gb_per_second": bandwidth / 1e9},
+        "hardware": hardware_info(work.place) | {"copy_bandwidth_gb_per_second": bandwidth / 1e9},
         "config": config(work),
-        "versions": versions(),
+        "versions": package_versions(),
         "absent": absent,
         "wrong": wrong,
         "rows": [rows[name] for name in wanted if name in rows],

@@ -14,9 +14,9 @@ from dsmr.attention.attend import Form, chosen
 from dsmr.benchmark.peers import PerceiverARPytorch, XTransformersXL
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.variants import Row
+from dsmr.cost import MIB
 from dsmr.cost.measuring import SavedBytes
 from dsmr.model.horizons import format_horizons
-from dsmr.model.memory import MIB
 from dsmr.training.module import token_nll
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}

@@ -17,7 +17,7 @@ from dsmr.analyze.memory_plots import clock, plot_distances, plot_heard
 from dsmr.analyze.notes import heard, places
 from dsmr.analyze.streams import evaluate
 from dsmr.analyze.suggest import Horizons, Suggestion, check_budget, half, per_note, suggest
-from dsmr.benchmark.machine import commit
+from dsmr.benchmark.machine import current_commit
 from dsmr.cli.by_piece import plain
 from dsmr.cli.generate_command import check_device
 from dsmr.cli.json_output import check_output, write_result
@@ -107,7 +107,9 @@ def run(command: str, arguments: list[str]) -> int:
         result = one_piece(backbone, cli.datamodule.tokenizer, Path(settings.piece), folder, settings.picture)
     else:
         result = whole_split(cli, backbone, folder, trained, loaded.rate)
-    write_result({"checkpoint": str(cli.checkpoint), "commit": commit(), **result}, as_json=cli.as_json, output=output)
+    write_result(
+        {"checkpoint": str(cli.checkpoint), "commit": current_commit(), **result}, as_json=cli.as_json, output=output
+    )
     return 0
 
 

@@ -12,13 +12,13 @@ from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, build, paper_
 from dsmr.cli.configs import left_out
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
+from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device
-from dsmr.cost.estimate import GIB, Plan
+from dsmr.cost.estimate import TrainingPlan
 from dsmr.model.backbone import without_weights
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import format_horizons
-from dsmr.model.memory import MIB
 
 OWN_OPTIONS = ("--device", "--fit-memory", "--price-per-hour", "--epoch-tokens", "--output", "--json")
 FITTED_OPTIONS = ("--trainer.precision", "--data.num_lanes", "--model.horizons")
@@ -50,14 +50,14 @@ def run(command: str, arguments: list[str]) -> int:
         raise UserError("--price-per-hour must not be below 0, --epoch-tokens not below 1")
     num_lanes, precision = cli.datamodule.num_lanes, precision_of(settings.trainer.precision)
     if isinstance(network, Decoder):
-        plan = Plan(network, num_lanes, precision, device)
-        result: dict[str, Any] = costs.estimate(plan, settings.epoch_tokens, settings.price_per_hour)
+        plan = TrainingPlan(network, num_lanes, precision, device)
+        result: dict[str, Any] = costs.estimate_training(plan, settings.epoch_tokens, settings.price_per_hour)
         if settings.fit_memory:
             result["fit_memory"] = fitted(plan, settings.epoch_tokens)
         result["rows"], result["absent"] = rows(plan, settings.epoch_tokens)
         following = hint(plan, result, arguments)
     else:
-        result = costs.basic_estimate(network, num_lanes, precision, device) | {"rows": [], "absent": {}}
+        result = costs.estimate_unknown_network(network, num_lanes, precision, device) | {"rows": [], "absent": {}}
         following = "dsmr fit with the same options begins with a measured time per epoch"
     print(text(result, device))
     print(f"next: {following}")
@@ -77,15 +77,15 @@ def precision_of(given: object) -> str:
     return name
 
 
-def fitted(plan: Plan, epoch_tokens: int) -> dict[str, Any]:
+def fitted(plan: TrainingPlan, epoch_tokens: int) -> dict[str, Any]:
     """The largest budget in the config's shape, and the most lanes at the config's horizons."""
     horizons = costs.largest_horizons(plan, plan.network.memory_block)
     given: dict[str, Any] = plan.network.config() | {"horizons": horizons}
     network = without_weights(lambda: type(plan.network).rebuild(given, **plan.network.options()))
-    larger = Plan(network, plan.num_lanes, plan.precision, plan.device)
+    larger = TrainingPlan(network, plan.num_lanes, plan.precision, plan.device)
     # where horizons hold the longest piece, what is left goes into lanes
     larger = replace(larger, num_lanes=max(plan.num_lanes, costs.largest_lanes(larger)))
-    largest = costs.estimate(larger, epoch_tokens)
+    largest = costs.estimate_training(larger, epoch_tokens)
     return {
         "spelling": format_horizons(horizons),
         "largest_num_lanes": costs.largest_lanes(plan),
@@ -94,7 +94,7 @@ def fitted(plan: Plan, epoch_tokens: int) -> dict[str, Any]:
     }
 
 
-def rows(plan: Plan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def rows(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The paper's table at the config's sizes and budget, each beside full; and what cannot be expressed."""
     network = plan.network
     budget = sum(network.horizons)
@@ -108,7 +108,7 @@ def rows(plan: Plan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str,
         lanes = max(plan.num_lanes // WINDOW_SEGMENTS, 1) if row.windows else plan.num_lanes
         with torch.device("meta"):
             made: Decoder = build(row, network, prefix_length=prefix)
-        figures = costs.estimate(Plan(made, lanes, plan.precision, plan.device), epoch_tokens)
+        figures = costs.estimate_training(TrainingPlan(made, lanes, plan.precision, plan.device), epoch_tokens)
         spelling = format_horizons(row.horizons) if row.horizons else None
         found.append({"name": name, "spelling": spelling, **{k: v for k, v in figures.items() if k != "peak_parts"}})
     for row_figures in found:
@@ -180,7 +180,7 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines + left_out
 
 
-def hint(plan: Plan, result: dict[str, Any], arguments: list[str]) -> str:
+def hint(plan: TrainingPlan, result: dict[str, Any], arguments: list[str]) -> str:
     """The next useful command, with the options that were given."""
     if plan.device is None:
         return "dsmr estimate --device rtx-3060-12gb --trainer.precision bf16-mixed tells what a GPU would take"

@@ -8,11 +8,11 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from dsmr.cost import MIB
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
 from dsmr.model.backbone import summary_of
 from dsmr.model.horizons import TokenRate
-from dsmr.model.memory import MIB
 from dsmr.results.run_files import BEST_FILE, LAST_FILE
 from dsmr.training.module import RecurrentLM
 

@@ -1,1 +1,3 @@
-"""What training costs: operations, bytes, time; estimated and measured."""
+"""Cost of training and generation: operations, bytes and time, estimated and measured."""
+
+MIB, GIB = 2**20, 2**30

@@ -1,7 +1,7 @@
-"""GPUs that people train on: memory, bandwidth and peak speed, each with its source.
+"""Memory, bandwidth and peak speed of common GPUs, each with its source.
 
-Peaks are dense, with sums in float32: what PyTorch's matrix products do in mixed precision. On GeForce cards that is
-half of the figure that is mostly quoted, and structured sparsity, which doubles it once more, is no part of training.
+Peaks are dense with float32 accumulation, as in PyTorch's mixed precision. On GeForce cards this is half the peak
+that is usually quoted; structured sparsity, which doubles it again, is not used in training.
 """
 
 import difflib
@@ -23,14 +23,14 @@ class Device:
     """A GPU.
 
     Attributes:
-        name: our name for it.
-        matches: what torch calls it contains this.
-        memory_gib: of the card, in GiB.
-        gigabytes_per_second: of its memory.
-        float32: TFLOP/s of products in full float32, without tensor cores.
-        bfloat16: TFLOP/s of tensor cores with sums in float32; None where there is no such unit.
-        float16: likewise.
-        source: where the figures stand.
+        name: name on the command line.
+        matches: part of the name that torch reports.
+        memory_gib: memory of the card, in GiB.
+        gigabytes_per_second: memory bandwidth.
+        float32: TFLOP/s in full float32, without tensor cores.
+        bfloat16: TFLOP/s of tensor cores with float32 accumulation; None if the card has no such unit.
+        float16: TFLOP/s of tensor cores with float32 accumulation.
+        source: where these numbers were published.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Device:
     source: str
 
     def peak(self, kind: Peak) -> float | None:
-        """FLOP per second."""
-        found: float | None = getattr(self, kind)
-        return None if found is None else 1e12 * found
+        """Return the peak speed in FLOP/s; None if the card does not compute in this type."""
+        teraflops: float | None = getattr(self, kind)
+        return None if teraflops is None else 1e12 * teraflops
 
 
 DEVICES = {
@@ -78,10 +78,10 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """A device by our name for it.
+    """Look up a device by its name on the command line.
 
     Raises:
-        UserError: there is none of that name; with the nearest ones.
+        UserError: the name is unknown or ambiguous; suggests similar names.
     """
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
     if wanted in DEVICES:
@@ -94,12 +94,12 @@ def find_device(name: str) -> Device:
     raise UserError(f"--device {name} is unknown; {hint}known: {', '.join(DEVICES)}")
 
 
-def device_of(gpu: str) -> Device | None:
-    """The device that torch calls `gpu`, such as `NVIDIA GeForce RTX 3060`; None if it is not in the table.
+def match_device(torch_name: str) -> Device | None:
+    """Look up a device by the name that torch reports, such as `NVIDIA GeForce RTX 3060`; None if it is unknown.
 
-    A longer name is another card: `RTX 4060 Ti` is no `RTX 4060`.
+    A longer name is another card: `RTX 4060 Ti` does not match `RTX 4060`.
     """
     for device in DEVICES.values():
-        if re.search(rf"(^|\s){re.escape(device.matches)}(?!\s+(Ti|SUPER|Super|Laptop)\b|\w)", gpu):
+        if re.search(rf"(^|\s){re.escape(device.matches)}(?!\s+(Ti|SUPER|Super|Laptop)\b|\w)", torch_name):
             return device
     return None

@@ -1,7 +1,7 @@
-"""What a training run needs and takes, from its sizes alone: nothing is trained, and no GPU is asked.
+"""Estimate the memory and time of training from a network's sizes; nothing is trained, and no GPU is needed.
 
-Bytes of the state are exact. What autograd keeps was held against measurement on a CPU (experiments/estimate);
-a GPU's allocator, kernels and speed were not yet, so that its figures come with a range or a word of caution.
+The bytes of the state are exact. What autograd saves was verified by measurement on a CPU (experiments/estimate); a
+GPU's allocator, kernels and speed were not, so those estimates carry a range or a caveat.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dsmr import UserError
 from dsmr.attention.attend import Form
+from dsmr.cost import GIB
 from dsmr.cost.devices import Device, Peak
 from dsmr.cost.operations import Sizes, flops, saved_bytes
 from dsmr.model import Backbone
@@ -16,13 +17,12 @@ from dsmr.model.backbone import is_ours, name_of
 from dsmr.model.blocks import Decoder
 from dsmr.model.schedules import Schedule
 
-GIB = 2**30
 MAESTRO_TRAINING_TOKENS = 22_891_636
-"""Targets of one epoch over MAESTRO v3.0.0's training split in the `performance` encoding (`dsmr prepare`)."""
+"""Targets in one epoch of MAESTRO v3.0.0's training split in the `performance` encoding (`dsmr prepare`)."""
 UTILISATION = (0.20, 0.35)
-"""Share of a GPU's peak that so small a network is expected to reach in mixed precision; not measured yet."""
+"""Expected share of a GPU's peak that a network this small reaches in mixed precision; not measured yet."""
 HEADROOM = 0.10
-LONGEST_PIECE = 131_072  # tokens; no piece of MAESTRO is longer, so that no longer horizon remembers more
+LONGEST_PIECE = 131_072  # tokens; no piece of MAESTRO is longer, so a longer horizon remembers nothing more
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 PEAKS: dict[str, Peak] = {
@@ -35,14 +35,14 @@ PEAKS: dict[str, Peak] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A network and how it is trained.
 
     Attributes:
-        network: may lie on torch's meta device.
+        network: may be on torch's meta device.
         num_lanes: B.
-        precision: Lightning's word for it.
-        device: None means this machine's CPU, of which no speed is known.
+        precision: as spelled by Lightning.
+        device: None for this machine's CPU, whose speed is unknown.
     """
 
     network: Decoder
@@ -57,17 +57,17 @@ class Plan:
 
     @property
     def form(self) -> Form:
-        """The form of attention that will be used."""
+        """Attention backend that training will use."""
         if self.network.attention != "auto":
             return self.network.attention
         return "merged" if self.device is None else "flex"
 
 
-def peak_parts(plan: Plan) -> dict[str, int]:
-    """Bytes of all that lies in memory when training needs most, by their parts.
+def peak_parts(plan: TrainingPlan) -> dict[str, int]:
+    """Split the peak memory of training into its parts, in bytes.
 
-    `workspace` is what backward holds besides: gradients of the logits and of the widest layer. `optimizer` is AdamW's
-    two moments; Muon keeps one of them for matrices.
+    `workspace` holds what backward needs in addition: gradients of the logits and of the widest layer. `optimizer`
+    holds the two moments of AdamW; Muon keeps only one for matrices.
     """
     network, sizes = plan.network, Sizes.of(plan.network)
     parameters = sum(p.numel() for p in network.parameters())
@@ -86,8 +86,8 @@ def peak_parts(plan: Plan) -> dict[str, int]:
     }
 
 
-def speed(plan: Plan) -> tuple[float, float] | None:
-    """Tokens per second, from the lowest to the highest that is expected; None where no peak is known.
+def expected_speed(plan: TrainingPlan) -> tuple[float, float] | None:
+    """Return the lowest and highest expected tokens per second; None if the device is unknown.
 
     Raises:
         UserError: the device does not compute in this precision.
@@ -102,26 +102,20 @@ def speed(plan: Plan) -> tuple[float, float] | None:
     return low, high
 
 
-def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None) -> dict[str, Any]:
-    """All figures of a plan.
+def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: float | None = None) -> dict[str, Any]:
+    """Estimate operations, memory, time and price of a plan.
 
     Args:
-        plan: what is trained.
-        epoch_tokens: of the training split.
-        price_per_hour: of the device, in any currency.
+        plan: network, lanes, precision and device.
+        epoch_tokens: tokens of the training split.
+        price_per_hour: price of the device, in any currency.
 
     Raises:
         UserError: the device does not compute in this precision.
     """
     network, needed = plan.network, flops(plan.network, plan.form)
     parts = peak_parts(plan)
-    found: dict[str, Any] = {
-        "horizons": list(network.horizons),
-        "budget": sum(network.horizons),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "num_lanes": plan.num_lanes,
-        "segment_length": network.segment_length,
-        "precision": plan.precision,
+    result = _common_part(network, plan.num_lanes, plan.precision) | {
         "attention": plan.form,
         "flops_per_token": needed.model,
         "executed_flops_per_token": needed.executed,
@@ -129,11 +123,11 @@ def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None)
         "saved_bytes": parts["saved_for_backward"],
         "uncertainty": {"state_bytes": 0.0, "saved_bytes": 0.10 if plan.device is None else 0.15},
     }
-    speeds = speed(plan)
+    speeds = expected_speed(plan)
     if plan.device is not None and speeds is not None:
         slow, fast = (epoch_tokens / tokens_per_second / 3600 for tokens_per_second in speeds)
         peak = sum(parts.values())
-        found |= {
+        result |= {
             "device": plan.device.name,
             "peak_bytes": peak,
             "peak_parts": parts,
@@ -144,20 +138,22 @@ def estimate(plan: Plan, epoch_tokens: int, price_per_hour: float | None = None)
             "epoch_hours": [fast, slow],
         }
         if price_per_hour is not None:
-            found["epoch_cost"] = [fast * price_per_hour, slow * price_per_hour]
+            result["epoch_cost"] = [fast * price_per_hour, slow * price_per_hour]
     name = name_of(type(network))
     if not is_ours(name):
-        found["note"] = f"operations and bytes are those of dsmr's layers in {name}, without what it adds to them"
-    return found
+        result["note"] = f"operations and bytes cover dsmr's layers in {name}, not what it adds to them"
+    return result
 
 
-def basic_estimate(network: Backbone, num_lanes: int, precision: str, device: Device | None) -> dict[str, Any]:
-    """What a network's interface alone tells, for one that is not made of dsmr's layers.
+def estimate_unknown_network(
+    network: Backbone, num_lanes: int, precision: str, device: Device | None
+) -> dict[str, Any]:
+    """Estimate what the interface of a network reveals, for one that is not built from dsmr's layers.
 
     Args:
-        network: any.
+        network: any backbone.
         num_lanes: B.
-        precision: Lightning's word for it.
+        precision: as spelled by Lightning.
         device: must be None, since neither operations nor peak memory are known.
 
     Raises:
@@ -166,8 +162,16 @@ def basic_estimate(network: Backbone, num_lanes: int, precision: str, device: De
     name = name_of(type(network))
     if device is not None:
         raise UserError(
-            f"{name} is not made of dsmr's layers, so what it takes on {device.name} is not known; leave out --device"
+            f"{name} is not made of dsmr's layers, so its cost on {device.name} is unknown; leave out --device"
         )
+    return _common_part(network, num_lanes, precision) | {
+        "state_bytes": network.state_bytes(num_lanes, 4 if precision == "32-true" else 2),
+        "note": f"{name} is not made of dsmr's layers: its operations and saved activations are unknown",
+    }
+
+
+def _common_part(network: Backbone, num_lanes: int, precision: str) -> dict[str, Any]:
+    """Return the sizes that every estimate repeats."""
     return {
         "horizons": list(network.horizons),
         "budget": sum(network.horizons),
@@ -175,23 +179,21 @@ def basic_estimate(network: Backbone, num_lanes: int, precision: str, device: De
         "num_lanes": num_lanes,
         "segment_length": network.segment_length,
         "precision": precision,
-        "state_bytes": network.state_bytes(num_lanes, 4 if precision == "32-true" else 2),
-        "note": f"{name} is not made of dsmr's layers: its operations and what autograd keeps are not known",
     }
 
 
 def usable_bytes(device: Device) -> int:
-    """The device's memory less the headroom, for what the allocator wastes and other programs take."""
+    """Return the device's memory minus the headroom for allocator overhead and other programs."""
     return int(device.memory_gib * GIB * (1 - HEADROOM))
 
 
-def largest_horizons(plan: Plan, block: int) -> tuple[int, ...]:
-    """Horizons of the same shape with the largest budget that fits the device.
+def largest_horizons(plan: TrainingPlan, block: int) -> tuple[int, ...]:
+    """Scale the plan's horizons to the largest budget that fits the device.
 
     Every layer keeps its share of the budget, in whole blocks, up to the longest piece.
 
     Raises:
-        UserError: not even a network without memory fits, or it has no horizons to scale.
+        UserError: the network does not fit even without memory, or has no horizons to scale.
     """
     assert plan.device is not None
     shape = plan.network.horizons
@@ -201,7 +203,7 @@ def largest_horizons(plan: Plan, block: int) -> tuple[int, ...]:
     rest = usable_bytes(plan.device) - sum(parts.values()) + parts["state"]
     per_token = parts["state"] / sum(shape)
     if plan.form in ("reference", "materialised"):
-        raise UserError(f"--fit-memory needs a form whose kept bytes do not grow with horizons, not {plan.form}")
+        raise UserError(f"--fit-memory needs attention whose saved bytes do not grow with horizons, not {plan.form}")
     budget = int(rest / per_token) // block * block
     if budget < block:
         raise UserError(
@@ -209,28 +211,28 @@ def largest_horizons(plan: Plan, block: int) -> tuple[int, ...]:
             "without memory; use fewer data.num_lanes, a smaller network, or "
             "--model.backbone.activation_checkpointing true"
         )
-    whole = min(budget, sum(shape) * LONGEST_PIECE // max(shape) // block * block)
-    return tuple(min(tokens, LONGEST_PIECE) for tokens in Shape(shape).spend(whole, len(shape), block))
+    spent = min(budget, sum(shape) * LONGEST_PIECE // max(shape) // block * block)
+    return tuple(min(tokens, LONGEST_PIECE) for tokens in _FixedShape(shape).spend(spent, len(shape), block))
 
 
 @dataclass(frozen=True)
-class Shape(Schedule):
-    """Horizons as they are given, to be scaled."""
+class _FixedShape(Schedule):
+    """Given horizons as a schedule, so that they can be scaled to a budget."""
 
     tokens: tuple[int, ...]
 
     def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """What was given."""
+        """Return the given horizons."""
         return self.tokens
 
 
-def largest_lanes(plan: Plan) -> int:
-    """The most lanes that fit the device at the plan's horizons; 0 where not one does."""
+def largest_lanes(plan: TrainingPlan) -> int:
+    """Return the most lanes that fit the device at the plan's horizons; 0 if not even one fits."""
     assert plan.device is not None
 
-    def needs(lanes: int) -> int:
-        return sum(peak_parts(Plan(plan.network, lanes, plan.precision, plan.device)).values())
+    def needed_bytes(lanes: int) -> int:
+        return sum(peak_parts(TrainingPlan(plan.network, lanes, plan.precision, plan.device)).values())
 
-    one, two = needs(1), needs(2)
+    one, two = needed_bytes(1), needed_bytes(2)
     rest = usable_bytes(plan.device) - one
     return 0 if rest < 0 else 1 + rest // max(two - one, 1)

@@ -1,6 +1,9 @@
-"""Measuring what a training step keeps and takes."""
+"""Measure the time and memory of a computation."""
 
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -8,11 +11,37 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-GIB = 2**30
+from dsmr.cost import GIB
 
 
-def peak_rss_gib() -> dict[str, float]:
-    """`peak_rss_gib`, the largest resident size of this process so far; nothing where the system does not tell."""
+@contextmanager
+def timed(device: torch.device) -> Iterator[list[float]]:
+    """Yield a list that receives the seconds of the block, its GPU kernels included."""
+    seconds: list[float] = []
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    yield seconds
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds.append(time.perf_counter() - start)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Restart the peak of a CUDA device; the resident size of a process cannot be restarted."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the peak in GiB, named for what it counts.
+
+    Returns:
+        On CUDA `peak_memory_gib`, allocated by torch since the last reset. Elsewhere `peak_rss_gib`, the largest
+        resident size of the whole process so far; nothing where the system does not report it.
+    """
+    if device.type == "cuda":
+        return {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / GIB}
     try:
         import resource
     except ImportError:  # Windows
@@ -22,13 +51,10 @@ def peak_rss_gib() -> dict[str, float]:
 
 
 class SavedBytes:
-    """Within it, every storage that autograd keeps for backward is counted once.
+    """Context manager that counts the storages autograd saves for backward, each once.
 
     Args:
-        outside: tensors that autograd may refer to, but that are there anyhow: parameters and state.
-
-    Attributes:
-        total: bytes so far; of storages that were let go again too.
+        outside: tensors that autograd may refer to but that exist anyway: parameters and state.
     """
 
     def __init__(self, outside: list[Tensor]) -> None:
@@ -38,11 +64,11 @@ class SavedBytes:
 
     @property
     def total(self) -> int:
-        """Bytes."""
+        """Bytes saved so far, including storages that were freed again."""
         return sum(storage.nbytes() for storage in self._kept.values())
 
     def __enter__(self) -> Self:
-        """Begin to count."""
+        """Start counting."""
         self._hooks.__enter__()
         return self
 
@@ -53,7 +79,7 @@ class SavedBytes:
         self._hooks.__exit__(kind, error, trace)
 
     def release(self) -> None:
-        """Let the storages go; until then they are held, so that no address is counted as another's."""
+        """Release the counted storages; they are held until then so that no address is reused and missed."""
         self._kept.clear()
 
     def _pack(self, tensor: Tensor) -> Tensor:

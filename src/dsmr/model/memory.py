@@ -21,8 +21,6 @@ from torch import Tensor
 from dsmr import UserError
 from dsmr.attention.visibility import Past
 
-MIB = 2**20
-
 
 @dataclass(frozen=True)
 class Update:

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import Namespace
 
 from dsmr import UserError
-from dsmr.benchmark.machine import commit, hardware
+from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.options import OneLine
@@ -178,6 +178,6 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
             for outcome in outcomes
         ],
         "best": scored[0].trial.name if scored else None,
-        "commit": commit(),
-        "hardware": hardware(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        "commit": current_commit(),
+        "hardware": hardware_info(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }

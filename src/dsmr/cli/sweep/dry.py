@@ -6,12 +6,12 @@ from dsmr import UserError
 from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.sweep.spec import Sweep, Trial
+from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device
-from dsmr.cost.estimate import GIB, Plan
+from dsmr.cost.estimate import TrainingPlan
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import format_horizons
-from dsmr.model.memory import MIB
 
 
 def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: float | None) -> dict[str, Any]:
@@ -37,10 +37,10 @@ def row(trial: Trial, device: Device | None) -> dict[str, Any]:
         devices = trainer.devices if isinstance(trainer.devices, int) else 1
         precision = precision_of(trainer.precision)
         if isinstance(network, Decoder):
-            plan = Plan(network, data.num_lanes, precision, device)
-            figures = costs.estimate(plan, costs.MAESTRO_TRAINING_TOKENS)
+            plan = TrainingPlan(network, data.num_lanes, precision, device)
+            figures = costs.estimate_training(plan, costs.MAESTRO_TRAINING_TOKENS)
         else:
-            figures = costs.basic_estimate(network, data.num_lanes, precision, device)
+            figures = costs.estimate_unknown_network(network, data.num_lanes, precision, device)
     except ValueError as error:
         raise UserError(f"trial {trial.name}: {error}") from error
     per_step = data.num_lanes * data.segment_length * int(trainer.accumulate_grad_batches or 1) * devices

@@ -7,8 +7,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from dsmr.cost.measuring import GIB, SavedBytes, peak_rss_gib
-from dsmr.model.memory import MIB
+from dsmr.cost import GIB, MIB
+from dsmr.cost.measuring import SavedBytes, peak_memory, reset_peak_memory
 from dsmr.training.callbacks.throughput import is_logged
 
 
@@ -32,8 +32,7 @@ class PeakMemory(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new peak."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        reset_peak_memory(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count what one step keeps."""
@@ -55,14 +54,10 @@ class PeakMemory(Callback):
         if not is_logged(trainer):
             return
         state = sum(tensor.numel() * tensor.element_size() for tensor in pl_module.training_state())
-        figures = {"perf/state_mib": state / MIB}
+        metrics = {"perf/state_mib": state / MIB}
+        metrics |= {f"perf/{name}": value for name, value in peak_memory(pl_module.device).items()}
         if pl_module.device.type == "cuda":
-            figures |= {
-                "perf/peak_memory_gib": torch.cuda.max_memory_allocated(pl_module.device) / GIB,
-                "perf/peak_reserved_gib": torch.cuda.max_memory_reserved(pl_module.device) / GIB,
-            }
-        else:
-            figures |= {f"perf/{name}": value for name, value in peak_rss_gib().items()}
-            if self._saved_mib is not None:
-                figures["perf/saved_mib"] = self._saved_mib
-        pl_module.log_dict(figures)
+            metrics["perf/peak_reserved_gib"] = torch.cuda.max_memory_reserved(pl_module.device) / GIB
+        elif self._saved_mib is not None:
+            metrics["perf/saved_mib"] = self._saved_mib
+        pl_module.log_dict(metrics)

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dsmr.attention.attend import chosen
-from dsmr.cost.devices import device_of
+from dsmr.cost.devices import match_device
 from dsmr.cost.operations import flops
 from dsmr.model.blocks import Decoder
 
@@ -71,7 +71,7 @@ class Throughput(Callback):
     @staticmethod
     def _share(trainer: Trainer, pl_module: Any, per_second: float) -> dict[str, float]:
         device = pl_module.device
-        known = device_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        known = match_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         peak = known.peak(PEAKS[str(trainer.precision)[:2]]) if known else None  # type: ignore[arg-type]
         backbone = pl_module.backbone
         if peak is None or not isinstance(backbone, Decoder):

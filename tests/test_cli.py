@@ -255,17 +255,44 @@ def test_continuations_of_a_prompt_have_sound_and_picture(
     assert single.read_bytes() == (tmp_path / "out-2.mid").read_bytes()
 
 
-def test_predict_writes_continuations_of_validation_pieces(smoke_run: Path, tmp_path: Path) -> None:
-    options = ["--predictions", tmp_path / "made", "--trainer.limit_predict_batches", 2, "--model.num", 2]
-    options += ["--model.seconds", 3, "--model.prompt_seconds", 5, "--trainer.enable_progress_bar=false"]
-    assert dsmr("predict", "--checkpoint", smoke_run, *options) == 0
+def test_every_piece_of_a_split_is_continued(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--checkpoint", smoke_run, "--seconds", 3, "--prompt-seconds", 5, "--num", 2]
+    options = ["--prompt", "validation", "--limit", 2, "--output", tmp_path / "made", "--json"]
+    assert dsmr(*arguments, *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == f"next: dsmr judge {tmp_path / 'made'}"
     paths = sorted((tmp_path / "made").iterdir())
-    assert len(paths) == 4
+    result = json.loads(lines[-1])
+    assert [piece["output"] for piece in result["pieces"]] == [str(path) for path in paths]
+    assert (result["folder"], result["num"], len(paths)) == (str(tmp_path / "made"), 4, 4)
     scores = [Score.from_midi(path.read_bytes()).to("second") for path in paths]
     assert [score.markers[0].time for score in scores] == pytest.approx([5.0] * 4, abs=1e-3)
     before = [[(n.time, n.pitch) for n in score.tracks[0].notes if n.time < 5 - 1e-3] for score in scores]
     assert before[0] == before[1] != before[2] == before[3]
     assert all(score.end() <= 8 + 1e-3 for score in scores)
+    single = [*arguments[:7], "--prompt", "validation", "--output", tmp_path / "one", "--seed", 1]
+    assert dsmr(*single, "--data.validation-stride", 2, "--limit", 1) == 0
+    (alone,) = (tmp_path / "one").iterdir()
+    assert alone.read_bytes() == paths[1].read_bytes()
+
+
+def test_every_file_of_a_folder_is_continued(
+    exported_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("a/same.mid", "b/same.mid", "c.mid", "short.mid")):
+        write_midi(tmp_path / "in" / name, number, num_notes=6 if name == "short.mid" else 60)
+    (tmp_path / "in" / "broken.mid").write_bytes(b"MThd and no more")
+    arguments = ["generate", "--checkpoint", exported_model, "--seconds", 2, "--prompt-seconds", 4]
+    folder = tmp_path / "out" / "deep"
+    assert dsmr(*arguments, "--prompt", tmp_path / "in", "--output", folder, "--json") == 0
+    out = capsys.readouterr().out
+    assert "not continued: broken.mid: " in out
+    assert set(json.loads(out.splitlines()[-1])["refused"]) == {"broken.mid"}
+    assert {path.name for path in folder.iterdir()} == {"a-same.mid", "b-same.mid", "c.mid", "short.mid"}
+    assert dsmr(*arguments, "--prompt", tmp_path / "in" / "c.mid", "--output", tmp_path / "c.mid") == 0
+    assert (tmp_path / "c.mid").read_bytes() == (folder / "c.mid").read_bytes()
 
 
 @pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="FluidSynth is not installed: nothing can be rendered")
@@ -295,6 +322,15 @@ GENERATE_MISTAKES = {
     "no mass": (["--top-p", 0], "top_p is 0"),
     "less than no tokens": (["--top-k", -3], "top_k is -3"),
     "an unknown option": (["--temprature", 1], "did you mean temperature?"),
+    "a folder without music": (["--prompt", "folder.mid", "--output", "out"], "holds no MIDI file"),
+    "a file for many pieces": (["--prompt", "train"], "name a folder"),
+    "the folder of the prompts": (
+        ["--prompt", "folder.mid", "--output", "folder.mid"],
+        "is the folder of the prompts",
+    ),
+    "a limit of one prompt": (["--prompt", "good.mid", "--limit", 3], "--limit is the number of pieces"),
+    "data of no split": (["--data.path", "x"], "add --prompt train or validation or test"),
+    "data that are missing": (["--prompt", "test", "--data.path", "no", "--output", "out"], "no does not exist"),
     "a prompt that is missing": (["--prompt", "nowhere.mid"], "nowhere.mid cannot be read"),
     "a prompt that is none": (["--prompt", "garbage.mid"], "not a MIDI file"),
     "an empty prompt": (["--prompt", "empty.mid"], "no notes"),

@@ -23,7 +23,9 @@ from dsmr.cli.lightning import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
-from dsmr.generate.continuer import Continuer
+from dsmr.generate import Generator
+from dsmr.generate.continuations import continuations
+from dsmr.generate.piece_files import split_prompts
 from dsmr.model import RecurrentTransformer
 from dsmr.results.run_files import read_checkpoint
 from dsmr.training.callbacks import LostProcess
@@ -171,13 +173,16 @@ def test_a_module_is_loaded_from_a_checkpoint_as_lightning_users_do(tmp_path: Pa
     assert RecurrentLM.load_from_checkpoint(tmp_path / "x.ckpt").backbone.training  # to go on training with dropout
 
 
-def test_predictions_are_returned_to_python(tmp_path: Path) -> None:
+def test_continuations_are_returned_to_python() -> None:
     data = recall_data()
-    sizes = {"vocab_size": data.vocab_size, "segment_length": data.segment_length}
-    lm = Continuer("1x64+1x32", backbone, prompt_seconds=2, seconds=0.5, **sizes)
-    found: Any = trainer(tmp_path).predict(lm, data)
-    assert [one.name for one in found] == [data.store.pieces[n].name for n in data.pieces("validation")]
-    assert all(len(one.made) == 1 for one in found)
+    lm = RecurrentLM("1x64+1x32", backbone, vocab_size=data.vocab_size, segment_length=data.segment_length)
+    generator = Generator(lm.backbone.eval(), data.tokenizer)
+    found = {
+        name: continuations(generator, prompt, seconds=0.5)
+        for name, prompt in split_prompts(data, "validation", seconds=2)
+    }
+    assert list(found) == [data.store.pieces[n].name for n in data.pieces("validation")]
+    assert all(len(made) == 1 for made in found.values())
 
 
 def settings_of(run: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from lightning import Trainer
 
 from dsmr.cli import main
 from dsmr.cli.checks import check_devices, check_resumed
-from dsmr.cli.generate_command import check_device
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.refused import is_refusal
+from dsmr.cli.torch_device import check_device
 from test_cli import SMOKE, dsmr, lightnings_own_warnings, rows, smoke_run  # noqa: F401 (fixtures)
 
 FIT = ["fit", *SMOKE, "--name", "n"]
@@ -584,7 +584,7 @@ def test_a_device_that_is_not_there_has_those_named_that_are(
 
 def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr("dsmr.cli.generate_command.devices_here", lambda: {"cpu": 1, "cuda": 2})
+    monkeypatch.setattr("dsmr.cli.torch_device.devices_here", lambda: {"cpu": 1, "cuda": 2})
     for name in ("cuda:7", "cuda:2", "cuda:x", "mps"):
         with pytest.raises(ValueError, match=f"^--device {name}: this machine has cpu, cuda, cuda:1$"):
             check_device(name)
@@ -609,7 +609,6 @@ def test_a_seed_of_draws_that_torch_does_not_take_is_refused_before_anything_is_
     big = str(2**63)
     given = ["--checkpoint", str(smoke_run), "--output", str(tmp_path / "a.mid")]
     one_line(["generate", *given, "--seed", big], [f"--seed is {big}; it must be from 0 to {2**63 - 2}"], capsys)
-    one_line(["predict", "--checkpoint", str(smoke_run), "--model.seed", big], [f"model.seed is {big}"], capsys)
     assert not (tmp_path / "a.mid").exists()
 
 

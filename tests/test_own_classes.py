@@ -346,8 +346,8 @@ def test_every_command_takes_a_run(
     )
     assert dsmr("test", "--checkpoint", run) == 0
     assert dsmr("generate", "--checkpoint", run, "--seconds", "1", "--output", tmp_path / "a.mid") == 0
-    limited = ["--trainer.limit_predict_batches", "1", "--predictions", tmp_path / "predicted"]
-    assert dsmr("predict", "--checkpoint", run, "--model.seconds", "1", "--model.prompt_seconds", "2", *limited) == 0
+    limited = ["--prompt", "validation", "--limit", "1", "--prompt_seconds", "2", "--output", tmp_path / "many"]
+    assert dsmr("generate", "--checkpoint", run, "--seconds", "1", *limited) == 0
     capsys.readouterr()
     status = dsmr("analyze", "--checkpoint", run, "--folder", tmp_path / "analysis", "--json")
     if name == "gru":

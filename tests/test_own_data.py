@@ -156,7 +156,7 @@ def test_samples_have_the_seconds_of_the_data(
         counts.append(len(ids) - 1)
         return original(tokenizer, ids)
 
-    from dsmr.training.callbacks import samples
+    from dsmr.generate import samples
 
     original = samples.decode
     monkeypatch.setattr(samples, "decode", counted)
@@ -165,7 +165,7 @@ def test_samples_have_the_seconds_of_the_data(
     assert counts == [round(10 * store.tokens_per_second)] * 2
 
 
-def test_predictions_read_as_many_tokens_as_the_data_have_in_the_seconds(
+def test_prompts_of_a_split_have_as_many_tokens_as_the_data_have_in_the_seconds(
     remi: tuple[Path, TokenStore, str],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -178,14 +178,14 @@ def test_predictions_read_as_many_tokens_as_the_data_have_in_the_seconds(
         read.append(len(prompt.ids) - 1)  # type: ignore[attr-defined]
         return original(generator, prompt, **given)
 
-    from dsmr.generate import continuer
+    from dsmr.cli import generate_command
 
-    original = continuer.continuations
-    monkeypatch.setattr(continuer, "continuations", noted)
-    options = ["--model.prompt_seconds", 4, "--model.seconds", 0.1, "--predictions", tmp_path / "made"]
-    assert dsmr("predict", "--checkpoint", run, "--trainer.enable_progress_bar=false", *options) == 0
+    original = generate_command.continuations
+    monkeypatch.setattr(generate_command, "continuations", noted)
+    options = ["--prompt_seconds", 4, "--seconds", 0.1, "--output", tmp_path / "made", "--data.path", folder]
+    assert dsmr("generate", "--checkpoint", run, "--prompt", "validation", *options) == 0
     assert read == [round(4 * store.tokens_per_second)] * len(store.of_split("validation"))
-    assert capsys.readouterr().out.splitlines()[-1] == f"next: dsmr evaluate {tmp_path / 'made'} --data.path {folder}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: dsmr judge {tmp_path / 'made'} --data.path {folder}"
 
 
 def test_a_bar_of_music_never_leaves_its_ends(remi: tuple[Path, TokenStore, str], tmp_path: Path) -> None:
@@ -268,9 +268,11 @@ def test_a_single_piece_trains_and_generates(tmp_path: Path, capsys: pytest.Capt
     assert dsmr("generate", "--checkpoint", run, "--seconds", 1, "--output", tmp_path / "music.mid") == 0
     assert dsmr("fit", "--resume", run, "--trainer.max_steps", 4) == 0
     bar = "--trainer.enable_progress_bar=false"
-    for command, split in (("validate", "validation"), ("predict", "validation"), ("test", "test")):
+    for command, split in (("validate", "validation"), ("test", "test")):
         message = failed(capsys, command, "--checkpoint", run, bar)
         assert f"no piece of the {split} split; add files, or give other --data.path" in message
+    many = ["--prompt", "validation", "--output", tmp_path / "many"]
+    assert "no piece of the validation split" in failed(capsys, "generate", "--checkpoint", run, *many)
     assert "no piece of the validation split" in failed(capsys, "analyze", "--checkpoint", run)
     assert not (run / "analysis").exists()
     (folder / "0.mid").unlink()

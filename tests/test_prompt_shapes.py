@@ -4,7 +4,6 @@ FlexAttention stands in for what is compiled on CUDA: here it runs as it is, whi
 """
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,8 @@ from conftest import tiny_transformer
 from dsmr.attention import attend as attention_module
 from dsmr.attention.flex import flex, own_blocks
 from dsmr.attention.visibility import View
-from dsmr.data.datamodule import PieceTokens
-from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec, build_tokenizer
-from dsmr.generate import Generator, continuer
-from dsmr.generate.continuer import Continuer
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
+from dsmr.generate import Generator
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
 from dsmr.model.backbone import twin
 from dsmr.model.memory import Memory
@@ -136,34 +133,6 @@ def test_layers_that_are_compiled_read_one_length_and_a_twin_has_none(monkeypatc
         backbone = network("boundary", compile_blocks=compiled)
         assert backbone.compiles_each_length
         assert not twin(backbone).compiles_each_length
-
-
-def test_predicting_compiles_no_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Backbone] = []
-
-    def watched(backbone: Backbone, *rest: object) -> Generator:
-        read.append(backbone)
-        return Generator(backbone, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(continuer, "Generator", watched)
-    sizes = {**SIZES, "memory_block": 8, "compile_blocks": True}
-    made = Continuer(
-        "1x32+1x8+1x0",
-        lambda *given: RecurrentTransformer(*given, **sizes),  # type: ignore[arg-type]
-        seconds=0.2,
-        prompt_seconds=1.0,
-        segment_length=T,
-    )
-    made._trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(tokenizer=build_tokenizer(TokenizerSpec()), tokens_per_second=39.8)
-    )
-    tokenizer = made._trainer.datamodule.tokenizer
-    note = [tokenizer.note_on + 60, tokenizer.shift + 49, tokenizer.note_off + 60]
-    made.predict_step(PieceTokens("piece", torch.tensor([BOS, tokenizer.velocity + 9, *note * 4, EOS])))
-    assert len(read) == 1
-    assert not read[0].compiles_each_length
-    assert next(read[0].parameters()) is next(made.backbone.parameters())
 
 
 def test_a_twin_shares_weights_and_leaves_activations_out() -> None:

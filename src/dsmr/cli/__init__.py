@@ -18,9 +18,12 @@ COMMANDS = {
     "fit": ("dsmr.cli.lightning", "train a model"),
     "validate": ("dsmr.cli.lightning", "perplexity of a trained model on whole validation pieces"),
     "test": ("dsmr.cli.lightning", "the same on the test split"),
-    "generate": ("dsmr.cli.generate_command", "music from a trained model: from nothing, or a MIDI file continued"),
+    "generate": (
+        "dsmr.cli.generate_command",
+        "music from a trained model: new pieces, or continuations",
+    ),
     "predict": ("dsmr.cli.lightning", "continuations of validation pieces, many at once"),
-    "evaluate": ("dsmr.cli.evaluate_command", "how near a folder of generated pieces comes to real ones"),
+    "judge": ("dsmr.cli.judge_command", "compare folders of generated pieces with real ones"),
     "export": ("dsmr.cli.export_command", "a trained model as a folder to hand on"),
     "estimate": (
         "dsmr.cli.estimate_command",
@@ -34,6 +37,8 @@ COMMANDS = {
     "report": ("dsmr.cli.report_command", "tables and pictures of runs and benchmarks"),
     "benchmark": ("dsmr.cli.benchmark_command", "speed and memory of schedules, baselines and peers"),
 }
+RENAMED = {"evaluate": "dsmr judge"}
+"""What replaces a command of earlier versions."""
 DEBUG_VARIABLE = "DSMR_DEBUG"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -56,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"dsmr {version('dsmr')}")
         return 0
+    if given[0] in RENAMED:
+        return fail(f"dsmr {given[0]} is now {RENAMED[given[0]]}")
     if given[0] not in COMMANDS:
         return fail(f"no command {given[0]!r}{nearest(given[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
     see_current_folder()

@@ -1,77 +1,96 @@
-"""`dsmr generate`: a piece from nothing or the continuation of one, by a trained model."""
+"""`dsmr generate`: new pieces from nothing, or continuations of a file, a folder or a split."""
 
+import shlex
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser, Namespace
-from symusic import Score
 from tqdm.auto import tqdm
 
 from dsmr import UserError
 from dsmr.cli.configs import resolve_configs
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.options import OneLine, underscored
-from dsmr.data.files import replacing
+from dsmr.cli.progress import bar
+from dsmr.cli.torch_device import check_device
+from dsmr.data.sources import SPLITS
 from dsmr.generate import Generator, Prompt, Sampling, check_seed
-from dsmr.generate.audio import check_audio, render
-from dsmr.generate.continuations import Continuation, continuations
+from dsmr.generate.audio import check_audio
+from dsmr.generate.continuations import continuations
+from dsmr.generate.piece_files import (
+    Prompts,
+    folder_prompts,
+    numbered,
+    output_files,
+    split_prompts,
+    write_continuation,
+)
+from dsmr.results.plotting import check_plots
 
 SECONDS, MOST_SECONDS = 120.0, 3600.0
+SECONDS_OF_MANY = 30.0  # of each prompt and of each continuation, for a folder or a split
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+NUMBERS: dict[str, tuple[Any, Any, str]] = {
+    "prompt_seconds": (
+        float | None,
+        None,
+        f"Seconds of each prompt to use (default: all of a file; {SECONDS_OF_MANY:g} for a folder or a split).",
+    ),
+    "limit": (int | None, None, "Continue only the first pieces of the folder or split (default: all)."),
+    "data.path": (str | None, None, "Data whose split is continued (default: the checkpoint's training data)."),
+    "data.validation_stride": (int | None, None, "Use every n-th validation piece (default: as in training)."),
+    "seconds": (
+        float | None,
+        None,
+        f"Seconds of new music (default: {SECONDS:g}; {SECONDS_OF_MANY:g} for a folder or a split; with --until_end "
+        f"at most {MOST_SECONDS:g}).",
+    ),
+    "num": (int, 1, "Continuations of each prompt, generated as one batch; the k-th uses seed + k - 1."),
+    "seed": (int, 0, "Random seed."),
+    "temperature": (float, 1.0, "Divisor of the logits; lower values make the music more predictable."),
+    "top_k": (int, 0, "Sample from the k most likely tokens (0: all)."),
+    "top_p": (float, 0.98, "Sample from the smallest set of tokens with this total probability (1: all)."),
+    "min_p": (float, 0.0, "Ignore tokens below this fraction of the highest probability."),
+    "max_note_seconds": (float | None, None, "End notes after this many seconds (default: no limit)."),
+    "horizons": (str | None, None, "Horizons to generate with (default: those of training)."),
+    "device": (str, "cpu", "Device that runs the network: cpu, cuda, ..."),
+    "sound_font": (str | None, None, "General MIDI sound font for --audio (default: search for one)."),
+}
 
 
 def parser() -> ArgumentParser:
     """Options of the command."""
-    made = OneLine(prog="dsmr generate", description="Music by a trained model: from nothing, or a piece continued.")
-    made.add_argument("--config", action="config", help="Options in a YAML file.")
+    made = OneLine("dsmr generate", "Generate music with a trained model, from nothing or continuing existing pieces.")
+    made.add_argument("--config", action="config", help="YAML file with options of this command.")
+    made.add_argument("--checkpoint", type=str, required=True, help="Run folder, checkpoint file or exported folder.")
     made.add_argument(
-        "--checkpoint", type=str, required=True, help="A run (its best), a checkpoint file or an exported folder."
+        "--output",
+        type=str,
+        required=True,
+        help="MIDI file to write (with --num 2, NAME-1 and NAME-2); a folder if --prompt is a folder or a split.",
     )
     made.add_argument(
-        "--output", type=str, required=True, help="The MIDI file to write; with --num 2, NAME-1, NAME-2."
-    )
-    made.add_argument("--prompt", type=str | None, default=None, help="A MIDI file to continue.")
-    made.add_argument("--prompt_seconds", type=float | None, default=None, help="So much of it; null: all.")
-    made.add_argument(
-        "--seconds",
-        type=float | None,
+        "--prompt",
+        type=str | None,
         default=None,
-        help=f"Of new music; null: {SECONDS:g}, or {MOST_SECONDS:g} at most.",
+        help="Music to continue: a MIDI file, a folder of MIDI files, or a split of the checkpoint's data (train, "
+        "validation or test). Default: start from nothing.",
     )
-    made.add_argument("--until_end", action="store_true", help="Let the model end the piece; --seconds is the most.")
-    made.add_argument("--num", type=int, default=1, help="Continuations, made at once; the k-th has seed + k - 1.")
-    made.add_argument("--seed", type=int, default=0, help="Of the draws.")
-    made.add_argument("--temperature", type=float, default=1.0, help="Below 1: likelier, above 1: wilder.")
-    made.add_argument("--top_k", type=int, default=0, help="Draw only from so many of the likeliest tokens; 0: all.")
-    made.add_argument("--top_p", type=float, default=0.98, help="Only from the likeliest tokens of this mass; 1: all.")
-    made.add_argument(
-        "--min_p", type=float, default=0.0, help="Only from tokens of this share of the likeliest one's."
-    )
-    made.add_argument(
-        "--max_note_seconds",
-        type=float | None,
-        default=None,
-        help="End notes after so long; null: when the model does.",
-    )
-    made.add_argument(
-        "--horizons", type=str | None, default=None, help="Other horizons than the trained ones: longer, shorter, off."
-    )
-    made.add_argument("--device", type=str, default="cpu", help="Where the network runs: cpu, cuda, ...")
-    made.add_argument("--audio", action="store_true", help="Also a WAV file, by FluidSynth.")
-    made.add_argument(
-        "--sound_font", type=str | None, default=None, help="A General MIDI sound font; null: look for one."
-    )
-    made.add_argument("--picture", action="store_true", help="Also a piano roll, NAME.png.")
-    made.add_argument("--json", action="store_true", help="Figures as JSON on the last line of stdout.")
+    for name, (kind, default, text) in NUMBERS.items():
+        made.add_argument(f"--{name}", type=kind, default=default, help=text)
+    made.add_argument("--until_end", action="store_true", help="Stop where the model ends the piece.")
+    made.add_argument("--audio", action="store_true", help="Also render a WAV file with FluidSynth.")
+    made.add_argument("--picture", action="store_true", help="Also draw a piano roll, NAME.png.")
+    made.add_argument("--json", action="store_true", help="Print the results as JSON on the last line of stdout.")
     return made
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
     options = parser().parse_args(underscored(resolve_configs(arguments)))
-    outputs, seconds, sound_font = check(options)
+    has_many = check(options)
     device = check_device(options.device)
     generator = Generator.load(
         options.checkpoint,
@@ -79,143 +98,160 @@ def run(command: str, arguments: list[str]) -> int:
         sampling=Sampling(options.temperature, options.top_k, options.top_p, options.min_p),
         max_note_seconds=options.max_note_seconds,
         device=device,
-        attention="materialised" if device.type == "cuda" else "auto",  # one prompt does not pay for compiling kernels
+        # a single prompt does not amortise compiling kernels
+        attention="auto" if has_many or device.type != "cuda" else "materialised",
     )
-    prompt = Prompt() if options.prompt is None else generator.prompt(options.prompt, options.prompt_seconds)
-    if options.prompt is not None:
-        print(f"continuing {options.prompt} from {prompt.seam:.2f} s on, after {len(prompt.ids):,} tokens", flush=True)
-    began = time.perf_counter()
-    with tqdm(total=seconds * options.num, desc="music", unit="s", bar_format=BAR) as bar:
-
-        def advance(done: float) -> None:
-            bar.n = min(done, bar.total)  # a sum of steps would be rounded beyond it
-            bar.update(0)
-
-        made = continuations(
-            generator,
-            prompt,
-            seconds=seconds,
-            num=options.num,
-            seed=options.seed,
-            until_end=options.until_end,
-            progress=advance,
-        )
-    elapsed = time.perf_counter() - began
-    pieces = [
-        written(one, path, prompt, sound_font, picture=options.picture)
-        for one, path in zip(made, outputs, strict=True)
-    ]
-    figures = conclude(made, pieces, elapsed)
-    print(f"next: play {outputs[0]}, or try --temperature 0.9 and another --seed")
-    write_result(figures, as_json=options.json, output=None)
+    prompts = prompts_of(options, generator)
+    if has_many:
+        prompts.names = prompts.names[: options.limit]
+        paths = output_files(Path(options.output), prompts.names, options.num)
+    else:
+        paths = {name: numbered(Path(options.output), options.num) for name in prompts.names}
+    result = generate(options, generator, prompts, paths)
+    if has_many:
+        print(f"{len(result['pieces'])} continuations in {options.output}")
+        data = ["--data.path", options.data.path] if options.data.path else []
+        print("next:", shlex.join(["dsmr", "judge", options.output, *data]))
+        result |= {"folder": options.output, "num": len(result["pieces"]), "refused": prompts.refused}
+    else:
+        print(f"next: play {result['pieces'][0]['output']}, or try --temperature 0.9 and another --seed")
+    write_result(result, as_json=options.json, output=None)
     return 0
 
 
-def check(options: Namespace) -> tuple[list[Path], float, Path | None]:
-    """Output files, seconds and sound font, before any work is done for them.
+def check(options: Namespace) -> bool:
+    """Check the options before any work is done, and fill in defaults; return True if there are many prompts.
 
     Raises:
-        UserError: something of it cannot be.
+        UserError: options that contradict each other, or files that cannot be written.
     """
-    outputs = output_files(options.output, options.num)
-    seconds = options.seconds if options.seconds is not None else MOST_SECONDS if options.until_end else SECONDS
-    if not seconds > 0:
-        raise UserError(f"--seconds is {seconds:g}; it must be above 0")
+    prompt = options.prompt
+    has_many = prompt is not None and (prompt in SPLITS or Path(prompt).expanduser().is_dir())
+    if options.num < 1:
+        raise UserError(f"--num is {options.num}; it must be at least 1")
+    check_outputs(options, has_many)
+    if options.seconds is None:
+        options.seconds = MOST_SECONDS if options.until_end else SECONDS_OF_MANY if has_many else SECONDS
+    if not options.seconds > 0:
+        raise UserError(f"--seconds is {options.seconds:g}; it must be above 0")
     check_seed("--seed", options.seed, options.num)
-    same = [path for path in outputs if options.prompt and path.exists() and path.samefile(options.prompt)]
-    if same:
-        raise UserError(f"--output {same[0]} is the prompt itself, which would be lost; name another file")
-    if options.prompt is None and options.prompt_seconds is not None:
+    if prompt is None and options.prompt_seconds is not None:
         raise UserError("--prompt_seconds says how much of a --prompt is used; give one")
+    if options.prompt_seconds is None and has_many:
+        options.prompt_seconds = SECONDS_OF_MANY
+    if options.limit is not None and not (has_many and options.limit > 0):
+        raise UserError("--limit is the number of pieces of a folder or split; give one as --prompt, and at least 1")
+    if prompt not in SPLITS and any(value is not None for value in vars(options.data).values()):
+        raise UserError(f"--data options choose the pieces of a split; add --prompt {' or '.join(SPLITS)}")
     if options.picture:
-        from dsmr.results.plotting import check_plots
-
         check_plots()
-    return outputs, seconds, check_audio(options.sound_font) if options.audio else None
+    options.sound_font = check_audio(options.sound_font) if options.audio else None
+    return has_many
 
 
-def conclude(made: list[Continuation], pieces: list[dict[str, Any]], elapsed: float) -> dict[str, Any]:
-    """Say what was made, and give its figures."""
-    for one, piece in zip(made, pieces, strict=True):
-        end = "; the model ended the piece" if one.has_ended else ""
-        if one.was_stopped:
-            end = "; stopped, since the model hardly writes time: train it longer, or lower --temperature"
-        print(f"{piece['output']}: {piece['notes']} new notes, {one.seconds:.1f} s of new music{end}")
-    tokens, music = sum(len(one.ids) for one in made), sum(one.seconds for one in made)
-    print(f"{tokens / elapsed:.0f} tokens/s, {music / elapsed:.1f} s of music per second")
+def check_outputs(options: Namespace, has_many: bool) -> None:
+    """Refuse outputs that cannot be written, or that would overwrite the prompt.
+
+    Raises:
+        UserError: with the reason.
+    """
+    path, is_midi = Path(options.output), Path(options.output).suffix.lower() in (".mid", ".midi")
+    if has_many:
+        if path.is_file() or (is_midi and not path.is_dir()):
+            raise UserError(f"--output {path}: the prompt has many pieces; name a folder")
+        if path.is_dir() and Path(options.prompt).is_dir() and path.samefile(options.prompt):
+            raise UserError(f"--output {path} is the folder of the prompts, which would be lost; name another folder")
+        return
+    check_output(options.output)
+    if not is_midi:
+        raise UserError(f"--output {path}: a MIDI file is written; let its name end with .mid")
+    for one in numbered(path, options.num):
+        if options.prompt and one.exists() and one.samefile(options.prompt):
+            raise UserError(f"--output {one} is the prompt itself, which would be lost; name another file")
+
+
+def prompts_of(options: Namespace, generator: Generator) -> Prompts:
+    """The prompts that the options name.
+
+    Raises:
+        UserError: there are none, or the split's tokens are not those of the model.
+    """
+    given, seconds = options.prompt, options.prompt_seconds
+    if given is None:
+        return Prompts([""], lambda _: Prompt())
+    if given not in SPLITS:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            return folder_prompts(generator, path, seconds)
+        return Prompts([given], lambda _: generator.prompt(given, seconds))
+    from dsmr.cli.lightning import SizesCLI
+
+    arguments = ["--checkpoint", options.checkpoint]
+    if options.data.path is not None:
+        arguments += ["--data.path", options.data.path, "--data.recall", "null"]
+    if options.data.validation_stride is not None:
+        arguments += ["--data.validation_stride", str(options.data.validation_stride)]
+    data = SizesCLI("generate", arguments).datamodule
+    data.progress = bar("tokenising")
+    if dict(data.tokenizer.vocab) != dict(generator.tokenizer.vocab):
+        raise UserError(
+            f"{options.checkpoint} and the settings of its run have different tokenizers; give --data.path"
+        )
+    return split_prompts(data, given, seconds)
+
+
+def generate(
+    options: Namespace, generator: Generator, prompts: Prompts, paths: dict[str, list[Path]]
+) -> dict[str, Any]:
+    """Generate and write all continuations; return what was written, and how fast.
+
+    Raises:
+        UserError: no prompt could be used.
+    """
+    pieces: list[dict[str, Any]] = []
+    num_tokens, elapsed, seconds = 0, 0.0, options.seconds * options.num
+    pending = iter(prompts)
+    first = next(pending, None)  # read before the bar is drawn, since the only prompt may be unusable
+    if first is None:
+        raise UserError("; ".join(list(prompts.refused.values())[:3]))
+    with tqdm(total=seconds * len(prompts.names), desc="music", unit="s", bar_format=BAR) as line:
+        for number, (name, prompt) in enumerate(chain([first], pending)):
+            if prompt.score is not None:
+                line.write(f"continuing {name} from {prompt.seam:.2f} s on, after {len(prompt.ids):,} tokens")
+
+            def advance(done: float, before: float = number * seconds) -> None:
+                line.n = min(before + done, line.total)  # a rounded sum must not exceed the bar's total
+                line.update(0)
+
+            began = time.perf_counter()
+            made = continuations(
+                generator,
+                prompt,
+                seconds=options.seconds,
+                num=options.num,
+                seed=options.seed,
+                until_end=options.until_end,
+                progress=advance,
+            )
+            elapsed += time.perf_counter() - began
+            for one, path in zip(made, paths[name], strict=True):
+                piece = write_continuation(one, path, prompt, options.sound_font, picture=options.picture)
+                end = "; the model ended the piece" if one.has_ended else ""
+                if one.was_stopped:
+                    end = "; stopped: the model writes hardly any time; train it longer, or lower --temperature"
+                line.write(f"{path}: {piece['notes']} new notes, {one.seconds:.1f} s of new music{end}")
+                num_tokens += len(one.ids)
+                pieces.append(piece)
+    for name, reason in prompts.refused.items():
+        print(f"not continued: {name}: {reason}")
+    music = sum(piece["music_seconds"] for piece in pieces)
+    print(f"{num_tokens / elapsed:.0f} tokens/s, {music / elapsed:.1f} s of music per second")
     return {
         "pieces": pieces,
-        "tokens": tokens,
+        "tokens": num_tokens,
         "notes": sum(piece["notes"] for piece in pieces),
         "music_seconds": music,
         "seconds": elapsed,
-        "tokens_per_second": tokens / elapsed,
+        "tokens_per_second": num_tokens / elapsed,
         "times_real_time": music / elapsed,
     }
-
-
-def written(
-    one: Continuation, path: Path, prompt: Prompt, sound_font: Path | None, *, picture: bool
-) -> dict[str, Any]:
-    """Write a piece, its sound and its picture where asked; gives what was made."""
-    content = one.score.dumps_midi()
-    try:
-        with replacing(path) as file:
-            file.write(content)
-        files: dict[str, Any] = {"output": str(path)}
-        if sound_font is not None:
-            files["audio"] = str(path.with_suffix(".wav"))
-            render(path, path.with_suffix(".wav"), sound_font)
-        if picture:
-            from dsmr.generate.piano_roll import plot_piano_roll
-
-            files["picture"] = str(path.with_suffix(".png"))
-            seam = prompt.seam if prompt.score is not None else None
-            plot_piano_roll(Score.from_midi(content), path.with_suffix(".png"), title=path.stem, seam=seam)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
-    new = (
-        sum(note.time >= prompt.seam - 0.005 for note in one.score.to("second").tracks[0].notes)
-        if one.score.tracks
-        else 0
-    )
-    return files | {"notes": int(new), "music_seconds": one.seconds, "has_ended": one.has_ended}
-
-
-def output_files(given: str, num: int) -> list[Path]:
-    """Where the pieces go, before any work is done for them.
-
-    Raises:
-        UserError: no piece is asked for, or the folder is missing or cannot be written.
-    """
-    if num < 1:
-        raise UserError(f"--num is {num}; it must be at least 1")
-    path = check_output(given)
-    assert path is not None
-    if path.suffix.lower() not in (".mid", ".midi"):
-        raise UserError(f"--output {given}: a MIDI file is written; let its name end with .mid")
-    return [path] if num == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(1, num + 1)]
-
-
-def check_device(name: str) -> torch.device:
-    """A device that is there.
-
-    Raises:
-        UserError: it is not; naming those that are.
-    """
-    kind, _, index = name.partition(":")
-    here = devices_here()
-    is_one = kind in here and (index == "" or (index.isdecimal() and int(index) < here[kind]))
-    if not is_one:
-        known = [one for kind, num in here.items() for one in (kind, *(f"{kind}:{i}" for i in range(1, num)))]
-        raise UserError(f"--device {name}: this machine has {', '.join(known)}")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
-
-
-def devices_here() -> dict[str, int]:
-    """Kinds of devices that this machine has, as torch calls them, and how many of each."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return {"cpu": 1} | ({} if found is None else {found.type: torch.accelerator.device_count()})

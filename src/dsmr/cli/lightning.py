@@ -531,7 +531,7 @@ def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
     folder = cli.writer.folder
     print(f"{cli.writer.num_written} continuations in {folder}")
     reference = ["--data.path", cli.config.data.path] if cli.config.data.path else []
-    print("next:", shlex.join(["dsmr", "evaluate", str(folder), *reference]))
+    print("next:", shlex.join(["dsmr", "judge", str(folder), *reference]))
     write_result({"folder": str(folder), "num": cli.writer.num_written}, as_json=cli.as_json, output=output)
     return 0
 

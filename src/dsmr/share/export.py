@@ -235,6 +235,6 @@ def model_card(name: str, description: Mapping[str, Any], run: Run | None, licen
         "## Limits",
         "",
         "Piano alone; of its pedals the sustain pedal alone, folded into the length of notes. It knows the style of",
-        "its training pieces and no other, and may repeat passages of them: `dsmr evaluate` measures how long.",
+        "its training pieces and no other, and may repeat passages of them: `dsmr judge` measures how long.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""How much is copied: the longest run of notes that a piece shares with any training piece."""
+"""Copying from the training data: the longest run of notes that a piece shares with any training piece."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from dsmr.data.store import TokenStore
 from dsmr.data.tokenizer import Performance
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-LONGEST = 2000  # notes; beyond it a piece is simply copied
+LONGEST = 2000  # notes; runs beyond it are reported as this long
 
 
 def training_pitches(tokenizer: Performance, store: TokenStore) -> list[NDArray[np.int64]]:
-    """Pitches of every training piece, in the order of their note-ons."""
+    """Pitches of every training piece, in order of their note-ons."""
     found = []
     for number in store.of_split("train"):
         piece = store.pieces[number]
@@ -26,14 +26,14 @@ def training_pitches(tokenizer: Performance, store: TokenStore) -> list[NDArray[
 def longest_shared(
     pieces: Sequence[NDArray[np.int64]], corpus: Sequence[NDArray[np.int64]], *, transposed: bool = False
 ) -> list[int]:
-    """For each piece, the number of notes in the longest run that a piece of the corpus has too.
+    """Length in notes of the longest run that each piece shares with any piece of the corpus.
 
-    Runs are compared by 64-bit hashes of all their notes: of 10^7 runs a chance match has a probability of 10^-5.
+    Runs are compared by 64-bit hashes of all their notes: among 10^7 runs, a false match has a probability of 10^-5.
 
     Args:
-        pieces: pitches in order.
-        corpus: likewise.
-        transposed: compare intervals between notes, so that a run in another key is found too.
+        pieces: pitches of each piece, in order.
+        corpus: pitches of the training pieces.
+        transposed: compare the intervals between notes, which also finds runs in another key.
     """
     if transposed:
         pieces, corpus = [np.diff(piece) for piece in pieces], [np.diff(piece) for piece in corpus]
@@ -49,11 +49,11 @@ def longest_shared(
         if not len(ours.start):
             break
         longest[owner[ours.start]] = length
-    return (longest + (longest > 0) * transposed).tolist()  # an interval has two notes
+    return (longest + (longest > 0) * transposed).tolist()  # n intervals are n + 1 notes
 
 
 class Runs:
-    """All runs of one length in some pieces that may still be shared: where they start, and their hashes."""
+    """Start and hash of all runs of one length that may still be shared."""
 
     def __init__(self, pieces: Sequence[NDArray[np.int64]]) -> None:
         values = np.concatenate([*pieces, np.empty(0, np.int64)])
@@ -61,24 +61,24 @@ class Runs:
         self.left = np.concatenate([*(np.arange(len(piece), 0, -1) for piece in pieces), np.empty(0, np.int64)])
         self.start, self.hash = np.arange(len(values)), self.notes
 
-    def keep(self, which: NDArray[np.bool_]) -> None:
-        """Drop all others."""
-        self.start, self.hash = self.start[which], self.hash[which]
+    def keep(self, selected: NDArray[np.bool_]) -> None:
+        """Drop all runs that are not selected."""
+        self.start, self.hash = self.start[selected], self.hash[selected]
 
     def lengthen(self, length: int) -> None:
-        """Take one note more, where the piece goes on; `length` counts it."""
+        """Extend each run by a note, to `length` notes; drop runs at the end of their piece."""
         self.keep(self.left[self.start] >= length)
         self.hash = _mixed(self.hash * np.uint64(3) + self.notes[self.start + length - 1])
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(29))) * MULTIPLIER
-    made: NDArray[np.uint64] = (values ^ (values >> np.uint64(32))) * MULTIPLIER
-    return made
+    mixed: NDArray[np.uint64] = (values ^ (values >> np.uint64(32))) * MULTIPLIER
+    return mixed
 
 
 def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of many values are among a few sorted ones."""
+    """True for values that are in the sorted `known`."""
     if not len(known):
         return np.zeros(len(values), bool)
     place = np.minimum(np.searchsorted(known, values), len(known) - 1)

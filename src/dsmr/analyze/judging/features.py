@@ -1,7 +1,7 @@
-"""What music is like, in figures that need no bars: of all notes, and of windows of time.
+"""Musical features that need no bars: histograms over notes, and metrics of windows of time.
 
-Entropy and divergence are scipy's. The figures follow Yang and Lerch (On the evaluation of generative models in
-music, 2018) and MusPy (arXiv 2008.01951), whose own windows are bars; performances have none.
+They follow Yang and Lerch (On the evaluation of generative models in music, 2018) and MusPy (arXiv 2008.01951),
+which use bars as windows; recorded performances have none.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,20 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.analyze.excerpts import Excerpt
+from dsmr.analyze.judging.excerpts import Excerpt
 from dsmr.data.tokenizer import TICKS_PER_SECOND
 
-PRIOR = 0.5  # added to the count of each bin: a bin that is empty in one set is no infinite divergence
+PRIOR = 0.5  # added to the count of each bin, so that a bin that is empty in one set does not make KL infinite
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity of each note.
+    """A quantity that each note has.
 
     Attributes:
         label: with its unit.
-        edges: of the bins; values beyond the ends count in the outermost ones.
-        values: of an excerpt's notes.
+        edges: of the bins; values beyond the ends count in the outermost bins.
+        values: returns the quantity of each note of an excerpt.
     """
 
     label: str
@@ -39,7 +39,7 @@ def inter_onset(excerpt: Excerpt) -> NDArray[np.float64]:
 
 
 def seconds_edges() -> NDArray[np.float64]:
-    """Below a tick, then in steps of a quarter octave from 10 ms to about 10 s."""
+    """Bin edges: one bin below a tick, then steps of a quarter octave from 10 ms to about 10 s."""
     return np.concatenate([[-0.005], 0.005 * 2 ** np.arange(0, 11.25, 0.25)])
 
 
@@ -52,7 +52,7 @@ QUANTITIES = {
 
 
 def histogram(excerpts: Sequence[Excerpt], quantity: Quantity) -> NDArray[np.float64]:
-    """Counts of all excerpts' notes in the quantity's bins."""
+    """Number of notes in each bin of the quantity, over all excerpts."""
     values = np.concatenate([quantity.values(excerpt) for excerpt in excerpts])
     inside = np.clip(values, quantity.edges[0] + 1e-9, quantity.edges[-1] - 1e-9)
     counts: NDArray[np.float64] = np.histogram(inside, quantity.edges)[0].astype(np.float64)
@@ -60,11 +60,11 @@ def histogram(excerpts: Sequence[Excerpt], quantity: Quantity) -> NDArray[np.flo
 
 
 def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area under both histograms, each of area 1: 1 where they are alike, 0 where they share no bin.
+    """Area under both histograms, each normalised to 1: 1 if they are identical, 0 if they share no bin.
 
     Args:
         first: counts; bins are the last dimension.
-        second: likewise.
+        second: counts, of a shape that broadcasts.
     """
     shares = (counts / counts.sum(axis=-1, keepdims=True) for counts in (first, second))
     area: NDArray[np.float64] = np.minimum(*shares).sum(axis=-1)
@@ -72,20 +72,25 @@ def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
 
 
 def divergence(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence of the first from the second, in nats; arguments as of `overlap_area`."""
-    from scipy.stats import entropy
-
-    nats: NDArray[np.float64] = entropy(first + PRIOR, second + PRIOR, axis=-1)
+    """Kullback-Leibler divergence of the first histogram from the second, in nats; arguments as in `overlap_area`."""
+    p, q = (counts / counts.sum(axis=-1, keepdims=True) for counts in (first + PRIOR, second + PRIOR))
+    nats: NDArray[np.float64] = (p * np.log(p / q)).sum(axis=-1)
     return nats
+
+
+def entropy_bits(counts: NDArray[np.int64]) -> float:
+    """Entropy of a histogram in bits."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
 
 
 @dataclass(frozen=True)
 class Window:
-    """Figures of a stretch of time.
+    """Metrics of a window of time.
 
     Attributes:
-        pitch_class_entropy: bits, of the note-ons' pitch classes; 3.58 where all twelve are alike.
-        polyphony: mean number of notes that sound while any does.
+        pitch_class_entropy: bits, over the pitch classes of the note-ons; at most 3.58, for twelve equal classes.
+        polyphony: mean number of sounding notes, over the time in which any sounds.
         density: notes per second.
     """
 
@@ -94,17 +99,15 @@ class Window:
     density: float
 
 
-WINDOW_FIGURES = {
+WINDOW_METRICS = {
     "pitch_class_entropy": "pitch-class entropy, bits",
     "polyphony": "notes that sound at once",
     "density": "notes per second",
 }
 
 
-def windows(excerpts: Sequence[Excerpt], seconds: float) -> list[Window]:
-    """Figures of all whole windows of so many seconds in which a note begins, one after another in each excerpt."""
-    from scipy.stats import entropy
-
+def time_windows(excerpts: Sequence[Excerpt], seconds: float) -> list[Window]:
+    """Metrics of consecutive windows of each excerpt, without the incomplete last one and those without an onset."""
     length, found = round(seconds * TICKS_PER_SECOND), []
     for excerpt in excerpts:
         for first in range(0, round(excerpt.seconds * TICKS_PER_SECOND) - length + 1, length):
@@ -118,5 +121,5 @@ def windows(excerpts: Sequence[Excerpt], seconds: float) -> list[Window]:
             np.add.at(changes, end - first, -1)
             sounding = np.cumsum(changes)[:-1]
             polyphony = float(sounding[sounding > 0].mean())
-            found.append(Window(float(entropy(classes, base=2)), polyphony, float(struck.sum() / seconds)))
+            found.append(Window(entropy_bits(classes), polyphony, float(struck.sum() / seconds)))
     return found

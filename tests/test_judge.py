@@ -1,4 +1,4 @@
-"""Figures of music: known answers, and the reference against itself."""
+"""Metrics of generated music: known answers, and the reference against itself."""
 
 import json
 import math
@@ -10,10 +10,17 @@ import pytest
 from symusic import Note, Score, TextMeta, Track
 
 from conftest import write_midi
-from dsmr.analyze.copying import longest_shared
-from dsmr.analyze.excerpts import Excerpt, read_excerpt, read_generated, stretch
-from dsmr.analyze.features import QUANTITIES, divergence, histogram, overlap_area, windows
-from dsmr.analyze.music_comparison import FEWEST, REFERENCE, compare, describe, evaluate, table
+from dsmr.analyze.judging.copying import longest_shared
+from dsmr.analyze.judging.excerpts import Excerpt, read_excerpt, read_generated, stretch
+from dsmr.analyze.judging.features import QUANTITIES, divergence, histogram, overlap_area, time_windows
+from dsmr.analyze.judging.music_comparison import (
+    FEWEST,
+    REFERENCE,
+    compare_histograms,
+    compare_sets,
+    judgement_table,
+    set_metrics,
+)
 from dsmr.cli import main
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer
 from dsmr.generate.music import SEAM
@@ -33,15 +40,15 @@ def excerpt(*notes: tuple[float, float, int, int], seconds: float = 10.0) -> Exc
     return Excerpt("x", seconds, *ticks, pitch.astype(np.int64), velocity.astype(np.int64))
 
 
-def test_windows_of_time_have_known_figures() -> None:
+def test_windows_of_time_have_known_metrics() -> None:
     # four pitch classes alike in the first five seconds, one in the second five
     chord = [(0.0, 2.0, 60, 70), (0.0, 2.0, 64, 70), (0.0, 1.0, 67, 70), (1.0, 1.0, 70, 70)]
-    found = windows([excerpt(*chord, (5.0, 9.0, 60, 70))], 5.0)
+    found = time_windows([excerpt(*chord, (5.0, 9.0, 60, 70))], 5.0)
     assert [one.pitch_class_entropy for one in found] == pytest.approx([2.0, 0.0])
     assert [one.density for one in found] == pytest.approx([0.8, 0.2])
     assert [one.polyphony for one in found] == pytest.approx([3.0, 1.0])
-    assert len(windows([excerpt(*chord, seconds=9.9)], 5.0)) == 1, "windows are whole"
-    assert windows([excerpt((7.0, 1.0, 60, 70))], 5.0)[0].density == pytest.approx(0.2), "silence is no window"
+    assert len(time_windows([excerpt(*chord, seconds=9.9)], 5.0)) == 1, "windows are whole"
+    assert time_windows([excerpt((7.0, 1.0, 60, 70))], 5.0)[0].density == pytest.approx(0.2), "silence is no window"
 
 
 def test_histograms_have_known_bins_and_lose_no_note() -> None:
@@ -113,7 +120,7 @@ def test_rows_compare_with_the_reference(tokenizer: Performance, tmp_path: Path)
     high = excerpt(*[(0.1 * i, 0.1, 100, 120) for i in range(60)])
     real, _ = read_generated(tokenizer, tmp_path / "real")
     same, _ = read_generated(tokenizer, tmp_path / "same")
-    rows = evaluate({"same": same, "high": [high]}, real, 2.0, [one.pitch for one in real])
+    rows = compare_sets({"same": same, "high": [high]}, real, 2.0, [one.pitch for one in real])
     assert list(rows) == [REFERENCE, "same", "high"]
     for quantity in QUANTITIES:
         same_one, high_one = (rows[name]["against_reference"][quantity] for name in ("same", "high"))
@@ -123,17 +130,17 @@ def test_rows_compare_with_the_reference(tokenizer: Performance, tmp_path: Path)
         assert high_one["overlap"] < min(0.5, high_one["floor"]["overlap"]["low"])
         assert high_one["kl"] > high_one["floor"]["kl"]["high"]
     assert rows["high"]["longest_shared_run"]["max"] <= 2
-    lines = table(rows)
+    lines = judgement_table(rows)
     assert [line.split("|")[1].strip() for line in lines[2:]] == [
         *(REFERENCE, "same", "as many real ones", "high", "as many real ones")
     ]
     assert [line.split("|")[2].strip() for line in lines[2:]] == [f"{FEWEST}", "6", "6", "1", "1"]
     assert len({line.count("|") for line in lines}) == 1
-    assert "longest_shared_run" not in describe(real, 2.0, ())
-    rows = evaluate({"same": same}, real[1:], 2.0, [one.pitch for one in real])
+    assert "longest_shared_run" not in set_metrics(real, 2.0, ())
+    rows = compare_sets({"same": same}, real[1:], 2.0, [one.pitch for one in real])
     assert "against_reference" not in rows["same"], "too few real ones to tell what they reach"
     assert rows["same"]["longest_shared_run"]["max"] < 60
-    assert len(table(rows)) == 4
+    assert len(judgement_table(rows)) == 4
 
 
 def counted(draws: np.random.Generator, num: int, *, notes: float = 200, lowest: float = 16) -> dict[str, np.ndarray]:
@@ -150,7 +157,7 @@ def test_real_excerpts_lie_within_their_floor_however_many_they_are(num: int, no
     found = []
     for seed in range(200):
         draws = np.random.default_rng(seed)
-        found.append(compare(counted(draws, num, notes=notes), counted(draws, 60))["pitch"])
+        found.append(compare_histograms(counted(draws, num, notes=notes), counted(draws, 60))["pitch"])
     assert {one["floor"]["excerpts"] for one in found} == {min(num, 30)}
     # 2.5 % are expected on each side
     assert np.mean([one["overlap"] < one["floor"]["overlap"]["low"] for one in found]) < 0.06
@@ -165,7 +172,7 @@ def test_other_music_lies_outside_of_its_floor(num: int) -> None:
     found = []
     for seed in range(20):
         draws = np.random.default_rng(seed)
-        one = compare(counted(draws, num, lowest=24), counted(draws, 60))["pitch"]
+        one = compare_histograms(counted(draws, num, lowest=24), counted(draws, 60))["pitch"]
         found.append(one["overlap"] < one["floor"]["overlap"]["low"] and one["kl"] > one["floor"]["kl"]["high"])
     assert np.mean(found) >= {4: 0.5, 20: 1, 80: 1}[num]
 
@@ -173,15 +180,15 @@ def test_other_music_lies_outside_of_its_floor(num: int) -> None:
 def test_fewer_excerpts_have_a_lower_and_wider_floor_and_one_seed_draws_alike() -> None:
     draws = np.random.default_rng(0)
     real = counted(draws, 60)
-    floors = [compare(counted(draws, num), real)["pitch"]["floor"]["overlap"] for num in (1, 4, 12, 30)]
+    floors = [compare_histograms(counted(draws, num), real)["pitch"]["floor"]["overlap"] for num in (1, 4, 12, 30)]
     assert all(few["mean"] < many["mean"] - 0.01 for few, many in pairwise(floors))
     assert floors[3]["high"] - floors[3]["low"] < 0.5 * (floors[1]["high"] - floors[1]["low"])
     made = counted(draws, 4)
-    assert compare(made, real) == compare(made, real)
+    assert compare_histograms(made, real) == compare_histograms(made, real)
     gapless = {"pitch": made["pitch"], "inter_onset": np.zeros((4, 3))}
-    assert set(compare(gapless, {"pitch": real["pitch"], "inter_onset": np.ones((60, 3))})) == {"pitch"}
+    assert set(compare_histograms(gapless, {"pitch": real["pitch"], "inter_onset": np.ones((60, 3))})) == {"pitch"}
     some = np.ones((60, 3)) * (np.arange(60) > 0)[:, None]  # a real excerpt of one note has no gap between notes
-    (found,) = compare({"inter_onset": np.ones((1, 3))}, {"inter_onset": some}).values()
+    (found,) = compare_histograms({"inter_onset": np.ones((1, 3))}, {"inter_onset": some}).values()
     assert found["floor"]["overlap"] == {"mean": 1, "low": 1, "high": 1}
 
 
@@ -193,7 +200,7 @@ def test_the_command_writes_table_picture_and_figures(
     write_midi(tmp_path / "made" / "one.mid", 50)
     (tmp_path / "made" / "broken.mid").write_bytes(b"MThd and no more")
     options = ["--data.path", str(midi_folder), "--window", "2", "--output", str(tmp_path / "out")]
-    arguments = ["evaluate", str(tmp_path / "made"), str(midi_folder / "deep"), "--split", "train", "--json", *options]
+    arguments = ["judge", str(tmp_path / "made"), str(midi_folder / "deep"), "--split", "train", "--json", *options]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     result = json.loads(printed.splitlines()[-1])
@@ -206,11 +213,11 @@ def test_the_command_writes_table_picture_and_figures(
     assert result["not_compared"] in printed, "a dozen pieces are too few to tell what as many real ones reach"
     assert not any("against_reference" in row for row in result["rows"].values())
     for bad, message in (
-        ([str(tmp_path / "nowhere")], "is no folder"),
+        ([str(tmp_path / "nowhere")], "is not a folder"),
         ([str(tmp_path / "cache")], "holds no MIDI file"),
         ([str(tmp_path / "made"), "--split", "trains"], "not one of"),
         ([str(tmp_path / "made"), "--window", "0"], "must be above 0"),
         ([str(tmp_path / "made"), "--window", "500", "--data.path", str(midi_folder)], "not longer"),
     ):
-        assert main(["evaluate", *bad]) == 2
+        assert main(["judge", *bad]) == 2
         assert message in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Compare sets of generated excerpts with a reference: one row of metrics per set.
 
-How far a set's histograms are from the reference's depends on how many excerpts it has. So every set stands beside a
-floor: what as many excerpts of the reference reach. D draws, K excerpts of a set, N of the reference, B bins.
+The distance between two histograms depends on the number of excerpts in them. Every set is therefore reported with a
+floor: the distance that as many excerpts of the reference reach. D draws, K excerpts of a set, N of the reference,
+B bins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,71 +11,78 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.analyze.copying import longest_shared
-from dsmr.analyze.excerpts import Excerpt
-from dsmr.analyze.features import QUANTITIES, WINDOW_FIGURES, divergence, histogram, overlap_area, windows
+from dsmr.analyze.judging.copying import longest_shared
+from dsmr.analyze.judging.excerpts import Excerpt
+from dsmr.analyze.judging.features import (
+    QUANTITIES,
+    WINDOW_METRICS,
+    divergence,
+    histogram,
+    overlap_area,
+    time_windows,
+)
 
 Corpus = Sequence[Any]
 Histograms = Mapping[str, NDArray[np.float64]]
 REFERENCE = "reference"
 NUM_DRAWS = 1000
 RANGE = (0.025, 0.975)
-FEWEST = 20  # excerpts of a reference: with fewer, real excerpts fall outside of their floor far too often
+FEWEST = 20  # excerpts of a reference; with fewer, real excerpts fall outside their floor too often
 MEASURES = {"overlap": overlap_area, "kl": divergence}
 
 
-def describe(excerpts: Sequence[Excerpt], window_seconds: float, corpus: Corpus) -> dict[str, Any]:
-    """What a set is like by itself.
+def set_metrics(excerpts: Sequence[Excerpt], window_seconds: float, corpus: Corpus) -> dict[str, Any]:
+    """Metrics of one set by itself.
 
     Args:
         excerpts: the set.
-        window_seconds: of the windows of time.
-        corpus: pitches of the training pieces; empty leaves copying out.
+        window_seconds: length of the windows of time.
+        corpus: pitches of the training pieces; if empty, copying is not measured.
     """
-    parts = windows(excerpts, window_seconds)
-    figures: dict[str, Any] = {
+    parts = time_windows(excerpts, window_seconds)
+    metrics: dict[str, Any] = {
         "pieces": len(excerpts),
         "notes": sum(len(excerpt.onset) for excerpt in excerpts),
         "seconds": sum(excerpt.seconds for excerpt in excerpts),
         "windows": len(parts),
         "invalid_events": sum(excerpt.invalid for excerpt in excerpts),
     }
-    for name in WINDOW_FIGURES:
+    for name in WINDOW_METRICS:
         values = np.asarray([getattr(part, name) for part in parts])
         if len(values):
-            figures[name] = {"mean": float(values.mean()), "sd": float(values.std()), "values": values.tolist()}
+            metrics[name] = {"mean": float(values.mean()), "sd": float(values.std()), "values": values.tolist()}
     if corpus:
         for name, transposed in (("longest_shared_run", False), ("longest_shared_run_transposed", True)):
             runs = longest_shared([excerpt.pitch for excerpt in excerpts], corpus, transposed=transposed)
-            figures[name] = {"median": float(np.median(runs)), "max": max(runs)}
-    figures["histograms"] = {name: histogram(excerpts, quantity).tolist() for name, quantity in QUANTITIES.items()}
-    return figures
+            metrics[name] = {"median": float(np.median(runs)), "max": max(runs)}
+    metrics["histograms"] = {name: histogram(excerpts, quantity).tolist() for name, quantity in QUANTITIES.items()}
+    return metrics
 
 
 def by_excerpt(excerpts: Sequence[Excerpt]) -> Histograms:
-    """Histograms of each excerpt's notes, (excerpts, B), by quantity."""
+    """Histograms of each excerpt, (excerpts, B), by quantity."""
     return {name: np.stack([histogram([one], quantity) for one in excerpts]) for name, quantity in QUANTITIES.items()}
 
 
-def compare(made: Histograms, real: Histograms, seed: int = 0) -> dict[str, Any]:
-    """Overlap area and divergence of each histogram from the reference's, beside those of as many real excerpts.
+def compare_histograms(made: Histograms, real: Histograms, seed: int = 0) -> dict[str, Any]:
+    """Overlap area and divergence of each histogram from the reference, with those of as many real excerpts.
 
-    Each draw takes excerpts from the reference at random, without replacement, as many as the set has, and compares
-    both them and the set with the rest. So nothing is compared with itself, and a set drawn from where the reference
-    comes from is expected at the mean of its floor. A set of more than half the reference is thinned to half of it at
-    random, anew in each draw.
+    Each draw takes as many excerpts as the set has from the reference, at random without replacement, and compares
+    both them and the set with the rest. Nothing is compared with itself, and a set from the distribution of the
+    reference is expected at the mean of its floor. A set of more than half the reference is thinned to half of it at
+    random in each draw.
 
-    Excerpts are counted, not notes: the notes of one excerpt are alike. As many notes as a dense set has would be more
-    excerpts, a floor that real music of that density does not reach.
+    Sizes are matched by excerpts rather than notes, since the notes of one excerpt are alike: to match the notes of a
+    dense set would take more excerpts, and set a floor that real music of that density does not reach.
 
     Args:
-        made: of each excerpt of the set, (K, B).
-        real: of each excerpt of the reference, at least `FEWEST`, (N, B).
-        seed: of the draws.
+        made: histograms of the set, (K, B).
+        real: histograms of the reference, (N, B), N at least `FEWEST`.
+        seed: random seed.
 
     Returns:
-        For each quantity that the set has, `overlap` and `kl`, means over the draws, and their `floor`: mean and range
-        of `RANGE`.
+        `overlap` and `kl` of each quantity that the set has, as means over the draws, with their `floor`: mean and
+        `RANGE`.
     """
     num_made, num_real = (len(next(iter(part.values()))) for part in (made, real))
     size, rng = min(num_made, num_real // 2), np.random.default_rng(seed)
@@ -97,32 +105,32 @@ def compare(made: Histograms, real: Histograms, seed: int = 0) -> dict[str, Any]
 
 
 def subsets(rng: np.random.Generator, num: int, size: int) -> NDArray[np.float64]:
-    """Draw `NUM_DRAWS` times `size` out of `num`, without replacement: 1 where drawn, else 0, (D, num)."""
+    """Draw `size` of `num` items without replacement, `NUM_DRAWS` times: 1 where drawn, else 0, (D, num)."""
     order_DN = np.argsort(rng.random((NUM_DRAWS, num)), axis=1)
     return (order_DN < size).astype(np.float64)
 
 
-def evaluate(
+def compare_sets(
     sets: Mapping[str, Sequence[Excerpt]], reference: Sequence[Excerpt], window_seconds: float, corpus: Corpus
 ) -> dict[str, dict[str, Any]]:
-    """All rows: the reference, and the sets, compared with it where it is large enough."""
-    rows, real = {REFERENCE: describe(reference, window_seconds, corpus)}, by_excerpt(reference)
+    """Rows of the reference and of all sets, which are compared with it if it has `FEWEST` excerpts."""
+    rows, real = {REFERENCE: set_metrics(reference, window_seconds, corpus)}, by_excerpt(reference)
     for name, excerpts in sets.items():
-        rows[name] = describe(excerpts, window_seconds, corpus)
+        rows[name] = set_metrics(excerpts, window_seconds, corpus)
         if len(reference) >= FEWEST:
-            rows[name]["against_reference"] = compare(by_excerpt(excerpts), real)
+            rows[name]["against_reference"] = compare_histograms(by_excerpt(excerpts), real)
     return rows
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The rows as Markdown; below each set, its floor."""
+def judgement_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Rows as a Markdown table, with the floor below each set."""
     compared = [f"{name} {kind}" for name in ("pitch", "velocity", "inter-onset", "duration") for kind in ("OA", "KL")]
-    names = ["pieces", "notes", *WINDOW_FIGURES.values(), *compared, "longest run", "transposed", "invalid"]
+    names = ["pieces", "notes", *WINDOW_METRICS.values(), *compared, "longest run", "transposed", "invalid"]
     lines = ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, row in rows.items():
         against = row.get("against_reference", {})
         cells = [name, f"{row['pieces']}", f"{row['notes']:,}"]
-        cells += [f"{row[f]['mean']:.2f} ± {row[f]['sd']:.2f}" if f in row else "" for f in WINDOW_FIGURES]
+        cells += [f"{row[f]['mean']:.2f} ± {row[f]['sd']:.2f}" if f in row else "" for f in WINDOW_METRICS]
         found = [against.get(quantity) for quantity in QUANTITIES]
         cells += [f"{one[measure]:.2f}" if one else "" for one in found for measure in MEASURES]
         for kind in ("longest_shared_run", "longest_shared_run_transposed"):
@@ -131,7 +139,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if against:
             floors = [one["floor"][measure] if one else None for one in found for measure in MEASURES]
             num_real = next(one["floor"]["excerpts"] for one in found if one)
-            cells = ["as many real ones", str(num_real), "", *("" for _ in WINDOW_FIGURES)]
+            cells = ["as many real ones", str(num_real), "", *("" for _ in WINDOW_METRICS)]
             cells += [f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" if one else "" for one in floors]
             lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
     return lines

@@ -1,4 +1,4 @@
-"""Pictures of what generated music is like beside real music. They need matplotlib, which comes with `dsmr[app]`."""
+"""Plots of generated music beside real music. They need matplotlib, which `dsmr[app]` installs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from dsmr.analyze.features import QUANTITIES, WINDOW_FIGURES
+from dsmr.analyze.judging.features import QUANTITIES, WINDOW_METRICS
 from dsmr.results.plotting import COLOURS, FAINT, make_panels
 
 NUM_BINS = 16
 
 
 def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A panel for each histogram of notes and each figure of windows; the first row is the reference.
+    """Plot the histograms of notes and the metrics of windows, one panel each; the first row is the reference.
 
     Args:
-        rows: figures as of `dsmr.analyze.music_comparison`, by name.
-        path: picture to write.
+        rows: by name, as returned by `compare_sets`.
+        path: image file.
 
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, panels = make_panels(len(QUANTITIES) + len(WINDOW_FIGURES), height=2.2, shared=False)
+    figure, panels = make_panels(len(QUANTITIES) + len(WINDOW_METRICS), height=2.2, shared=False)
     for axes, (name, quantity) in zip(panels, QUANTITIES.items(), strict=False):
         for number, (label, row) in enumerate(rows.items()):
             counts = np.asarray(row["histograms"][name])
@@ -35,7 +35,7 @@ def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axes.minorticks_off()
         if name == "pitch":
             axes.set_xlim(20, 109)
-    for axes, (name, title) in zip(panels[len(QUANTITIES) :], WINDOW_FIGURES.items(), strict=True):
+    for axes, (name, title) in zip(panels[len(QUANTITIES) :], WINDOW_METRICS.items(), strict=True):
         sets = [row[name]["values"] if name in row else [] for row in rows.values()]
         together = [value for values in sets for value in values]
         edges = np.histogram_bin_edges(together, NUM_BINS, range=(0, float(np.quantile(together, 0.99))))
@@ -53,7 +53,7 @@ def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def _outline(axes: Any, shares: Any, edges: Any, number: int, label: str) -> None:
-    """A histogram: the reference filled, the others as lines."""
+    """Draw a histogram: the reference filled, the others as lines."""
     if number == 0:
         axes.stairs(shares, edges, color=FAINT, fill=True, alpha=0.5, label=label)
     else:

@@ -1,13 +1,14 @@
-"""Excerpts of pieces as notes, generated and real ones alike: in ticks of 10 ms, the pedal folded into the lengths.
+"""Excerpts of generated and real pieces as notes, in ticks of 10 ms, with the sustain pedal folded into durations.
 
-Both go through the `performance` tokens, whatever a model's own tokens are, so that nothing but the music differs.
+Both kinds pass through `performance` tokens, whatever the tokens of the model, so that only the music differs.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from symusic import Score
 
 from dsmr import UserError
 from dsmr.data.errors import Refused
@@ -27,12 +28,12 @@ class Excerpt:
     Attributes:
         name: of the piece.
         seconds: length of the stretch.
-        onset: in ticks of 10 ms since its beginning, sorted; then by pitch.
+        onset: in ticks of 10 ms from the beginning of the stretch, sorted; then by pitch.
         duration: in ticks.
-        pitch: MIDI's.
-        velocity: MIDI's.
-        start: seconds of the piece before it.
-        invalid: events of the file that are no music: notes that never end, or begin while their pitch sounds.
+        pitch: MIDI pitch.
+        velocity: MIDI velocity.
+        start: seconds of the piece before the stretch.
+        invalid: number of notes in the file that never end, or begin while their pitch sounds.
     """
 
     name: str
@@ -46,13 +47,16 @@ class Excerpt:
 
 
 def read_generated(tokenizer: Performance, folder: Path) -> tuple[list[Excerpt], dict[str, str]]:
-    """All MIDI files of a folder, each from the marker on where its prompt ends; and those that cannot be read.
+    """Read all MIDI files below a folder from the end of their prompts.
+
+    Returns:
+        Excerpts, and reasons by name for files that could not be read.
 
     Raises:
-        UserError: no such folder, or no MIDI file in it that can be used.
+        UserError: no such folder, or no usable MIDI file in it.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with MIDI files, such as dsmr predict writes")
+        raise UserError(f"{folder} is not a folder; name one with MIDI files, as dsmr generate --prompt SPLIT writes")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     found, refused = [], {}
     for path in paths:
@@ -67,36 +71,27 @@ def read_generated(tokenizer: Performance, folder: Path) -> tuple[list[Excerpt],
 
 
 def read_excerpt(tokenizer: Performance, path: Path, name: str) -> Excerpt:
-    """A MIDI file from its seam on, or all of it.
+    """Read a MIDI file from the marker at the end of its prompt; from the beginning if it has no marker.
 
     Raises:
-        Refused: it cannot be used, or has no note after its seam.
+        Refused: it cannot be used, or has no note after its prompt.
         OSError: it cannot be read.
     """
     score, num_unended = read_midi(path.read_bytes())
     seams = [marker.time for marker in score.to("second").markers if marker.text == SEAM]
     first = round(float(max(seams, default=0.0)) * TICKS_PER_SECOND)
-    piece = _piece(tokenizer, encode(tokenizer, score).ids, name)
+    piece = _whole(tokenizer, encode(tokenizer, score).ids, name)
     end = int((piece.onset + piece.duration).max())
     part = stretch(piece, first, max(end - first, 1))
     if not len(part.onset):
         raise Refused("has no note after its prompt")
-    return Excerpt(
-        name,
-        part.seconds,
-        part.onset,
-        part.duration,
-        part.pitch,
-        part.velocity,
-        part.start,
-        num_unended + overlaps(score),
-    )
+    return replace(part, invalid=num_unended + num_overlaps(score))
 
 
-def overlaps(score: "object") -> int:
-    """Notes of a score that begin while their own pitch sounds in their track."""
+def num_overlaps(score: Score) -> int:
+    """Number of notes that begin while their own pitch sounds in their track."""
     count = 0
-    for track in score.tracks:  # type: ignore[attr-defined]
+    for track in score.tracks:
         notes = track.notes.numpy()
         order = np.lexsort([notes["time"], notes["pitch"]])
         time, pitch = notes["time"][order].astype(np.int64), notes["pitch"][order]
@@ -108,24 +103,24 @@ def overlaps(score: "object") -> int:
 def read_reference(
     tokenizer: Performance, store: TokenStore, split: Split, start: float, seconds: float
 ) -> list[Excerpt]:
-    """The same stretch of every piece of a split that is long enough to have some of it.
+    """Read the same stretch of every piece of a split that has at least two notes in it.
 
     Args:
         tokenizer: of the store.
         store: with `performance` tokens.
-        split: whose pieces.
+        split: whose pieces are read.
         start: of the stretch, in seconds.
         seconds: its length.
 
     Raises:
-        UserError: no piece is long enough.
+        UserError: fewer than two pieces are long enough.
     """
     first, length = round(start * TICKS_PER_SECOND), round(seconds * TICKS_PER_SECOND)
     found = []
     for number in store.of_split(split):
         piece = store.pieces[number]
         ids = store.tokens[piece.start : piece.start + piece.length]
-        part = stretch(_piece(tokenizer, ids, piece.name), first, length)
+        part = stretch(_whole(tokenizer, ids, piece.name), first, length)
         if len(part.onset) > 1:
             found.append(part)
     if len(found) < 2:
@@ -134,7 +129,7 @@ def read_reference(
 
 
 def stretch(piece: Excerpt, first: int, length: int) -> Excerpt:
-    """The notes that begin within ticks [first, first + length)."""
+    """Notes that begin within ticks [first, first + length)."""
     here = (piece.onset >= first) & (piece.onset < first + length)
     return Excerpt(
         piece.name,
@@ -147,8 +142,7 @@ def stretch(piece: Excerpt, first: int, length: int) -> Excerpt:
     )
 
 
-def _piece(tokenizer: Performance, ids: NDArray[np.uint16], name: str) -> Excerpt:
+def _whole(tokenizer: Performance, ids: NDArray[np.uint16], name: str) -> Excerpt:
     notes = {key: value.astype(np.int64) for key, value in decode(tokenizer, ids).tracks[0].notes.numpy().items()}
     order = np.lexsort([notes["pitch"], notes["time"]])
-    parts = (notes[key][order] for key in ("time", "duration", "pitch", "velocity"))
-    return Excerpt(name, 0.0, *parts)
+    return Excerpt(name, 0.0, *(notes[key][order] for key in ("time", "duration", "pitch", "velocity")))

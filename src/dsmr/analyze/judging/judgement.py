@@ -1,0 +1,139 @@
+"""The judgement of folders of generated music: metrics, tables and files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from dsmr import UserError
+from dsmr.analyze.judging.copying import training_pitches
+from dsmr.analyze.judging.excerpts import read_generated, read_reference
+from dsmr.analyze.judging.music_comparison import FEWEST, NUM_DRAWS, compare_sets, judgement_table
+from dsmr.data.datamodule import MusicData
+from dsmr.data.files import replacing
+from dsmr.data.sources import Split
+from dsmr.data.tokenizer import Performance
+
+EXPLANATION = (
+    "OA is the overlap area of two histograms (1: identical, 0: nothing in common), KL the Kullback-Leibler "
+    "divergence from the reference in nats. The longest run is the longest sequence of pitches that a piece shares "
+    "with any training piece, as the median over pieces; the reference's own run shows how much real pieces share."
+)
+FLOOR = (
+    "OA and KL depend on the number of excerpts. Below each set is its floor: the same number of real excerpts, drawn "
+    f"from the reference at random {NUM_DRAWS:,} times and compared with the rest of it; the mean and, in brackets, "
+    "the range of 95 % of the draws. The set is compared with the same rests. A histogram within the range cannot be "
+    "distinguished from that of real excerpts; real music from elsewhere, such as another split, may fall outside. A "
+    "set of more than half the reference is thinned to half of it at random in each draw. Continuations of the same "
+    "prompt are more alike than as many pieces: for a fair comparison, use one continuation of each prompt."
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Folders of generated music compared with the same stretch of real pieces.
+
+    Attributes:
+        split: of the reference.
+        start: of the stretch, in seconds.
+        seconds: its length.
+        window: seconds of each window of time.
+        num_reference: excerpts of the reference.
+        rows: metrics of the reference and of each folder, by name.
+        refused: files that could not be read, by folder, with reasons.
+    """
+
+    split: Split
+    start: float
+    seconds: float
+    window: float
+    num_reference: int
+    rows: dict[str, dict[str, Any]]
+    refused: dict[str, dict[str, str]]
+
+    @property
+    def not_compared(self) -> str | None:
+        """Why there is no OA and KL; None if there is."""
+        if self.num_reference >= FEWEST:
+            return None
+        return (
+            f"No OA and KL: the reference has {self.num_reference} excerpts, and a floor needs {FEWEST} or more; name "
+            "a --split or --data.path with more pieces."
+        )
+
+    def lines(self) -> list[str]:
+        """The judgement as Markdown."""
+        about = (
+            f"Reference: seconds {self.start:.0f} to {self.start + self.seconds:.0f} of {self.num_reference} "
+            f"{self.split} pieces, the stretch that the generated pieces cover; windows of {self.window:g} s."
+        )
+        lines = ["# Generated pieces and real ones", "", about, "", *judgement_table(self.rows), "", EXPLANATION, ""]
+        lines += [self.not_compared or FLOOR, ""]
+        for folder, reasons in self.refused.items():
+            lines += [f"- not used: {folder}/{name}: {reason}" for name, reason in reasons.items()]
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """All metrics, for JSON."""
+        return {
+            "split": self.split,
+            "start": self.start,
+            "seconds": self.seconds,
+            "window": self.window,
+            "not_compared": self.not_compared,
+            "rows": self.rows,
+            "refused": self.refused,
+        }
+
+    def write(self, folder: Path) -> list[str]:
+        """Write `evaluation.md`, `.json` and, if matplotlib is installed, `.png`; return the lines of the Markdown.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        lines = self.lines()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if find_spec("matplotlib") is not None:
+                from dsmr.analyze.judging.music_plots import plot_features
+
+                plot_features(self.rows, folder / "evaluation.png")
+                lines += ["![histograms](evaluation.png)", ""]
+            contents = {"evaluation.md": "\n".join(lines), "evaluation.json": json.dumps(self.as_dict(), indent=1)}
+            for name, content in contents.items():
+                with replacing(folder / name) as file:
+                    file.write((content + "\n").encode())
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error
+        return lines
+
+
+def judge_folders(
+    folders: Sequence[Path], data: MusicData, split: Split = "validation", window: float = 10.0
+) -> Judgement:
+    """Compare folders of generated MIDI files with the same stretch of real pieces.
+
+    Args:
+        folders: each is one set; files are judged from the marker where their prompt ends.
+        data: real pieces, with `performance` tokens.
+        split: the reference.
+        window: seconds of each window of time.
+
+    Raises:
+        UserError: no file can be used, or the pieces are shorter than a window.
+    """
+    tokenizer = data.tokenizer
+    assert isinstance(tokenizer, Performance)
+    found = {str(folder): read_generated(tokenizer, folder) for folder in folders}
+    sets = {name: excerpts for name, (excerpts, _) in found.items()}
+    together = [excerpt for excerpts in sets.values() for excerpt in excerpts]
+    start, seconds = (median(getattr(excerpt, name) for excerpt in together) for name in ("start", "seconds"))
+    if seconds < window:
+        raise UserError(f"the pieces have {seconds:.1f} s of new music; give a --window that is not longer")
+    reference = read_reference(tokenizer, data.store, split, start, seconds)
+    rows = compare_sets(sets, reference, window, training_pitches(tokenizer, data.store))
+    refused = {name: reasons for name, (_, reasons) in found.items()}
+    return Judgement(split, start, seconds, window, len(reference), rows, refused)

@@ -1,0 +1,159 @@
+"""Prompts of many pieces, and the files to which their continuations are written."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from miditok import MusicTokenizer
+from symusic import Score
+
+from dsmr import UserError
+from dsmr.data.datamodule import MusicData
+from dsmr.data.files import replacing
+from dsmr.data.folder import MidiFolder
+from dsmr.data.sources import Split
+from dsmr.data.tokenizer import Performance, decode, open_ended
+from dsmr.generate.audio import render
+from dsmr.generate.continuations import Continuation
+from dsmr.generate.generator import Generator
+from dsmr.generate.prompt import Prompt, cut
+
+
+@dataclass
+class Prompts:
+    """Prompts that are read one at a time.
+
+    Attributes:
+        names: of the pieces.
+        read: returns the prompt of a piece, or raises UserError.
+        refused: reasons by name, of the pieces that could not be used so far.
+    """
+
+    names: Sequence[str]
+    read: Callable[[str], Prompt] = field(repr=False)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[tuple[str, Prompt]]:
+        for name in self.names:
+            try:
+                prompt = self.read(name)
+            except UserError as error:
+                self.refused[name] = str(error)
+                continue
+            yield name, prompt
+
+
+def folder_prompts(generator: Generator, folder: Path, seconds: float | None) -> Prompts:
+    """The beginning of every MIDI file in a folder and the folders below it.
+
+    Raises:
+        UserError: the folder holds no MIDI file.
+    """
+    names = MidiFolder(folder).names()
+    if not names:
+        raise UserError(f"--prompt {folder} holds no MIDI file; name a folder that has some")
+    return Prompts(names, lambda name: generator.prompt(folder / name, seconds))
+
+
+def split_prompts(data: MusicData, split: Split, seconds: float | None) -> Prompts:
+    """The beginning of every piece of a split, as the token store has it.
+
+    Raises:
+        UserError: the split has no piece.
+    """
+    numbers = {data.store.pieces[number].name: number for number in data.pieces(split)}
+
+    def read(name: str) -> Prompt:
+        piece = data.store.pieces[numbers[name]]
+        ids = data.store.tokens[piece.start : piece.start + piece.length].tolist()
+        return stored_prompt(data.tokenizer, ids, name, seconds, data.tokens_per_second)
+
+    return Prompts(list(numbers), read)
+
+
+def stored_prompt(
+    tokenizer: MusicTokenizer, ids: list[int], name: str, seconds: float | None, tokens_per_second: float
+) -> Prompt:
+    """The beginning of a tokenised piece.
+
+    Tokens other than `performance` do not tell their time one by one, so the mean of the data decides how many of
+    them are `seconds` of music.
+
+    Args:
+        tokenizer: of the ids.
+        ids: BOS, events, EOS.
+        name: of the piece, for messages.
+        seconds: length of the prompt; None takes the whole piece.
+        tokens_per_second: mean of the data.
+
+    Raises:
+        UserError: no note begins in the first `seconds`.
+    """
+    ids = open_ended(tokenizer, ids)
+    if isinstance(tokenizer, Performance):
+        return cut(tokenizer, ids, seconds, name)
+    if seconds is not None:
+        ids = ids[: 1 + round(seconds * tokens_per_second)]
+    end = float(decode(tokenizer, np.asarray(ids[1:], np.uint16)).to("second").end())
+    return Prompt(ids, seam=end)
+
+
+def output_files(folder: Path, names: Sequence[str], num: int) -> dict[str, list[Path]]:
+    """Files in a folder for `num` continuations of each piece: `NAME.mid`, or `NAME-1.mid`, `NAME-2.mid`, ...
+
+    Pieces of different folders that share a file name keep the names of their folders: `a-NAME.mid`, `b-NAME.mid`.
+    """
+    stems = {name: Path(name).stem for name in names}
+    shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+    for name, stem in stems.items():
+        if stem in shared:
+            stems[name] = "-".join(Path(name).with_suffix("").parts)
+    return {name: numbered(folder / f"{stem}.mid", num) for name, stem in stems.items()}
+
+
+def numbered(path: Path, num: int) -> list[Path]:
+    """The path itself for one piece, `NAME-1`, `NAME-2`, ... for more."""
+    return [path] if num == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(1, num + 1)]
+
+
+def write_continuation(
+    one: Continuation, path: Path, prompt: Prompt, sound_font: Path | None = None, *, picture: bool = False
+) -> dict[str, Any]:
+    """Write a continuation as MIDI, and where asked as sound and as a piano roll.
+
+    Args:
+        one: the continuation.
+        path: the MIDI file; its folder is created.
+        prompt: that was continued.
+        sound_font: renders a WAV file beside it; None for none.
+        picture: also draw a piano roll, as PNG.
+
+    Returns:
+        The paths of the files, the number of new notes, seconds of new music, and whether the model ended the piece.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    content = one.score.dumps_midi()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(content)
+        files: dict[str, Any] = {"output": str(path)}
+        if sound_font is not None:
+            files["audio"] = str(path.with_suffix(".wav"))
+            render(path, path.with_suffix(".wav"), sound_font)
+        if picture:
+            from dsmr.generate.piano_roll import plot_piano_roll
+
+            files["picture"] = str(path.with_suffix(".png"))
+            seam = prompt.seam if prompt.score is not None else None
+            plot_piano_roll(Score.from_midi(content), path.with_suffix(".png"), title=path.stem, seam=seam)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error})") from error
+    notes = one.score.to("second").tracks[0].notes if one.score.tracks else ()
+    new = sum(note.time >= prompt.seam - 0.005 for note in notes)
+    return files | {"notes": int(new), "music_seconds": one.seconds, "has_ended": one.has_ended}

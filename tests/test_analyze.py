@@ -29,7 +29,7 @@ from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, enc
 from dsmr.model.horizons import Rule
 from dsmr.results.bootstrap import NO_INTERVAL
 from dsmr.results.piece_table import PieceTable
-from dsmr.share.export import export
+from dsmr.share.export import export_model
 from dsmr.share.loading import load_model
 from test_pieces import table
 
@@ -355,7 +355,7 @@ def test_a_path_is_the_same_however_it_is_spelt(tmp_path: Path, monkeypatch: pyt
 
 def test_an_exported_model_keeps_the_pieces_of_its_own_horizons(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    export(run, folder)
+    export_model(run, folder)
     assert validate(folder, tmp_path / "a.json", "--model.horizons", "2x64")["by_piece"] is None
     assert not (folder / "pieces.csv").exists()
     assert validate(folder, tmp_path / "b.json")["by_piece"] == str(folder / "pieces.csv")

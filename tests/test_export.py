@@ -14,7 +14,7 @@ from dsmr.model.backbone import Backbone
 from dsmr.results.run_files import SECTION
 from dsmr.share import exported
 from dsmr.share.description import describe_network
-from dsmr.share.export import export
+from dsmr.share.export import export_model
 from dsmr.share.loading import load_model
 
 PERFORMANCE = {"name": "performance", "config": {}}
@@ -57,7 +57,7 @@ def run_of(
 @pytest.mark.parametrize("kind", ["recurrent", "perceiver"])
 def test_an_exported_model_is_the_same_function(kind: str, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", kind)
-    export(run, tmp_path / "model")
+    export_model(run, tmp_path / "model")
     first, second = load_model(run), load_model(tmp_path / "model")
     assert first.backbone.config() == second.backbone.config()
     for name, weight in first.backbone.state_dict().items():
@@ -68,7 +68,7 @@ def test_an_exported_model_is_the_same_function(kind: str, tmp_path: Path) -> No
 
 
 def test_the_card_has_figures_and_licence_and_the_settings_no_paths(tmp_path: Path) -> None:
-    export(run_of(tmp_path / "run"), tmp_path / "model")
+    export_model(run_of(tmp_path / "run"), tmp_path / "model")
     card = (tmp_path / "model" / exported.CARD).read_text()
     assert "license: cc-by-nc-sa-4.0" in card
     assert "| 2.2500 | 9.4880 | 8.2000 | 81.0000 |" in card
@@ -96,14 +96,14 @@ def test_the_card_has_figures_and_licence_and_the_settings_no_paths(tmp_path: Pa
 def test_the_licence_follows_from_the_data_or_is_given(
     data: str | None, licence: str | None, expected: str, tmp_path: Path
 ) -> None:
-    export(run_of(tmp_path / "run", data=data), tmp_path / "model", licence=licence)
+    export_model(run_of(tmp_path / "run", data=data), tmp_path / "model", licence=licence)
     assert expected in (tmp_path / "model" / exported.CARD).read_text()
 
 
 @pytest.mark.parametrize("name", [exported.WEIGHTS, exported.TOKENIZER, exported.SETTINGS])
 def test_a_file_that_changed_or_is_missing_is_refused_by_name(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    export(run_of(tmp_path / "run"), folder)
+    export_model(run_of(tmp_path / "run"), folder)
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"{name} is damaged"):
@@ -116,7 +116,7 @@ def test_a_file_that_changed_or_is_missing_is_refused_by_name(name: str, tmp_pat
 @pytest.mark.parametrize("change", ["no files", "no json", "no model", "a file outside", "newer"])
 def test_a_config_that_cannot_be_is_one_line(change: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    export(run_of(tmp_path / "run"), folder)
+    export_model(run_of(tmp_path / "run"), folder)
     description = json.loads((folder / exported.CONFIG).read_text())
     if change == "no files":
         del description["files"]
@@ -133,7 +133,7 @@ def test_a_config_that_cannot_be_is_one_line(change: str, tmp_path: Path) -> Non
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    export(run_of(tmp_path / "run"), folder)
+    export_model(run_of(tmp_path / "run"), folder)
     tokens = json.loads((folder / exported.TOKENIZER).read_text())
     vocabulary = tokens["vocabulary"]
     vocabulary["NoteOn_0"], vocabulary["NoteOn_1"] = vocabulary["NoteOn_1"], vocabulary["NoteOn_0"]
@@ -158,20 +158,20 @@ def test_what_stands_in_the_way_is_kept(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
-        export(run, tmp_path / "taken")
+        export_model(run, tmp_path / "taken")
     assert (tmp_path / "taken" / "mine.txt").read_text() == "mine"
     with pytest.raises(ValueError, match="no folder"):
-        export(run, tmp_path / "no" / "model")
+        export_model(run, tmp_path / "no" / "model")
     with pytest.raises(ValueError, match="no such run"):
-        export(tmp_path / "nothing", tmp_path / "model")
-    export(run, tmp_path / "model")
+        export_model(tmp_path / "nothing", tmp_path / "model")
+    export_model(run, tmp_path / "model")
     with pytest.raises(ValueError, match="exported model already"):
-        export(tmp_path / "model", tmp_path / "again")
+        export_model(tmp_path / "model", tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "run", "taken"]
 
 
 def test_hub_addresses_are_fetched_and_wrong_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    export(run_of(tmp_path / "run"), tmp_path / "model")
+    export_model(run_of(tmp_path / "run"), tmp_path / "model")
     asked: list[tuple[str, object]] = []
 
     def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:

@@ -1,6 +1,6 @@
-"""Peers from PyPI that the benchmark runs beside our networks, at the same sizes and on the same tokens.
+"""Networks from other packages, benchmarked at our sizes and on the same tokens.
 
-Shapes: B lanes, T segment, M memory, E model width, V vocabulary. Both come with the extra `bench`.
+Shapes: B lanes, T segment, M memory, E model width, V vocabulary. Both are installed by the extra `bench`.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from dsmr import UserError
 
 
 class UnfitError(UserError):
-    """A peer that cannot be built at these sizes."""
+    """The peer cannot be built at these sizes."""
 
 
 class XTransformersXL(nn.Module):
-    """x-transformers' Transformer-XL: the last M hidden states of every layer, detached, projected again each time.
+    """Transformer-XL of x-transformers: each layer keeps its last M hidden states, detached, and projects them again.
 
-    Its options are those that make it our network: flash attention, rotary positions, RMSNorm, gated SiLU MLP, tied
+    Its options are set to match our network: flash attention, rotary positions, RMSNorm, gated SiLU MLP, tied
     embeddings, no biases.
 
     Args:
@@ -26,9 +26,9 @@ class XTransformersXL(nn.Module):
         segment_length: T.
         horizon: M of every layer.
         d_model: E.
-        num_layers: of blocks.
-        num_heads: of attention.
-        hidden_width: of the gated MLP.
+        num_layers: number of blocks.
+        num_heads: number of attention heads.
+        hidden_width: width of the gated MLP.
 
     Raises:
         ImportError: x-transformers is not installed.
@@ -71,22 +71,22 @@ class XTransformersXL(nn.Module):
         )
 
     def init_memory(self, num_lanes: int) -> list[Tensor]:
-        """A full memory, as it is in the middle of a piece: per layer (B, M, E)."""
+        """Create a full memory, as in the middle of a piece: (B, M, E) per layer."""
         weight = next(self.parameters())
         shape = (num_lanes, self.horizon, self.d_model)
         return [torch.randn(shape, dtype=weight.dtype, device=weight.device) for _ in range(self.num_layers)]
 
     def forward(self, tokens_BT: Tensor, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, T, V), and the next memory."""
+        """Return logits (B, T, V) and the next memory."""
         logits_BTV, memory = self.network(tokens_BT, mems=memory, return_mems=True)
         return logits_BTV, memory
 
     def begin_decoding(self, tokens_BM: Tensor) -> Any:
-        """Its cache of keys and values after these tokens."""
+        """Return the cache of keys and values after these tokens."""
         return self.network(tokens_BM, return_intermediates=True)[1]
 
     def decode(self, token_B1: Tensor, cache: Any) -> Tensor:
-        """Logits of one more token, (B, 1, V)."""
+        """Return logits of one more token, (B, 1, V)."""
         logits_B1V: Tensor = self.network(
             token_B1, cache=cache, input_not_include_cache=True, return_intermediates=True
         )[0]
@@ -94,23 +94,23 @@ class XTransformersXL(nn.Module):
 
 
 class PerceiverARPytorch(nn.Module):
-    """perceiver-ar-pytorch: one cross-attention to M tokens, then self-attention over the segment.
+    """Perceiver AR of perceiver-ar-pytorch: a cross-attention to M tokens, then self-attention over the segment.
 
     Args:
         vocab_size: V.
         segment_length: T.
         prefix_length: M.
         d_model: E.
-        num_layers: of blocks, the cross-attention's included.
-        num_heads: of attention.
-        hidden_width: of a gated MLP with as many parameters as its plain one.
+        num_layers: number of blocks, including the cross-attention.
+        num_heads: number of attention heads.
+        hidden_width: width of a gated MLP with as many parameters as its ungated one.
 
     Raises:
         ImportError: perceiver-ar-pytorch is not installed.
-        UnfitError: heads that are narrower than what it rotates.
+        UnfitError: the heads are narrower than its rotary embedding.
     """
 
-    LEAST_HEAD_WIDTH = 32
+    MIN_HEAD_WIDTH = 32
 
     def __init__(
         self,
@@ -125,8 +125,8 @@ class PerceiverARPytorch(nn.Module):
     ) -> None:
         from perceiver_ar_pytorch import PerceiverAR
 
-        if d_model // num_heads < self.LEAST_HEAD_WIDTH:
-            raise UnfitError(f"perceiver-ar-pytorch needs heads of width {self.LEAST_HEAD_WIDTH} or more")
+        if d_model // num_heads < self.MIN_HEAD_WIDTH:
+            raise UnfitError(f"perceiver-ar-pytorch needs heads of width {self.MIN_HEAD_WIDTH} or more")
         super().__init__()
         self.network = PerceiverAR(
             num_tokens=vocab_size,
@@ -134,12 +134,12 @@ class PerceiverARPytorch(nn.Module):
             depth=num_layers - 1,
             dim_head=d_model // num_heads,
             heads=num_heads,
-            ff_mult=hidden_width * 3 / 2 / d_model,
+            ff_mult=hidden_width * 3 / 2 / d_model,  # two matrices in place of the gated MLP's three
             max_seq_len=prefix_length + segment_length,
             cross_attn_seq_len=prefix_length,
         )
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """Logits of the last T of M + T tokens, (B, T, V)."""
+        """Return logits of the last T of M + T tokens, (B, T, V)."""
         logits_BTV: Tensor = self.network(tokens_BS)
         return logits_BTV

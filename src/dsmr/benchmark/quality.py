@@ -1,4 +1,4 @@
-"""What a row has learned after so many tokens: a stated small budget, no claim about the end of training."""
+"""Perplexity of a row after a short training run; it says nothing about the end of training."""
 
 from typing import Any
 
@@ -10,18 +10,20 @@ from dsmr.data.datamodule import MusicData
 from dsmr.training.module import RecurrentLM
 
 
-def quality(work: Workload, row: Row, model: RecurrentLM, data: MusicData, limits: dict[str, Any]) -> dict[str, Any]:
-    """Train a row's network on `train_tokens` tokens and validate it.
+def train_and_validate(
+    work: Workload, row: Row, model: RecurrentLM, data: MusicData, limits: dict[str, Any]
+) -> dict[str, Any]:
+    """Train the network of a row on `train_tokens` tokens and validate it.
 
     Args:
-        work: the sizes; the network keeps the configuration's dropout.
-        row: not of windows, whose data are others.
-        model: has the optimizer and its schedule.
-        data: pieces to train on and to validate with.
-        limits: the trainer's limits of validation.
+        work: sizes and settings; the network keeps the configured dropout.
+        row: any row but isolated windows, which need other data.
+        model: provides the optimizer and its schedule.
+        data: training and validation pieces.
+        limits: the trainer's validation limits.
 
     Returns:
-        tokens that were trained on, and the validation figures.
+        The number of training tokens, and the validation metrics.
     """
     seed_everything(work.seed, verbose=False)
     steps = max(work.settings.train_tokens // (data.num_lanes * data.segment_length), 1)
@@ -46,9 +48,9 @@ def quality(work: Workload, row: Row, model: RecurrentLM, data: MusicData, limit
         "use_distributed_sampler": False,
     }
     Trainer(max_steps=steps, limit_val_batches=0, gradient_clip_val=1.0, **common).fit(trained, data)
-    judge = Trainer(**limits, **common)
-    judge.validate(trained, data, verbose=False)
-    figures = {name.removeprefix("val/"): float(value) for name, value in judge.callback_metrics.items()}
+    validation = Trainer(**limits, **common)
+    validation.validate(trained, data, verbose=False)
+    metrics = {name.removeprefix("val/"): float(value) for name, value in validation.callback_metrics.items()}
     wanted = ("perplexity", "nll", "nats_per_note", "nats_per_second")
     tokens = steps * data.num_lanes * data.segment_length
-    return {"trained_tokens": tokens, **{name: figures[name] for name in wanted if name in figures}}
+    return {"trained_tokens": tokens, **{name: metrics[name] for name in wanted if name in metrics}}

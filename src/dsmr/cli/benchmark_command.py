@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from dsmr import UserError
 from dsmr.benchmark import Settings, Workload
 from dsmr.benchmark import run as measure
-from dsmr.benchmark.quality import quality
+from dsmr.benchmark.quality import train_and_validate
 from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
@@ -42,7 +42,7 @@ def run(command: str, arguments: list[str]) -> int:
     result = measure(
         work,
         say=lambda line: print(line, file=sys.stderr, flush=True),
-        judge=lambda at, row: quality(at, row, model, data, limits),
+        judge=lambda at, row: train_and_validate(at, row, model, data, limits),
     )
     print("\n".join(benchmark_table(result)))
     print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE keeps the figures")

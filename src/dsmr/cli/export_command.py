@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsmr.cli.json_output import write_result
 from dsmr.cli.options import OneLine, underscored
-from dsmr.share.export import export
+from dsmr.share.export import export_model
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -17,7 +17,7 @@ def run(command: str, arguments: list[str]) -> int:
     made.add_argument("--json", action="store_true", help="What was written, as JSON on the last line of stdout.")
     options = made.parse_args(underscored(arguments))
     folder = Path(options.folder).expanduser()
-    description = export(options.run, folder, licence=options.licence)
+    description = export_model(options.run, folder, licence=options.licence)
     for name in sorted([*description["files"], "config.json"]):
         print(f"  {folder / name}  {(folder / name).stat().st_size:,} bytes")
     if description["needs"]:

@@ -1,1 +1,1 @@
-"""Models to share: export, and reading what was exported."""
+"""Saved models: describe, load and export them."""

@@ -1,12 +1,12 @@
-"""A model that is handed on: a folder that needs no training code, holds no code itself, and whose files are checked.
+"""Read exported models: folders without code whose files are verified by checksums.
 
-    DIR/model.safetensors   the weights
-        config.json         network, horizons, tokenizer, what was measured; SHA-256 of the files that are checked
-        tokenizer.json      every token's name and id
-        config.yaml         all settings of the training run, without its paths
-        README.md           the model card, which people may write on
+    DIR/model.safetensors   weights
+        config.json         network, horizons, tokenizer, metrics, and the SHA-256 of the files that are verified
+        tokenizer.json      name and id of every token
+        config.yaml         all settings of the training run, without paths
+        README.md           model card, which may be edited
 
-`dsmr.share.export` writes it; here it is found, checked and read.
+`dsmr.share.export` writes them.
 """
 
 import hashlib
@@ -18,46 +18,43 @@ from torch import Tensor
 
 from dsmr import UserError
 
-WEIGHTS, CONFIG, TOKENIZER, SETTINGS, CARD = (
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "config.yaml",
-    "README.md",
-)
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+SETTINGS = "config.yaml"
+CARD = "README.md"
 HUB = "hf://"
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a folder looks like an exported model."""
+    """Return True if a folder looks like an exported model."""
     return (path / WEIGHTS).is_file() or (path / CONFIG).is_file()
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file, in hexadecimal digits."""
+    """Compute the hexadecimal digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`config.json` of an exported model, all of whose files are whole.
+    """Read `config.json` of an exported model and verify all its files.
 
     Raises:
-        UserError: a file is missing, damaged, or another one than was exported.
+        UserError: a file is missing, damaged, or not the one that was exported.
     """
     try:
         description: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         files = description["files"]
-        names = [WEIGHTS, TOKENIZER, *files]
-        for name in names:
+        for name in [WEIGHTS, TOKENIZER, *files]:
             if name not in files or "/" in name or "\\" in name:
-                raise UserError(f"{folder / CONFIG} does not say which {name} belongs to it; export the run again")
+                raise UserError(f"{folder / CONFIG} does not list a valid {name}; export the run again")
             if not (folder / name).is_file():
                 raise UserError(f"{folder} is incomplete: {name} is missing; export the run again")
             if sha256(folder / name) != files[name]:
                 raise UserError(
-                    f"{folder / name} is damaged, or not the file that was exported: its SHA-256 is not the one in "
-                    f"{CONFIG}; fetch or export it again"
+                    f"{folder / name} is damaged, or not the file that was exported: its SHA-256 differs from the one "
+                    f"in {CONFIG}; download or export it again"
                 )
         assert isinstance(description["model"], dict)
     except (OSError, KeyError, TypeError, AssertionError, json.JSONDecodeError) as error:
@@ -66,7 +63,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of an exported model.
+    """Read the weights of an exported model.
 
     Raises:
         UserError: they cannot be read.
@@ -80,11 +77,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{folder / WEIGHTS} cannot be read: {error}") from error
 
 
-def fetch(address: str) -> Path:
-    """Local copy of an exported model of the Hugging Face hub, `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`.
+def download_exported(address: str) -> Path:
+    """Download an exported model from the Hugging Face hub, and return its local folder.
+
+    Args:
+        address: `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`.
 
     Raises:
-        UserError: the address is none, or nothing can be had from there.
+        UserError: the address is invalid, or the download fails.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -49,7 +49,7 @@ def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
         UserError: there is none.
     """
     if str(given).startswith(exported.HUB):
-        return exported.fetch(str(given))
+        return exported.download_exported(str(given))
     path = Path(given).expanduser()
     if path.is_dir() and exported.is_exported(path):
         return path

@@ -22,7 +22,7 @@ from dsmr.attention.flex import flex, memory_blocks, own_blocks
 from dsmr.attention.fused import RMSNorm, few_rows, gated, normalised
 from dsmr.attention.merged import merged
 from dsmr.attention.visibility import Past, View
-from dsmr.data.pool import usable_cores
+from dsmr.data.workers import num_usable_cores
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
 from dsmr.model.horizons import Rule
 
@@ -370,7 +370,7 @@ assert numba.get_num_threads() == 2, numba.get_num_threads()
 
 def test_two_threads_decode_as_one() -> None:
     pytest.importorskip("numba")
-    if usable_cores() < 2:
+    if num_usable_cores() < 2:
         pytest.skip("needs two cores")
     options = {"env": {**os.environ, "NUMBA_NUM_THREADS": "2"}, "cwd": Path(__file__).parent}
     ended = subprocess.run([sys.executable, "-c", TWO_THREADS], capture_output=True, text=True, check=False, **options)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from dsmr import UserError
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.data.datamodule import MusicData
-from dsmr.data.errors import DataError
 from dsmr.data.maestro import find_maestro
 from dsmr.data.zips import MAX_FILE_BYTES
 from test_data import ROWS, make_maestro, zipped
@@ -95,7 +95,7 @@ def test_an_archive_that_swells_is_refused_before_anything_is_read(tmp_path: Pat
     at = content.index(b"PK\x01\x02")
     content[at + 24 : at + 28] = struct.pack("<I", 0xFFFFFFF0)  # what the directory says of its first member
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"would unpack to 4\.0 GiB"):
+    with pytest.raises(UserError, match=r"would unpack to 4\.0 GiB"):
         find_maestro(path).entries()
 
 
@@ -104,18 +104,18 @@ def test_a_csv_that_swells_is_refused(tmp_path: Path, as_zip: bool) -> None:
     folder = make_maestro(tmp_path / "data", ROWS)
     with (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").open("ab") as file:
         file.write(b"," * MAX_FILE_BYTES)
-    with pytest.raises(DataError, match=r"csv larger than 16 MiB"):
+    with pytest.raises(UserError, match=r"csv larger than 16 MiB"):
         find_maestro(zipped(folder) if as_zip else folder).entries()
 
 
 def test_a_link_in_a_run_is_followed_to_nothing_that_is_written(tmp_path: Path) -> None:
     """What a run saves replaces a link, and leaves what it points to alone."""
-    from dsmr.data.files import replacing
+    from dsmr.data.files import atomic_write
 
     precious = tmp_path / "precious"
     precious.write_text("kept")
     (tmp_path / "last.ckpt").symlink_to(precious)
-    with replacing(tmp_path / "last.ckpt") as file:
+    with atomic_write(tmp_path / "last.ckpt") as file:
         file.write(b"new")
     assert precious.read_text() == "kept"
     assert (tmp_path / "last.ckpt").read_bytes() == b"new"

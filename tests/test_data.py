@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from symusic import Note, Score, Track
 
 from conftest import write_midi
+from dsmr import UserError
 from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
-from dsmr.data.errors import DataError
 from dsmr.data.folder import MidiZip, split_by_digest
-from dsmr.data.lanes import allowed_shifts, plan_epoch
+from dsmr.data.lanes import plan_stream
 from dsmr.data.maestro import MaestroZip, find_maestro
-from dsmr.data.pool import FEW
 from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
 from dsmr.data.tokenizer import BOS, MASK, TokenizerSpec, decode, encode
+from dsmr.data.transposition import allowed_shifts
 from dsmr.data.windows import Windows
+from dsmr.data.workers import WORKER_THRESHOLD
 
 HEADER = "canonical_composer,split,midi_filename,duration\n"
 
@@ -70,7 +71,7 @@ def test_the_environment_names_maestro(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("DSMR_MAESTRO", str(make_maestro(tmp_path / "data", ROWS)))
     assert len(MusicData().store.pieces) == 3
     monkeypatch.delenv("DSMR_MAESTRO")
-    with pytest.raises(DataError, match="DSMR_MAESTRO"):
+    with pytest.raises(UserError, match="DSMR_MAESTRO"):
         MusicData().source()
 
 
@@ -78,20 +79,20 @@ def test_the_environment_names_maestro(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_csv_that_climbs_out_is_refused_with_its_line(tmp_path: Path, name: str) -> None:
     folder = make_maestro(tmp_path / "data", [*ROWS, ("train", name)])
     for path in (folder, zipped(folder)):
-        with pytest.raises(DataError, match=r"line 5.*leads out"):
+        with pytest.raises(UserError, match=r"line 5.*leads out"):
             find_maestro(path).entries()
 
 
 def test_a_zip_that_climbs_out_or_links_is_refused(tmp_path: Path) -> None:
     folder = make_maestro(tmp_path / "data", ROWS)
-    with pytest.raises(DataError, match="leads out"):
+    with pytest.raises(UserError, match="leads out"):
         find_maestro(zipped(folder, {"../../evil.mid": "x"})).entries()
     path = zipped(folder)
     link = zipfile.ZipInfo("maestro-v3.0.0/link.midi")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match="is a link"):
+    with pytest.raises(UserError, match="is a link"):
         find_maestro(path).entries()
 
 
@@ -116,7 +117,7 @@ def test_a_damaged_csv_is_refused_with_its_name(tmp_path: Path, content: bytes) 
     folder = make_maestro(tmp_path / "data", ROWS)
     (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").write_bytes(content)
     for path in (folder, zipped(folder)):
-        with pytest.raises(DataError, match=r"maestro-v3.0.0.csv"):
+        with pytest.raises(UserError, match=r"maestro-v3.0.0.csv"):
             find_maestro(path).entries()
 
 
@@ -126,22 +127,22 @@ def test_a_folder_that_links_out_is_refused(tmp_path: Path) -> None:
     target = folder / "maestro-v3.0.0/2004/0.midi"
     target.unlink()
     target.symlink_to(outside)
-    with pytest.raises(DataError, match="leads out"):
+    with pytest.raises(UserError, match="leads out"):
         find_maestro(folder).entries()
 
 
 def test_damaged_collections_are_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         find_maestro(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no maestro"):
+    with pytest.raises(UserError, match="has no maestro"):
         find_maestro(tmp_path / "empty")
     (tmp_path / "no.zip").write_bytes(b"not a zip")
-    with pytest.raises(DataError, match="not a readable zip"):
+    with pytest.raises(UserError, match="not a readable zip"):
         find_maestro(tmp_path / "no.zip").entries()
-    with pytest.raises(DataError, match=r"1 of 4 files.*missing, first 2004/9.midi"):
+    with pytest.raises(UserError, match=r"1 of 4 files.*missing, first 2004/9.midi"):
         find_maestro(make_maestro(tmp_path / "a", [*ROWS, ("test", "2004/9.midi")])).entries()
-    with pytest.raises(DataError, match="line 5: split 'dev'"):
+    with pytest.raises(UserError, match="line 5: split 'dev'"):
         find_maestro(make_maestro(tmp_path / "b", [*ROWS, ("dev", "2004/3.midi")])).entries()
 
 
@@ -164,7 +165,7 @@ def test_an_unreadable_file_is_listed_and_too_many_stop_the_run(midi_folder: Pat
     assert Counter(piece.split for piece in store.pieces) == {"train": 10, "validation": 1, "test": 1}
     assert set(store.refused) == {"broken.mid", "bass.mid"}
     assert "found 33" in store.refused["bass.mid"]
-    with pytest.raises(DataError, match=r"2 of 14 files.*bass.mid: no piano"):
+    with pytest.raises(UserError, match=r"2 of 14 files.*bass.mid: no piano"):
         MusicData(str(midi_folder), max_refused_share=0.1, cache_dir=str(midi_folder / "other")).prepare_data()
     assert not list((midi_folder / "other").glob("*/"))
 
@@ -213,10 +214,10 @@ def test_a_damaged_store_is_named_and_in_the_cache_prepared_again(
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(change(whole))
         assert (folder / name).read_bytes() != whole
-    with pytest.raises(DataError, match=r"elsewhere.*delete"):
+    with pytest.raises(UserError, match=r"elsewhere.*delete"):
         _ = MusicData(str(elsewhere)).store
     store = MusicData(str(midi_folder)).store
-    assert "it is prepared again" in capsys.readouterr().err
+    assert "preparing it again" in capsys.readouterr().err
     assert TokenStore(store.path).pieces == store.pieces
     assert (store.path / name).read_bytes() == whole
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
@@ -225,19 +226,19 @@ def test_a_damaged_store_is_named_and_in_the_cache_prepared_again(
 def test_a_store_without_its_tokens_is_named(midi_folder: Path) -> None:
     path = MusicData(str(midi_folder)).store.path
     (path / "tokens.bin").unlink()
-    with pytest.raises(DataError, match=r"tokens.bin.*delete"):
+    with pytest.raises(UserError, match=r"tokens.bin.*delete"):
         TokenStore(path)
 
 
 def test_empty_folders_and_missing_paths_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no MIDI file"):
+    with pytest.raises(UserError, match="no MIDI file"):
         MusicData(str(tmp_path / "empty")).prepare_data()
     (tmp_path / "empty/garbage.mid").write_bytes(b"MThd")
     write_midi(tmp_path / "empty/one.mid", 1)
-    with pytest.raises(DataError, match=r"1 of 2 files were refused.*garbage.mid: not a MIDI file"):
+    with pytest.raises(UserError, match=r"1 of 2 files were refused.*garbage.mid: not a MIDI file"):
         MusicData(str(tmp_path / "empty")).prepare_data()
-    with pytest.raises(DataError, match=r"data.path: .*does not exist"):
+    with pytest.raises(UserError, match=r"data.path: .*does not exist"):
         MusicData(str(tmp_path / "nowhere")).prepare_data()
 
 
@@ -248,10 +249,10 @@ def test_a_single_piece_is_for_training_and_other_splits_say_that_they_are_empty
     assert {piece.split for piece in data.store.pieces} == {"train"}
     assert sorted(pieces_of(data, data.train_dataloader())) == [0, 1]
     for split, loader in (("validation", data.val_dataloader), ("test", data.test_dataloader)):
-        with pytest.raises(DataError, match=rf"no piece of the {split} split; add files, or give other --data.path"):
+        with pytest.raises(UserError, match=rf"no piece of the {split} split; add files, or give other --data.path"):
             loader()
     data.check_training(with_validation=False)
-    with pytest.raises(DataError, match=r"train without validation \(--trainer.limit_val_batches 0\)"):
+    with pytest.raises(UserError, match=r"train without validation \(--trainer.limit_val_batches 0\)"):
         data.check_training(with_validation=True)
 
 
@@ -289,36 +290,36 @@ def test_odd_names_in_a_zip_are_read(midi_folder: Path) -> None:
     assert {source.read(name) for name in source.names()} == {content}
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("C:\\evil.mid", content)
-    with pytest.raises(DataError, match="leads out of the collection"):
+    with pytest.raises(UserError, match="leads out of the collection"):
         MidiZip(path).names()
 
 
 def test_a_zip_is_read_in_worker_processes(tmp_path: Path) -> None:
-    for number in range(FEW + 4):
+    for number in range(WORKER_THRESHOLD + 4):
         write_midi(tmp_path / f"midi/{number:02d}.mid", number, num_notes=5)
     store = MusicData(str(zipped(tmp_path / "midi"))).store
-    assert [piece.name for piece in store.pieces] == [f"{number:02d}.mid" for number in range(FEW + 4)]
+    assert [piece.name for piece in store.pieces] == [f"{number:02d}.mid" for number in range(WORKER_THRESHOLD + 4)]
 
 
 def test_a_zip_of_midi_that_climbs_out_links_or_swells_is_refused(midi_folder: Path) -> None:
-    with pytest.raises(DataError, match=r"leads out of the collection; unpack it"):
+    with pytest.raises(UserError, match=r"leads out of the collection; unpack it"):
         MusicData(str(zipped(midi_folder, {"../../evil.mid": "x"}))).prepare_data()
     path = zipped(midi_folder)
     link = zipfile.ZipInfo("link.mid")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(link, "/etc/passwd")
-    with pytest.raises(DataError, match="is a link"):
+    with pytest.raises(UserError, match="is a link"):
         MusicData(str(path)).prepare_data()
     content = bytearray(zipped(midi_folder).read_bytes())
     at = content.index(b"PK\x01\x02")
     content[at + 24 : at + 28] = (0xFFFFFFF0).to_bytes(4, "little")  # what the directory says of its first member
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"would unpack to 4\.0 GiB, more than 2; unpack it"):
+    with pytest.raises(UserError, match=r"would unpack to 4\.0 GiB, more than 2; unpack it"):
         MusicData(str(path)).prepare_data()
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("readme.txt", "x")
-    with pytest.raises(DataError, match=r"no MIDI file .* in .*midi\.zip"):
+    with pytest.raises(UserError, match=r"no MIDI file .* in .*midi\.zip"):
         MusicData(str(path)).prepare_data()
 
 
@@ -326,7 +327,7 @@ def test_a_zip_of_midi_that_climbs_out_links_or_swells_is_refused(midi_folder: P
     ("name", "content", "message"),
     [
         ("piece.mid", None, "is a single MIDI file"),
-        ("cut.zip", b"PK but no more", "is not a readable zip: damaged, or not complete"),
+        ("cut.zip", b"PK but no more", "is not a readable zip: damaged or incomplete"),
         ("music.tar", b"something", "is neither a folder nor a zip"),
     ],
 )
@@ -340,7 +341,7 @@ def test_a_file_that_is_no_collection_is_named_with_what_can_be_given(
     monkeypatch.setenv("DSMR_MAESTRO", str(path))
     option = "DSMR_MAESTRO" if is_variable else r"data\.path"
     wanted = "give a folder or a zip of MIDI files, MAESTRO's zip or folder, or a token store"
-    with pytest.raises(DataError, match=f"^{option}: .*{message}; {wanted}$"):
+    with pytest.raises(UserError, match=f"^{option}: .*{message}; {wanted}$"):
         MusicData(None if is_variable else str(path)).prepare_data()
 
 
@@ -465,12 +466,12 @@ def test_the_music_time_of_a_pieces_segments_adds_up(midi_folder: Path) -> None:
 def test_lanes_end_close_together(lengths: list[int], num_lanes: int, segment_length: int, epoch: int) -> None:
     numbers = list(range(len(lengths)))
     settings_ = {"segment_length": segment_length, "num_lanes": num_lanes, "seed": 1}
-    plan = plan_epoch(numbers, lengths, epoch=epoch, **settings_)
+    plan = plan_stream(numbers, lengths, epoch=epoch, **settings_)
     loads = [-(-(length - 1) // segment_length) for length in lengths]
     assert (plan.piece_NB >= 0).sum() == sum(loads)
     ends = (plan.piece_NB >= 0).sum(axis=0)
     assert ends.max() - ends.min() <= max(loads)
-    assert plan.num_steps == plan_epoch(numbers, lengths, epoch=epoch + 1, **settings_).num_steps
+    assert plan.num_steps == plan_stream(numbers, lengths, epoch=epoch + 1, **settings_).num_steps
 
 
 def test_the_stream_is_a_function_of_seed_and_epoch(midi_folder: Path) -> None:
@@ -578,7 +579,7 @@ def test_another_number_of_processes_is_refused_by_the_trainers_names(midi_folde
     saved = MusicData(str(midi_folder)).state_dict()
     data = MusicData(str(midi_folder))
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=2)  # type: ignore[assignment]
-    with pytest.raises(DataError, match=r"trainer.devices x trainer.num_nodes = 1, now it is 2"):
+    with pytest.raises(UserError, match=r"trainer.devices x trainer.num_nodes = 1, now it is 2"):
         data.load_state_dict(saved)
 
 
@@ -683,11 +684,11 @@ def test_the_music_time_of_windows_adds_up() -> None:
 
 
 def test_impossible_windows_are_refused() -> None:
-    with pytest.raises(DataError, match=r"stride 101 exceeds data\.segment_length 100"):
+    with pytest.raises(UserError, match=r"stride 101 exceeds data\.segment_length 100"):
         windowed(windows=Windows(101))
-    with pytest.raises(DataError, match="at least 1"):
+    with pytest.raises(UserError, match="at least 1"):
         Windows(0)
-    with pytest.raises(DataError, match="strided, random"):
+    with pytest.raises(UserError, match="strided, random"):
         Windows(protocol="rnadom")  # type: ignore[arg-type]
 
 
@@ -726,8 +727,8 @@ def test_a_store_that_was_prepared_elsewhere_needs_no_midi(midi_folder: Path, tm
     assert store.path == moved
     assert store.pieces == made.pieces
     assert (store.tokens == made.tokens).all()
-    with pytest.raises(DataError, match=r"was tokenised with .*'performance'.* but data\.tokenizer is .*'REMI'"):
+    with pytest.raises(UserError, match=r"was tokenised with .*'performance'.* but data\.tokenizer is .*'REMI'"):
         MusicData(str(moved), tokenizer=TokenizerSpec(name="REMI")).prepare_data()
     (moved / "tokens.bin").write_bytes(b"12")
-    with pytest.raises(DataError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         MusicData(str(moved)).prepare_data()

@@ -13,8 +13,8 @@ import yaml
 from conftest import write_midi
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
-from dsmr.data.pool import FEW
 from dsmr.data.store import TokenStore
+from dsmr.data.workers import WORKER_THRESHOLD
 from dsmr.model.horizons import MAESTRO_RATE, TokenRate
 from dsmr.results.plotting import common_rate, token_ticks, token_unit
 from dsmr.results.run_files import BEST_FILE, LAST_FILE, SECTION, read_checkpoint
@@ -299,7 +299,8 @@ def test_a_tokenizer_of_ones_own_goes_all_the_way(
     (tmp_path / "own/my_tokens.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path / "own")
     run, bar = tmp_path / "run", "--trainer.enable_progress_bar=false"
-    options = ["--data.path", midi(tmp_path / "midi", FEW, num_notes=8), "--data.tokenizer.name", "my_tokens.Mine"]
+    pieces = midi(tmp_path / "midi", WORKER_THRESHOLD, num_notes=8)
+    options = ["--data.path", pieces, "--data.tokenizer.name", "my_tokens.Mine"]
     assert dsmr("fit", *SMOKE, *SHORT, *options, "--root", tmp_path, "--name", "run") == 0
     assert dsmr("validate", "--checkpoint", run, bar) == 0
     assert dsmr("export", run, tmp_path / "model") == 0
@@ -328,4 +329,4 @@ def forget(module: str) -> None:
     from dsmr.data import tokenizer
 
     sys.modules.pop(module)
-    tokenizer._built.cache_clear()
+    tokenizer._build.cache_clear()

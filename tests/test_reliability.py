@@ -20,7 +20,7 @@ from dsmr.attention.flex import flex
 from dsmr.batch import IGNORED
 from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
-from dsmr.data.lanes import LaneReader, plan_epoch
+from dsmr.data.lanes import LaneReader, plan_stream
 from dsmr.data.store import Piece
 from dsmr.model import Backbone
 from dsmr.model.horizons import Rule
@@ -96,10 +96,10 @@ def nll_by_place(
 ) -> dict[tuple[int, int], float]:
     """NLL of every predicted token by (piece, position), over an epoch of some of the pieces in lanes."""
     lengths = [store.pieces[number].length for number in numbers]
-    plan = plan_epoch(numbers, lengths, segment_length=segment_length, num_lanes=num_lanes, seed=seed, epoch=0)
+    plan = plan_stream(numbers, lengths, segment_length=segment_length, num_lanes=num_lanes, seed=seed, epoch=0)
     reader, memory, found = LaneReader(store, segment_length), model.init_memory(num_lanes), {}
     for step in range(plan.num_steps):
-        batch = reader.read(plan, step, slice(0, num_lanes), 0)
+        batch = reader.read_segment(plan, step, slice(0, num_lanes), 0)
         logits_BTV, update = model(batch.tokens_BT, memory, batch.is_start_B)
         memory.commit(update)
         nll_BT = token_nll(logits_BTV, batch.targets_BT)

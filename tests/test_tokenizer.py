@@ -10,20 +10,19 @@ from hypothesis import strategies as st
 from symusic import ControlChange, Note, Score, Tempo, Track
 
 from conftest import write_midi
-from dsmr.data.errors import Refused
-from dsmr.data.store import store_key
+from dsmr.data.performance import extend_by_pedal
+from dsmr.data.preparation import store_key
+from dsmr.data.sources import Refused
 from dsmr.data.tokenizer import (
     BOS,
     EOS,
-    SPECIAL_TOKENS,
     TokenizerSpec,
     build_tokenizer,
     decode,
     encode,
-    extend_by_pedal,
-    note_on_mask,
-    transpositions,
 )
+from dsmr.data.transposition import transposition_tables
+from dsmr.data.vocabulary import SPECIAL_TOKENS, note_on_mask
 
 PERFORMANCE = build_tokenizer(TokenizerSpec())
 
@@ -215,7 +214,7 @@ def test_every_tokenizer_of_one_stream_encodes_and_decodes(name: str, tmp_path) 
 def test_tokens_of_other_tokenizers_transpose_the_music(name: str, tmp_path) -> None:
     tokenizer = build_tokenizer(ONE_STREAM[name])
     ids = encode(tokenizer, Score(write_midi(tmp_path / "a.mid", 3))).ids
-    tables = transpositions(tokenizer, 2)
+    tables = transposition_tables(tokenizer, 2)
     pitches = [decode(tokenizer, table[ids]).tracks[0].notes.numpy()["pitch"] for table in tables]
     for semitones, moved in zip(range(-2, 3), pitches, strict=True):
         assert np.array_equal(np.sort(moved), np.sort(pitches[2]) + semitones)
@@ -223,7 +222,7 @@ def test_tokens_of_other_tokenizers_transpose_the_music(name: str, tmp_path) -> 
 
 def test_tokens_that_name_intervals_are_not_transposed() -> None:
     with pytest.raises(ValueError, match=r"cannot be transposed one by one; set data\.transpose to 0"):
-        transpositions(build_tokenizer(TokenizerSpec("BEAT")), 3)
+        transposition_tables(build_tokenizer(TokenizerSpec("BEAT")), 3)
 
 
 SETTINGS: dict[str, tuple[str, dict[str, object], str]] = {
@@ -334,7 +333,7 @@ def test_only_piano_is_read_and_hands_are_merged() -> None:
 
 def test_transposing_tokens_is_transposing_music(tmp_path) -> None:
     score = Score(write_midi(tmp_path / "a.mid", 3))
-    tables = transpositions(PERFORMANCE, 3)
+    tables = transposition_tables(PERFORMANCE, 3)
     for semitones in range(-3, 4):
         moved = score.copy()
         for note in moved.tracks[0].notes:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from conftest import trial
-from dsmr.data.pool import FEW, each
+from dsmr.data.workers import WORKER_THRESHOLD, map_in_workers
 
 
 def behave_like(name: str) -> str:
@@ -18,14 +18,14 @@ def behave_like(name: str) -> str:
 
 
 def test_a_file_that_hangs_or_crashes_its_reader_takes_no_other_with_it() -> None:
-    names = [*map(str, range(FEW)), "hang", "between", "crash", "last"]
-    found = dict(zip(names, each(behave_like, names, num_workers=2, seconds=5), strict=True))
+    names = [*map(str, range(WORKER_THRESHOLD)), "hang", "between", "crash", "last"]
+    found = dict(zip(names, map_in_workers(behave_like, names, num_workers=2, seconds=5), strict=True))
     assert found.pop("hang") == "took longer than 5 s to read"
-    assert found.pop("crash").startswith("ended the process that read it, with exit status")
+    assert found.pop("crash").startswith("crashed the process that read it (exit status")
     assert found == {name: f"read {name}" for name in names if name not in ("hang", "crash")}
 
 
-def test_preparing_survives_kills_full_disks_damage_and_broken_downloads(tmp_path: Path) -> None:
+def test_preparing_survives_kills_full_disks_and_damage(tmp_path: Path) -> None:
     for name, outcome in trial("prepare", tmp_path).items():
         assert outcome["cases"] >= 1, name
         assert outcome["failures"] == [], name

@@ -23,7 +23,8 @@ from symusic import ControlChange, Note, Score, Tempo, Track
 from dsmr.cli import main
 from dsmr.data.folder import MidiFolder
 from dsmr.data.midi import MAX_NOTES, MAX_SECONDS
-from dsmr.data.store import TokenStore, _start_worker, _tokenize
+from dsmr.data.preparation import _start_worker, _tokenize
+from dsmr.data.store import TokenStore
 from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec
 
 SHORT, LONG, BATCH = 500, 10_000, 2_500

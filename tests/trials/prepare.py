@@ -1,33 +1,28 @@
-"""`dsmr prepare` that is killed, run twice at once, or has no room; stores that were damaged; broken downloads.
+"""`dsmr prepare` that is killed, run twice at once, or has no room; stores that were damaged.
 
     python experiments/reliability/prepare.py [--short] [--output FILE.json] [--root FOLDER]
 
 Each case must end in the very store that an undisturbed run leaves, or in one line that says what to do.
 """
 
-import hashlib
-import http.server
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from processes import fill, in_process, last_line, run, small_disk
 from symusic import Note, Score, Tempo, Track
 
+from dsmr import UserError
 from dsmr.cli import main
 from dsmr.data.datamodule import MusicData
-from dsmr.data.download import NAME, download_maestro
-from dsmr.data.errors import DataError
-from dsmr.data.store import StoreWriter
+from dsmr.data.store_writer import StoreWriter
 
 NUM_PIECES = 15  # read in one process, in a moment
 MANY_PIECES = 40  # read by workers
@@ -253,7 +248,7 @@ def damaged(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -
             (cache / name).write_bytes(broken)
             try:
                 store = MusicData(str((cache / name).parent)).store
-            except DataError:
+            except UserError:
                 pass
             else:
                 failures.append(f"{name}: damage was not seen in {store.path}")
@@ -262,116 +257,6 @@ def damaged(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -
                 failures.append(f"{name}: another store")
                 (cache / name).write_bytes(content)
     return {"cases": cases, "failures": failures}
-
-
-class Unreliable(http.server.BaseHTTPRequestHandler):
-    """Serves one file, and breaks off; knows ranges or not."""
-
-    content, breaks_after, knows_ranges, answers_with = b"", 1 << 30, True, 200
-    log: list[str]
-
-    def do_GET(self) -> None:
-        """Answer with what was asked for, but not to the end."""
-        asked = self.headers.get("Range")
-        self.log.append(asked or "all")
-        if self.answers_with != 200:
-            self.send_error(self.answers_with)
-            return
-        first = int(asked[len("bytes=") : -1]) if asked and self.knows_ranges else 0
-        if first >= len(self.content):
-            self.send_error(416)
-            return
-        rest = self.content[first:]
-        self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(rest)))
-        if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(self.content) - 1}/{len(self.content)}")
-        self.end_headers()
-        with suppress(ConnectionError):  # of a reader that was killed
-            self.wfile.write(rest[: self.breaks_after])
-        self.close_connection = True
-
-    def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
-
-
-def downloads(root: Path, *, short: bool) -> dict[str, Any]:
-    """A zip from a server that breaks off, knows no ranges, gives another file, or none; and a kill meanwhile."""
-    content = random.Random(2).randbytes(3_000_000)
-    good = hashlib.sha256(content).hexdigest()
-    failures: list[str] = []
-    asked: dict[str, list[str]] = {}
-
-    def serve(name: str, expected: str | None, sha256: str = good, part: bytes = b"", **settings: Any) -> None:
-        handler = type("Handler", (Unreliable,), {"content": content, "log": [], **settings})
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        folder = root / name.replace(" ", "-")
-        folder.mkdir()
-        if part:
-            (folder / f".{NAME}.part").write_bytes(part)
-        address = f"http://127.0.0.1:{server.server_port}/{NAME}"
-        try:
-            path = download_maestro(folder, address=address, sha256=sha256, pause=0.01)
-            if expected is not None or path.read_bytes() != content:
-                failures.append(f"{name}: it was taken")
-        except DataError as error:
-            if expected is None or expected not in str(error):
-                failures.append(f"{name}: {error}")
-            if (folder / NAME).exists():
-                failures.append(f"{name}: a file was left under its name")
-        finally:
-            server.shutdown()
-            server.server_close()
-        asked[name] = handler.log
-
-    serve("undisturbed", None)
-    serve("breaks off", None, breaks_after=400_000)
-    if len(asked["breaks off"]) != 8 or asked["breaks off"][2] != "bytes=800000-":
-        failures.append(f"breaks off: it did not go on where it was left: {asked['breaks off']}")
-    serve("begun before", None, part=content[:1_234_567])
-    if asked["begun before"] != ["bytes=1234567-"]:
-        failures.append(f"begun before: {asked['begun before']}")
-    serve("whole before", None, part=content)
-    serve("knows no ranges", None, part=content[:1000], knows_ranges=False)
-    serve("another beginning", "checksum", part=b"x" * 1000)
-    serve("another file", "checksum", sha256="0" * 64)
-    serve("gone", "404", answers_with=404)
-    serve("never gives anything", "connection broke off", breaks_after=0)
-    serve("faulty server", "503", answers_with=503)
-    return {
-        "cases": len(asked) + killed_downloads(root, content, good, failures, 2 if short else 8),
-        "failures": failures,
-    }
-
-
-def killed_downloads(root: Path, content: bytes, good: str, failures: list[str], cases: int) -> int:
-    """SIGKILL while a slow server gives a file; the next process goes on."""
-    log: list[str] = []
-
-    class Slow(Unreliable):
-        def send_response(self, code: int, message: str | None = None) -> None:
-            super().send_response(code, message)
-            time.sleep(0.1)
-
-    handler = type("Handler", (Slow,), {"content": content, "log": log, "breaks_after": 700_000})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/{NAME}"
-    for case in range(cases):
-        folder = root / f"killed-download-{case}"
-        child = os.fork()
-        if child == 0:
-            download_maestro(folder, address=address, sha256=good, pause=0.05)
-            os._exit(0)
-        time.sleep(0.05 + 0.07 * case)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        if download_maestro(folder, address=address, sha256=good, pause=0.01).read_bytes() != content:
-            failures.append(f"killed while downloading, case {case}: another file")
-    server.shutdown()
-    server.server_close()
-    return cases
 
 
 def work(root: Path, *, short: bool) -> dict[str, Any]:
@@ -388,7 +273,6 @@ def work(root: Path, *, short: bool) -> dict[str, Any]:
         "at_once": at_once(root, pieces, whole, short=short),
         "no_room": no_room(root, pieces, whole),
         "damaged": damaged(root, pieces, whole, short=short),
-        "downloads": downloads(root, short=short),
     }
     shutil.rmtree(root / "whole")
     return found

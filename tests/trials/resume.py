@@ -159,14 +159,14 @@ def end_at(moment: Moment) -> None:
         wrap(RecurrentLM, "validation_step", before=counted(moment.number, strike))
     elif moment.place == "checkpoint":
         due = counted(moment.number, lambda: True)
-        whole = dsmr.training.checkpoint_io.replacing
+        whole = dsmr.training.checkpoint_io.atomic_write
 
         @contextmanager
         def partly(path: Path) -> Iterator[Any]:
             with whole(path) as file:
                 yield Partly(file, moment.share, strike) if path.name == "last.ckpt" and due() else file
 
-        dsmr.training.checkpoint_io.replacing = partly
+        dsmr.training.checkpoint_io.atomic_write = partly
     elif moment.place == "metrics":
         due = counted(moment.number, lambda: True)
         text = dsmr.training.csv_logger.as_text

@@ -40,7 +40,6 @@ PROMISES = {
     "prepare.at_once": "Several at once leave one whole store",
     "prepare.no_room": "Full, read-only and foreign folders: one line, nothing left",
     "prepare.damaged": "Damaged stores are seen; in the cache they are prepared again",
-    "prepare.downloads": "Downloads go on after breaks and kills; another file is never taken",
     "midi.odd": "Hand-made odd MIDI is kept or refused as it should be",
     "midi.bounds": "Time and memory of a file are bounded",
     "midi.mutants": "Mutated MIDI never crashes, hangs, or changes a good neighbour",

@@ -11,7 +11,8 @@ from symusic import Score
 
 from dsmr import UserError
 from dsmr.analyze.streams import piece_nll, window_nll
-from dsmr.data.tokenizer import decode, note_on_mask
+from dsmr.data.tokenizer import decode
+from dsmr.data.vocabulary import note_on_mask
 from dsmr.model import Backbone
 
 WINDOW_SECONDS = 2.0

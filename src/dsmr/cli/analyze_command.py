@@ -22,9 +22,9 @@ from dsmr.cli.by_piece import plain
 from dsmr.cli.generate_command import check_device
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
-from dsmr.data.errors import Refused
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.data.midi import read_midi
+from dsmr.data.sources import Refused
 from dsmr.data.tokenizer import encode
 from dsmr.model.backbone import name_of, summary_of
 from dsmr.model.blocks import Decoder
@@ -245,7 +245,7 @@ def tell_suggestion(
         f"# {own:.4f} with its own horizons; {CHOSEN}.\n"
         f"model: {{horizons: {spelling}}}\n"
     )
-    with replacing(overlay) as file:
+    with atomic_write(overlay) as file:
         file.write(text.encode())
     print(f"suggested for {sum(found.horizons):,} tokens, after {found.num_evaluations} measurements: {spelling}")
     print(

@@ -40,7 +40,7 @@ from dsmr.cli.trainer_settings import (
     settle_validation,
 )
 from dsmr.data.datamodule import MusicData
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.generate.continuer import Continuer
 from dsmr.generate.midi_writer import MidiWriter
 from dsmr.generate.samples import Samples
@@ -125,7 +125,7 @@ class SaveConfig(Callback):
             }
             for name, text in texts.items():
                 try:
-                    with replacing(self.folder / name) as file:
+                    with atomic_write(self.folder / name) as file:
                         file.write(text.encode())
                 except OSError as error:
                     raise UserError(

@@ -12,7 +12,7 @@ from dsmr.cli.configs import data_options, has_training_settings, take_flag
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.progress import bar
-from dsmr.data.download import LICENCE, download_maestro
+from dsmr.data.maestro import MAESTRO_LICENCE, download_maestro
 from dsmr.data.store import cache_folder
 from dsmr.results.run_files import CONFIG_FILE
 
@@ -50,9 +50,8 @@ def run(command: str, arguments: list[str]) -> int:
     if wants_download:
         if cli.datamodule.path or cli.datamodule.recall:
             raise UserError("--download fetches MAESTRO; leave out data.path and data.recall")
-        print(LICENCE)
-        fetched = bar("downloading", unit="B")
-        cli.datamodule.path = str(download_maestro(cache_folder(cli.datamodule.cache_dir), progress=fetched))
+        print(MAESTRO_LICENCE)
+        cli.datamodule.path = str(download_maestro(cache_folder(cli.datamodule.cache_dir)))
     cli.datamodule.progress = bar("tokenising")
     began = time.perf_counter()
     store = cli.datamodule.store

@@ -2,7 +2,7 @@
 
 from tqdm.auto import tqdm
 
-from dsmr.data.store import Progress
+from dsmr.data.preparation import Progress
 
 _drawn: list[tqdm] = []
 

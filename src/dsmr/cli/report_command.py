@@ -8,7 +8,7 @@ from typing import Any
 from dsmr import UserError
 from dsmr.cli.json_output import write_result
 from dsmr.cli.options import OneLine
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.results.benchmark_plots import plot_benchmark, plot_piece_lengths
 from dsmr.results.comparisons import comparison_result, comparison_table, group_runs
 from dsmr.results.plotting import check_plots
@@ -92,7 +92,7 @@ def write(found: ResultCollection, target: Path, suffix: str, against: str | Non
 
 def save(lines: list[str], target: Path) -> None:
     """Write README.md."""
-    with replacing(target / "README.md") as file:
+    with atomic_write(target / "README.md") as file:
         file.write(("\n".join(lines).rstrip() + "\n").encode())
 
 

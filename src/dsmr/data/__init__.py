@@ -1,5 +1,6 @@
-"""From MIDI to lanes of segments.
+"""From MIDI files to batches: lanes of segments.
 
-`maestro`, `folder`, `synthetic` (where pieces come from) -> `tokenizer` -> `store` (ids on disk) -> `lanes`
-(batch rows that stream pieces) -> `datamodule` (the only file here that knows Lightning).
+sources          maestro, folder (folders and zips of MIDI files), synthetic (generated pieces)
+tokens           midi -> tokenizer (performance, or any of MidiTok's) -> preparation -> store
+batches          lanes or windows (plans of an epoch) -> lane_dataset -> datamodule, the only module with Lightning
 """

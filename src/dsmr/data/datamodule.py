@@ -1,73 +1,53 @@
-"""The LightningDataModule: pieces as lanes, with a place in the stream that survives a checkpoint."""
+"""The LightningDataModule: pieces as lanes of segments, with a stream position that checkpoints save."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import is_zipfile
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from miditok import MusicTokenizer
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader
 
-from dsmr.data.download import NAME
-from dsmr.data.errors import DataError
-from dsmr.data.folder import SUFFIXES, MidiFolder, MidiZip
-from dsmr.data.lanes import LaneReader, Plan, Segment, plan_epoch
-from dsmr.data.maestro import ADVICE, ENVIRONMENT_VARIABLE, csv_names, find_csv, find_maestro, only_child
+from dsmr import UserError
+from dsmr.batch import Segment
+from dsmr.data.folder import GIVE_DATA, find_source
+from dsmr.data.lane_dataset import LaneDataset, PieceDataset, PieceTokens, Planner, StreamSampler
+from dsmr.data.lanes import LaneReader
+from dsmr.data.maestro import GET_MAESTRO, MAESTRO_NAME, MAESTRO_VARIABLE
+from dsmr.data.preparation import Progress, prepare_midi
 from dsmr.data.sources import Source, Split
-from dsmr.data.store import Progress, TokenStore, cache_folder, is_store, open_store, prepare_midi
+from dsmr.data.store import TokenStore, cache_folder, is_store, open_store
 from dsmr.data.synthetic import RecallTask, prepare_recall
-from dsmr.data.tokenizer import (
-    FAMILIES,
-    TokenizerSpec,
-    build_tokenizer,
-    note_on_mask,
-    token_families,
-    transpositions,
-)
-from dsmr.data.windows import Windows, plan_random, plan_strided, plan_training
-
-WANTED = "give a folder or a zip of MIDI files, MAESTRO's zip or folder, or a token store"
-
-
-class PieceTokens(NamedTuple):
-    """A piece as the token store has it.
-
-    Attributes:
-        name: in its source.
-        ids: BOS, events, EOS; int64.
-    """
-
-    name: str
-    ids: Tensor
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
+from dsmr.data.transposition import transposition_tables
+from dsmr.data.vocabulary import FAMILIES, note_on_mask, token_families
+from dsmr.data.windows import Windows
 
 
 class MusicData(LightningDataModule):
     """Pieces of music as lanes of segments.
 
     Args:
-        path: a folder or a zip of MIDI files, MAESTRO (zip or folder), or a token store that was prepared elsewhere;
-            None means `$DSMR_MAESTRO`, or what `dsmr prepare --download` has fetched.
-        recall: generated pieces instead of MIDI files.
-        windows: isolated windows of `segment_length` tokens instead of streams with a memory.
-        tokenizer: how MIDI becomes tokens.
-        segment_length: T, tokens per lane and batch.
-        num_lanes: B, lanes of one process.
-        transpose: training pieces are transposed by up to so many semitones, anew in each epoch.
-        validation_stride: validate on every n-th piece of the split in the source's order; 1 is the whole split.
-        seed: of dealing, order and transposition in training; None means Lightning's global seed, or 0.
-        cache_dir: where token stores lie; None means `$DSMR_CACHE` or `~/.cache/dsmr`.
-        max_refused_share: share of unreadable files above which nothing is prepared.
-        num_workers: loader processes; 0 reads in the training process, which costs microseconds a batch.
+        path: Folder or zip of MIDI files, MAESTRO (zip or folder), or a prepared token store (default: $DSMR_MAESTRO,
+            or what dsmr prepare --download fetched).
+        recall: Generate pieces for a memory task instead of reading MIDI files.
+        windows: Train on isolated windows of segment_length tokens instead of streams with memory.
+        tokenizer: Tokenizer of the MIDI files.
+        segment_length: Tokens per lane and batch (T).
+        num_lanes: Lanes per process (B), the batch size.
+        transpose: Transpose each training piece by a random shift of up to this many semitones in every epoch.
+        validation_stride: Validate on every n-th piece of the split (1: the whole split).
+        seed: Random seed of the order and transposition of training pieces (default: --seed_everything, or 0).
+        cache_dir: Folder of token stores (default: $DSMR_CACHE, or ~/.cache/dsmr).
+        max_refused_share: Largest share of unreadable files; above it preparation fails.
+        num_workers: Loader processes (0: read in the training process, which takes microseconds per batch).
 
     Raises:
-        DataError: there is no data, or it cannot be used; the message says what to do.
+        UserError: there is no data, or it cannot be used; the message says what to do.
     """
 
     def __init__(
@@ -87,24 +67,14 @@ class MusicData(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("segment_length", segment_length, 1),
-            ("num_lanes", num_lanes, 1),
-            ("transpose", transpose, 0),
-            ("validation_stride", validation_stride, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", 0 if seed is None else seed, 0),
-        ):
-            if value < least:
-                raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        check_at_least(1, segment_length=segment_length, num_lanes=num_lanes, validation_stride=validation_stride)
+        check_at_least(0, transpose=transpose, num_workers=num_workers, seed=seed or 0)
         if not 0 <= max_refused_share <= 1:
-            raise DataError(f"data.max_refused_share is {max_refused_share}; it must be from 0 to 1")
+            raise UserError(f"data.max_refused_share is {max_refused_share}; it must be from 0 to 1")
         if path is not None and recall is not None:
-            raise DataError(
-                f"data.recall generates pieces, so that data.path {path} is not read; set data.recall to null"
-            )
+            raise UserError(f"data.recall generates pieces and would ignore data.path {path}; set data.recall to null")
         if windows is not None and windows.protocol == "strided" and windows.stride > segment_length:
-            raise DataError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
+            raise UserError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
         self.path, self.recall, self.windows, self.tokenizer_spec = path, recall, windows, tokenizer
         self.segment_length, self.num_lanes = segment_length, num_lanes
         self.transpose, self.validation_stride = transpose, validation_stride
@@ -114,7 +84,7 @@ class MusicData(LightningDataModule):
         self.vocab_size = len(self.tokenizer.vocab)
         self.progress: Progress | None = None
         self._epoch = self._next_step = 0
-        self._num_steps: dict[int, int] = {}  # of the epochs that were begun
+        self._num_steps: dict[int, int] = {}  # by epoch, for those that have started
         self._store: TokenStore | None = None
 
     @property
@@ -124,32 +94,32 @@ class MusicData(LightningDataModule):
 
     @property
     def note_on_mask(self) -> NDArray[np.bool_]:
-        """Which ids begin a note, (V,)."""
+        """Mask of the ids that start a note, (V,)."""
         return note_on_mask(self.tokenizer)
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Names of the families of tokens."""
+        """Names of the token families."""
         return tuple(FAMILIES)
 
     @property
     def token_families(self) -> NDArray[np.int64]:
-        """Family of each id, (V,), as its place in `families`."""
+        """Family of every id as an index into `families`, (V,)."""
         return token_families(self.tokenizer)
 
     @property
     def recall_distances(self) -> tuple[int, ...]:
-        """Distances in tokens at which generated pieces ask; none for music."""
+        """Distances in tokens from mark to answer in generated pieces; empty for music."""
         return tuple(sorted(self.recall.distances)) if self.recall else ()
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens in one second of music, the mean over all pieces."""
+        """Mean number of tokens per second of music over all pieces."""
         return self.store.tokens_per_second
 
     @property
     def store(self) -> TokenStore:
-        """The token store, built where it is not there yet."""
+        """The token store, built if it does not exist yet."""
         if self._store is None:
             cache = cache_folder(self.cache_dir)
             if self.recall:
@@ -167,83 +137,70 @@ class MusicData(LightningDataModule):
         return self._store
 
     def source(self) -> Source:
-        """Where the MIDI files come from.
-
-        Raises:
-            DataError: no path is given, or nothing there can be used.
-        """
-        return find_source(self._folder(), self._option)
+        """Open the MIDI files; raises `UserError` if no path is given or nothing there can be used."""
+        return find_source(self._folder(), self._path_option)
 
     @property
-    def _option(self) -> str:
-        """Where the path was given."""
-        return "data.path" if self.path else ENVIRONMENT_VARIABLE
+    def _path_option(self) -> str:
+        return "data.path" if self.path else MAESTRO_VARIABLE
 
     def _folder(self) -> Path:
-        """What was given: MIDI files, MAESTRO's zip, or a token store."""
-        given = self.path or os.environ.get(ENVIRONMENT_VARIABLE)
-        downloaded = cache_folder(self.cache_dir) / NAME
+        """Return the path of the MIDI files or of a token store."""
+        given = self.path or os.environ.get(MAESTRO_VARIABLE)
+        downloaded = cache_folder(self.cache_dir) / MAESTRO_NAME
         if not given and downloaded.is_file():
             return downloaded
         if not given:
-            raise DataError(f"no data: give a folder or a zip of MIDI files with --data.path, or {ADVICE}")
+            raise UserError(f"no data: give a folder or a zip of MIDI files with --data.path, or {GET_MAESTRO}")
         folder = Path(given).expanduser()
         if not folder.exists():
-            raise DataError(f"{self._option}: {given} does not exist; {WANTED}")
+            raise UserError(f"{self._path_option}: {given} does not exist; {GIVE_DATA}")
         return folder
 
     def prepare_data(self) -> None:
-        """Build the token store once, on one process."""
+        """Build the token store; Lightning calls this in one process."""
         assert self.store is not None
 
     def pieces(self, split: Split) -> list[int]:
-        """Numbers of the split's pieces that are used.
-
-        Raises:
-            DataError: there are none.
-        """
+        """Return the numbers of the split's pieces that are used; raises `UserError` if there are none."""
         numbers = self.store.of_split(split)[:: self.validation_stride if split == "validation" else 1]
         if not numbers:
-            raise DataError(
+            raise UserError(
                 f"{self.store.description}: no piece of the {split} split; add files, or give other --data.path"
             )
         return numbers
 
     def check_training(self, *, with_validation: bool) -> None:
-        """Refuse to train without training pieces, or to validate without validation pieces.
-
-        Raises:
-            DataError: a split has none.
-        """
+        """Raise `UserError` if there are no training pieces, or no validation pieces although they are needed."""
         self.pieces("train")
         if with_validation and not self.store.of_split("validation"):
-            raise DataError(
+            raise UserError(
                 f"{self.store.description}: no piece of the validation split; add files, or train without validation "
                 "(--trainer.limit_val_batches 0)"
             )
 
     def train_dataloader(self) -> DataLoader[Segment]:
-        """Training segments; an epoch that was interrupted goes on at its next batch."""
-        self._num_steps.clear()  # another trainer may cut epochs elsewhere
+        """Training segments; an interrupted epoch resumes at its next batch."""
+        self._num_steps.clear()  # another trainer may limit epochs differently
         return self._loader("train", seed=self.seed, semitones=self.transpose)
 
     def val_dataloader(self) -> DataLoader[Segment]:
-        """Validation segments, always dealt alike and never transposed."""
+        """Validation segments, in a fixed order and never transposed."""
         return self._loader("validation", seed=0, semitones=0)
 
     def test_dataloader(self) -> DataLoader[Segment]:
-        """Test segments, always dealt alike and never transposed."""
+        """Test segments, in a fixed order and never transposed."""
         return self._loader("test", seed=0, semitones=0)
 
     def predict_dataloader(self) -> DataLoader[PieceTokens]:
-        """Whole validation pieces, one after another; each process has its own."""
+        """Whole validation pieces, distributed over the processes."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         pieces = PieceDataset(self.store, self.pieces("validation")[rank::world_size])
         return DataLoader(pieces, batch_size=None, generator=torch.Generator())
 
     def _loader(self, split: Split, *, seed: int, semitones: int) -> DataLoader[Segment]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        tables = transpositions(self.tokenizer, semitones) if semitones else None
+        tables = transposition_tables(self.tokenizer, semitones) if semitones else None
         reader = LaneReader(
             self.store,
             self.segment_length,
@@ -266,28 +223,28 @@ class MusicData(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=None,
-            sampler=StreamSampler(dataset, self if split == "train" else None),
+            sampler=StreamSampler(dataset, self.stream if split == "train" else None),
             num_workers=self.num_workers,
-            generator=torch.Generator(),  # its own, so that no loader draws from what dropout draws from
+            generator=torch.Generator(),  # otherwise the loader draws its seed from the global RNG, as dropout does
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
         )
 
     def seek(self, epoch: int, step: int = 0) -> None:
-        """Go to a place in the training stream; the next iteration begins there."""
+        """Set the position in the training stream; the next iteration starts there."""
         self._epoch, self._next_step = epoch, step
 
     def advance(self, step: int) -> None:
-        """Mark a training batch as consumed; after the last one the next epoch begins."""
+        """Mark a training batch as consumed; after the last one the next epoch starts."""
         self._next_step = step + 1
         if self._next_step == self._num_steps.get(self._epoch):
             self.seek(self._epoch if self._num_overfitted else self._epoch + 1)
 
-    def stream(self, dataset: "LaneDataset", num_batches: int) -> Iterator[tuple[int, int]]:
-        """(epoch, step) of that many batches from the stream's place on.
+    def stream(self, dataset: LaneDataset, num_batches: int) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, step) of `num_batches` batches from the current position on.
 
-        Under a trainer, whose epochs all have the same number of batches, it runs on into the stream's next epoch; in
-        a loop of one's own it ends with the epoch. Under `trainer.overfit_batches` these are the first batches of one
-        epoch, again and again.
+        Under a trainer, whose epochs all have the same number of batches, it continues into the stream's next epoch;
+        in a loop of your own it ends with the epoch. Under `trainer.overfit_batches` it repeats the first batches of
+        one epoch.
         """
         epoch, step = self._epoch, self._next_step
         for _ in range(num_batches):
@@ -303,12 +260,12 @@ class MusicData(LightningDataModule):
 
     @property
     def _num_overfitted(self) -> int | float:
-        """Batches, or share of an epoch, that `trainer.overfit_batches` names; 0 for none."""
+        """`trainer.overfit_batches`: a number of batches, a share of an epoch, or 0."""
         limit: int | float = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
         return limit
 
     def state_dict(self) -> dict[str, Any]:
-        """Place in the training stream, and what it is a place in."""
+        """Position in the training stream, and the settings that define the stream."""
         return {
             "epoch": self._epoch,
             "next_step": self._next_step,
@@ -322,11 +279,7 @@ class MusicData(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at a saved place when training is resumed.
-
-        Raises:
-            DataError: it is a place in another stream.
-        """
+        """Restore the stream position when training resumes; raises `UserError` if the stream is another one."""
         if self.trainer is None or self.trainer.state.fn != "fit":
             return
         mine = self.state_dict()
@@ -334,125 +287,15 @@ class MusicData(LightningDataModule):
             saved = state_dict.get(name, mine[name])
             if saved != mine[name]:
                 label = "trainer.devices x trainer.num_nodes" if name == "world_size" else f"data.{name}"
-                raise DataError(
+                raise UserError(
                     f"the run to resume was trained with {label} = {saved}, now it is {mine[name]}; "
-                    "use the run's own value, or begin a new run"
+                    "use the run's own value, or start a new run"
                 )
         self.seek(state_dict["epoch"], state_dict["next_step"])
 
 
-def find_source(path: Path, option: str) -> Source:
-    """MIDI files at a path: MAESTRO where its CSV is, else a folder or a zip of MIDI files.
-
-    Args:
-        path: which exists.
-        option: where it was given, for messages.
-
-    Raises:
-        DataError: it is a file, but no zip that can be read.
-    """
-    if path.is_dir():
-        is_maestro = bool(find_csv(path) or find_csv(only_child(path)))
-        return find_maestro(path) if is_maestro else MidiFolder(path)
-    if path.suffix.lower() in SUFFIXES:
-        raise DataError(f"{option}: {path} is a single MIDI file; {WANTED}")
-    if not is_zipfile(path):
-        is_damaged = path.suffix.lower() == ".zip"
-        what = "is not a readable zip: damaged, or not complete" if is_damaged else "is neither a folder nor a zip"
-        raise DataError(f"{option}: {path} {what}; {WANTED}")
-    files = MidiZip(path)
-    return find_maestro(path) if csv_names(files.zip.names) else files
-
-
-@dataclass(frozen=True)
-class Planner:
-    """Which plan a split has: streams in lanes, or isolated windows.
-
-    Attributes:
-        split: of the pieces.
-        numbers: of the pieces in the store.
-        lengths: of the pieces in tokens, BOS included.
-        segment_length: T.
-        num_lanes: of all processes.
-        seed: of dealing and cutting.
-        windows: None for streams.
-    """
-
-    split: Split
-    numbers: list[int]
-    lengths: list[int]
-    segment_length: int
-    num_lanes: int
-    seed: int
-    windows: Windows | None
-
-    def __call__(self, epoch: int) -> Plan:
-        """Plan of an epoch."""
-        pieces, length, lanes = (self.numbers, self.lengths), self.segment_length, self.num_lanes
-        if self.windows is None:
-            return plan_epoch(*pieces, segment_length=length, num_lanes=lanes, seed=self.seed, epoch=epoch)
-        if self.split == "train":
-            return plan_training(*pieces, window=length, num_lanes=lanes, seed=self.seed, epoch=epoch)
-        if self.windows.protocol == "random":
-            return plan_random(*pieces, window=length, num_lanes=lanes, seed=self.seed)
-        return plan_strided(*pieces, window=length, stride=self.windows.stride, num_lanes=lanes)
-
-
-class LaneDataset(Dataset[Segment]):
-    """Batches by (epoch, step); stateless, so that any number of workers give the same stream."""
-
-    def __init__(self, reader: LaneReader, planner: Planner, lanes: slice) -> None:
-        self.reader, self.planner, self.lanes = reader, planner, lanes
-        self._plan: tuple[int, Plan] | None = None
-        self._num_steps: int | None = None
-
-    def plan(self, epoch: int) -> Plan:
-        """Plan of an epoch over the lanes of all processes."""
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, self.planner(epoch))
-        return self._plan[1]
-
-    def __getitem__(self, index: tuple[int, int]) -> Segment:
-        epoch, step = index
-        return self.reader.read(self.plan(epoch), step, self.lanes, epoch)
-
-    def __len__(self) -> int:
-        """Batches of epoch 0; with windows, other epochs have a few more or less."""
-        if self._num_steps is None:
-            self._num_steps = self.planner(0).num_steps
-        return self._num_steps
-
-
-class PieceDataset(Dataset[PieceTokens]):
-    """Whole pieces of a store."""
-
-    def __init__(self, store: TokenStore, numbers: list[int]) -> None:
-        self.store, self.numbers = store, numbers
-
-    def __getitem__(self, index: int) -> PieceTokens:
-        piece = self.store.pieces[self.numbers[index]]
-        ids = self.store.tokens[piece.start : piece.start + piece.length].astype(np.int64)
-        return PieceTokens(piece.name, torch.from_numpy(ids))
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-
-class StreamSampler(SequentialSampler, DistributedSampler[Any]):
-    """The training stream from its present place on; every iteration has as many batches as epoch 0.
-
-    The stream keeps its own count of epochs, since Lightning's differs after a resumption. Validation and test
-    (`stream` None) always read all of epoch 0. To Lightning it is sequential and dealt to the processes already, so
-    that neither `overfit_batches` nor `use_distributed_sampler` replaces it.
-    """
-
-    def __init__(self, dataset: LaneDataset, stream: MusicData | None) -> None:
-        self.lanes, self.stream = dataset, stream
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.stream is not None:
-            return self.stream.stream(self.lanes, len(self))
-        return iter([(0, step) for step in range(len(self))])
-
-    def __len__(self) -> int:
-        return len(self.lanes)
+def check_at_least(minimum: int, **settings: int) -> None:
+    """Raise `UserError` for the first setting of the data that is below a minimum."""
+    for name, value in settings.items():
+        if value < minimum:
+            raise UserError(f"data.{name} is {value}; it must be at least {minimum}")

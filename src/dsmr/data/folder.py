@@ -1,8 +1,8 @@
-"""Any collection of MIDI files, a folder searched to the bottom or a zip; the split depends on the pieces alone.
+"""Sources at a path: MAESTRO, or any folder or zip of MIDI files, whose split depends only on the files' content.
 
-Pieces are ordered by a digest of their content: the first tenth is validation, the next tenth test, the rest
-training; a single piece is for training. Files of the same content always share a split, whatever they are called. A
-file that is no piano music takes no place in it; it is refused by name later.
+Pieces are ordered by a digest of their content: the first tenth is validation, the next tenth test, the rest training;
+a single piece is for training. Copies of a file therefore share its split, whatever their names. Files without piano
+music do not count here; they are refused by name during preparation.
 """
 
 import hashlib
@@ -10,17 +10,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from zipfile import is_zipfile
 
 from symusic import Score
 
-from dsmr.data.errors import DataError, Refused
-from dsmr.data.pool import each
-from dsmr.data.sources import Entry, Split
+from dsmr import UserError
+from dsmr.data.maestro import find_maestro, find_maestro_csv, maestro_csv_names, only_child
+from dsmr.data.sources import Entry, Refused, Source, Split
 from dsmr.data.tokenizer import piano_part
+from dsmr.data.workers import map_in_workers
 from dsmr.data.zips import ZipReader, read_bounded
 
-SUFFIXES = (".mid", ".midi", ".kar")
+MIDI_SUFFIXES = (".mid", ".midi", ".kar")
 HELD_OUT_SHARE = 0.1
+GIVE_DATA = "give a folder or a zip of MIDI files, MAESTRO's zip or folder, or a token store"
+
+
+def find_source(path: Path, option: str) -> Source:
+    """Open the MIDI files at a path: MAESTRO if its CSV is there, otherwise a folder or a zip of MIDI files.
+
+    Args:
+        path: an existing path.
+        option: name of the setting that gave it, for messages.
+
+    Raises:
+        UserError: the path is a file but not a readable zip.
+    """
+    if path.is_dir():
+        is_maestro = bool(find_maestro_csv(path) or find_maestro_csv(only_child(path)))
+        return find_maestro(path) if is_maestro else MidiFolder(path)
+    if path.suffix.lower() in MIDI_SUFFIXES:
+        raise UserError(f"{option}: {path} is a single MIDI file; {GIVE_DATA}")
+    if not is_zipfile(path):
+        is_damaged = path.suffix.lower() == ".zip"
+        what = "is not a readable zip: damaged or incomplete" if is_damaged else "is neither a folder nor a zip"
+        raise UserError(f"{option}: {path} {what}; {GIVE_DATA}")
+    files = MidiZip(path)
+    return find_maestro(path) if maestro_csv_names(files.zip.names) else files
 
 
 class MidiFiles(ABC):
@@ -31,29 +57,25 @@ class MidiFiles(ABC):
 
     @property
     def description(self) -> str:
-        """What a person reads in messages."""
+        """Name of the source in messages."""
         return f"MIDI files in {self.path}"
 
     @abstractmethod
     def names(self) -> list[str]:
-        """MIDI files in a fixed order, with `/` between the parts of a name."""
+        """List the MIDI files in a fixed order, with `/` between the parts of a name."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """Bytes of one file; raises `Refused` where it cannot be read."""
+        """Return the content of one file; raises `Refused` if it cannot be read."""
 
     def entries(self) -> list[Entry]:
-        """Files in the order of their names.
-
-        Raises:
-            DataError: there is none.
-        """
+        """List the files in the order of their names; raises `UserError` if there are none."""
         names = self.names()
         if not names:
-            raise DataError(
-                f"no MIDI file ({', '.join(SUFFIXES)}) in {self.path}; give a folder or a zip that has some"
+            raise UserError(
+                f"no MIDI file ({', '.join(MIDI_SUFFIXES)}) in {self.path}; give a folder or a zip that has some"
             )
-        examined = each(_digest, names, _start_worker, (self,))
+        examined = map_in_workers(_digest, names, _start_worker, (self,))
         digests = dict(zip(names, examined, strict=True))
         splits = split_by_digest(sorted({found.hex for found in digests.values() if isinstance(found, Digest)}))
         return [
@@ -62,7 +84,7 @@ class MidiFiles(ABC):
 
 
 class MidiFolder(MidiFiles):
-    """MIDI files below a folder."""
+    """MIDI files in a folder and all folders below it."""
 
     def names(self) -> list[str]:
         """See `MidiFiles.names`."""
@@ -75,7 +97,7 @@ class MidiFolder(MidiFiles):
 
 
 class MidiZip(MidiFiles):
-    """MIDI files in a zip, read in place; the names, and so the token store, are those of the unpacked folder."""
+    """MIDI files in a zip, read in place. Names, and thus the token store, equal those of the unpacked folder."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -91,15 +113,15 @@ class MidiZip(MidiFiles):
 
 
 def midi_names(names: Iterable[str]) -> list[str]:
-    """Names of MIDI files in order; without what macOS keeps beside files (`._NAME`, `__MACOSX`)."""
+    """Sort the names of MIDI files; leaves out what macOS keeps beside files (`._NAME`, `__MACOSX`)."""
     paths = (PurePosixPath(name) for name in names)
-    wanted = (path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("._"))
+    wanted = (path for path in paths if path.suffix.lower() in MIDI_SUFFIXES and not path.name.startswith("._"))
     return [str(path) for path in sorted(wanted)]
 
 
 @dataclass(frozen=True)
 class Digest:
-    """Of a file's content, in hexadecimal digits."""
+    """Digest of a file's content, in hexadecimal; a type of its own, because workers return errors as strings."""
 
     hex: str
 
@@ -113,7 +135,7 @@ def _start_worker(files: MidiFiles) -> None:
 
 
 def _digest(name: str) -> Digest | str:
-    """Digest of a file's content, or why it is no piano music that can be read."""
+    """Return the digest of a file's content, or the reason why it has no readable piano music."""
     try:
         content = _worker.read(name)
         piano_part(Score.from_midi(content))
@@ -123,7 +145,7 @@ def _digest(name: str) -> Digest | str:
 
 
 def split_by_digest(digests: list[str]) -> dict[str, Split]:
-    """Split of every piece, given their sorted digests: one tenth each is held out, at least one of two or more."""
+    """Assign splits to sorted digests: a tenth each for validation and test, at least one of each if possible."""
     held_out = max(1, round(len(digests) * HELD_OUT_SHARE)) if len(digests) > 1 else 0
     num_test = held_out if len(digests) > 2 * held_out else 0
     sizes: dict[Split, int] = {"validation": held_out, "test": num_test}

@@ -1,14 +1,21 @@
-"""Lanes: batch rows that stream one piece after another, so that a memory can follow each of them.
+"""Lanes: batch rows that stream one piece after another, so that the memory of a row follows one piece at a time.
 
-Shapes: B lanes of this process, T segment length. A plan gives for every step and lane the piece and the segment
-within it; it is a function of (seed, epoch) alone, so a batch can be made at any step, in any process, and a run
-continues anywhere.
+Shapes: N steps of an epoch, B lanes, T segment length. A plan lists the piece and the segment of every step and lane.
+Pieces are dealt longest first, each to the lane with the fewest segments so far; then each lane is shuffled:
+
+    pieces of 4, 3, 2, 2 and 1 segments, 2 lanes:                 shuffled, an epoch of 6 steps:
+
+    A (4) -> lane 0          C (2) -> lane 1, as 3 < 4            step    0  1  2  3  4  5
+    B (3) -> lane 1          D (2) -> lane 0, as 4 < 5            lane 0  D0 D1 A0 A1 A2 A3
+                             E (1) -> lane 1, as 5 < 6            lane 1  C0 C1 E0 B0 B1 B2
+
+A plan is a function of (seed, epoch) alone. Any process can thus make the batch of any step, and a run resumes
+anywhere.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,22 +23,20 @@ from numpy.typing import NDArray
 
 from dsmr.batch import IGNORED, Segment
 from dsmr.data.store import TokenStore
-from dsmr.data.tokenizer import MASK, PAD
-
-PIANO_KEYS = (21, 108)
-"""Lowest and highest MIDI pitch of a piano with 88 keys."""
+from dsmr.data.transposition import allowed_shifts, random_shift
+from dsmr.data.vocabulary import MASK, PAD
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who reads what, when.
+    """Piece and tokens that every lane reads at every step of an epoch.
 
     Attributes:
-        piece_NB: number of the piece at each step and lane, -1 where the lane has run out.
-        first_NB: place in the piece of the first token that is read; BOS has place 0.
-        count_NB: tokens that are read, at most T.
-        context_NB: how many of these are only context: what they predict is not scored.
-        is_start_NB: where the memory is emptied.
+        piece_NB: number of the piece, -1 where the lane has run out of pieces.
+        first_NB: position in the piece of the first token that is read; BOS is at 0.
+        count_NB: number of tokens that are read, at most T.
+        context_NB: how many of these are context only, so that their targets are not scored.
+        is_start_NB: True where the memory is emptied first.
     """
 
     piece_NB: NDArray[np.int64]
@@ -41,32 +46,34 @@ class Plan:
     is_start_NB: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, piece_NB: NDArray[np.int64], first_NB: NDArray[np.int64], last_NB: NDArray[np.int64]) -> "Plan":
-        """Plan of a stream: all is scored, and a piece's beginning empties the memory."""
+    def of_stream(cls, piece_NB: NDArray[np.int64], first_NB: NDArray[np.int64], last_NB: NDArray[np.int64]) -> "Plan":
+        """Plan of a stream: every token is scored, and the start of a piece empties the memory."""
         count_NB = np.where(piece_NB < 0, 0, last_NB - first_NB)
         return cls(piece_NB, first_NB, count_NB, np.zeros_like(first_NB), first_NB == 0)
 
     @property
     def num_steps(self) -> int:
-        """N, until the last lane has run out."""
+        """N, the number of segments of the longest lane."""
         return len(self.piece_NB)
 
 
-def deal(loads: Sequence[int], num_lanes: int, rng: np.random.Generator) -> list[list[int]]:
-    """Deal pieces to lanes, the longest first to the lane that has least, so that lanes end close together.
+def deal_pieces(loads: Sequence[int], num_lanes: int, rng: np.random.Generator) -> list[list[int]]:
+    """Deal pieces to lanes.
 
-    Pieces of one load are dealt in random order; within a lane, the order is shuffled.
+    Longest first, to the lane with the least load: short pieces at the end fill the gaps, so that all lanes end within
+    one piece of each other, and few steps have empty lanes. Pieces of equal load are dealt in random order. This order
+    would make every epoch run from long to short pieces, so each lane is shuffled afterwards.
 
     Args:
-        loads: segments of each piece.
-        num_lanes: lanes of all processes.
-        rng: of (seed, epoch).
+        loads: number of segments of each piece.
+        num_lanes: number of lanes of all processes together.
+        rng: seeded with (seed, epoch).
 
     Returns:
-        for each lane, indices into `loads`.
+        For each lane, indices into `loads`.
     """
     order = rng.permutation(len(loads))
-    order = order[np.argsort(-np.asarray(loads)[order], kind="stable")]
+    order = order[np.argsort(-np.asarray(loads)[order], kind="stable")]  # stable: ties keep the random order
     lanes: list[list[int]] = [[] for _ in range(num_lanes)]
     heap = [(0, lane) for lane in range(num_lanes)]
     for index in order:
@@ -78,7 +85,7 @@ def deal(loads: Sequence[int], num_lanes: int, rng: np.random.Generator) -> list
     return lanes
 
 
-def plan_epoch(
+def plan_stream(
     numbers: Sequence[int],
     lengths: Sequence[int],
     *,
@@ -87,10 +94,11 @@ def plan_epoch(
     seed: int,
     epoch: int,
 ) -> Plan:
-    """Plan of an epoch over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
+    """Plan an epoch over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
+    # one token less than the piece has: the last one, EOS, is only a target
     loads = [-(-(length - 1) // segment_length) for length in lengths]
     rng = np.random.default_rng([seed, epoch])
-    lanes = deal(loads, num_lanes, rng)
+    lanes = deal_pieces(loads, num_lanes, rng)
     num_steps = max(sum(loads[index] for index in lane) for lane in lanes)
     piece_NB = np.full((num_steps, num_lanes), -1, dtype=np.int64)
     first_NB, last_NB = np.zeros_like(piece_NB), np.zeros_like(piece_NB)
@@ -102,7 +110,7 @@ def plan_epoch(
             first_NB[here, lane] = np.arange(loads[index]) * segment_length
             last_NB[here, lane] = np.minimum(first_NB[here, lane] + segment_length, lengths[index] - 1)
             step += loads[index]
-    return Plan.of(piece_NB, first_NB, last_NB)
+    return Plan.of_stream(piece_NB, first_NB, last_NB)
 
 
 class LaneReader:
@@ -111,9 +119,9 @@ class LaneReader:
     Args:
         store: the tokens.
         segment_length: T.
-        transpositions: tables (shifts, V) as of `dsmr.data.tokenizer.transpositions`, or None.
-        pitch_range: lowest and highest pitch that the tokenizer has.
-        seed: of the transpositions.
+        transpositions: tables (shifts, V) of `dsmr.data.transposition.transposition_tables`; None does not transpose.
+        pitch_range: lowest and highest pitch of the tokenizer.
+        seed: seed of the transpositions.
     """
 
     def __init__(
@@ -128,8 +136,8 @@ class LaneReader:
         self.store, self.segment_length, self.seed = store, segment_length, seed
         self.transpositions, self.pitch_range = transpositions, pitch_range
 
-    def read(self, plan: Plan, step: int, lanes: slice, epoch: int) -> Segment:
-        """Batch of one step for some of the lanes."""
+    def read_segment(self, plan: Plan, step: int, lanes: slice, epoch: int) -> Segment:
+        """Make the batch of one step for some of the lanes."""
         pieces, firsts, counts, contexts = (
             array[step, lanes] for array in (plan.piece_NB, plan.first_NB, plan.count_NB, plan.context_NB)
         )
@@ -140,15 +148,17 @@ class LaneReader:
             if number < 0:
                 continue
             piece = self.store.pieces[number]
+            # One token more than is read, and shifted by one below: targets are shifted before the piece is cut into
+            # segments, so that the last token of a segment has a target as well.
             read = slice(piece.start + first, piece.start + first + count + 1)
-            ids = self._transposed(self.store.tokens[read], int(number), epoch)
+            ids = self._transpose(self.store.tokens[read], int(number), epoch)
             targets[lane, context:count] = ids[1 + context :]
             tokens[lane, :count] = ids[:-1]
             microseconds[lane] = round(1e6 * piece.seconds * (count - context) / (piece.length - 1))
             if self.store.marks is not None:
                 marks = self.store.marks[read]
                 distance[lane, context:count] = marks[1 + context :]
-                tokens[lane, :count][marks[:-1] > 0] = MASK
+                tokens[lane, :count][marks[:-1] > 0] = MASK  # an answer is predicted, but never read
         return Segment(
             tokens_BT=torch.from_numpy(tokens),
             targets_BT=torch.from_numpy(targets),
@@ -160,33 +170,11 @@ class LaneReader:
             step=step,
         )
 
-    def _transposed(self, ids: NDArray[np.uint16], number: int, epoch: int) -> NDArray[np.uint16]:
-        """Transpose by an interval drawn for (seed, epoch, piece), see `allowed_shifts`."""
+    def _transpose(self, ids: NDArray[np.uint16], number: int, epoch: int) -> NDArray[np.uint16]:
+        """Transpose by a shift that is the same for all segments of a piece in an epoch."""
         if self.transpositions is None:
             return ids
         piece, semitones = self.store.pieces[number], len(self.transpositions) // 2
         lowest, highest = allowed_shifts(piece.pitch_min, piece.pitch_max, semitones, self.pitch_range)
-        shift = _draw(self.seed, epoch, number, lowest, highest)
+        shift = random_shift(self.seed, epoch, number, lowest, highest)
         return self.transpositions[shift + semitones][ids]
-
-
-def allowed_shifts(pitch_min: int, pitch_max: int, semitones: int, pitch_range: tuple[int, int]) -> tuple[int, int]:
-    """Lowest and highest shift in semitones of a piece; 0 is always among them.
-
-    A transposed piece stays within the 88 keys of a piano and the tokenizer's pitches. A piece that itself has pitches
-    beyond the 88 keys stays within its own lowest or highest pitch there.
-
-    Args:
-        pitch_min: lowest pitch of the piece.
-        pitch_max: highest.
-        semitones: the most that a piece is moved, either way.
-        pitch_range: lowest and highest pitch that the tokenizer has.
-    """
-    bottom = max(min(PIANO_KEYS[0], pitch_min), pitch_range[0])
-    top = min(max(PIANO_KEYS[1], pitch_max), pitch_range[1])
-    return max(-semitones, bottom - pitch_min), min(semitones, top - pitch_max)
-
-
-@lru_cache(maxsize=4096)  # every segment of a piece asks; making a generator takes longer than all the rest
-def _draw(seed: int, epoch: int, number: int, lowest: int, highest: int) -> int:
-    return int(np.random.default_rng([seed, epoch, number]).integers(lowest, highest + 1))

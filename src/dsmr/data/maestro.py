@@ -1,7 +1,7 @@
-"""MAESTRO (Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0), from the official MIDI zip or its unpacked folder.
+"""MAESTRO v3.0.0 (Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0): its download, and its zip or folder as a source.
 
-The split is the official one, from the CSV. Nothing is unpacked: members are read where they are, and a name
-that leads out of the collection is refused before anything is read.
+The split is the official one, from the CSV. Nothing is unpacked, and a path that leads out of the collection is
+refused before any file is read.
 """
 
 import csv
@@ -10,15 +10,56 @@ import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from dsmr.data.errors import DataError, Refused
-from dsmr.data.sources import SPLITS, Entry
+from dsmr import UserError
+from dsmr.data.sources import SPLITS, Entry, Refused
 from dsmr.data.zips import ZipReader, check_inside, read_bounded
 
-ENVIRONMENT_VARIABLE = "DSMR_MAESTRO"
+MAESTRO_NAME = "maestro-v3.0.0-midi.zip"
+MAESTRO_URL = f"https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/{MAESTRO_NAME}"
+MAESTRO_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"
+MAESTRO_LICENCE = "MAESTRO v3.0.0, Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0"
+MAESTRO_VARIABLE = "DSMR_MAESTRO"
+DOWNLOAD_RETRIES = 4
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
 CSV_PATTERN = "maestro-v*.csv"
-OFFICIAL = "take the official zip"
-ADVICE = f"dsmr prepare --download fetches it, or set {ENVIRONMENT_VARIABLE} to maestro-v3.0.0-midi.zip"
+GET_MAESTRO = f"dsmr prepare --download fetches it, or set {MAESTRO_VARIABLE} to {MAESTRO_NAME}"
+
+
+def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAESTRO_SHA256) -> Path:
+    """Download the official MIDI zip (58 MB), unless the folder has it already.
+
+    A file with the right checksum is returned without any network access. The download gets its name only after its
+    checksum was verified.
+
+    Raises:
+        UserError: the server cannot be reached, it sent another file, or the folder is not writable.
+    """
+    import pooch  # imports requests, which no other command needs
+    from requests import RequestException
+    from tqdm.auto import tqdm
+
+    def download(url: str, file: Any, fetcher: Any) -> None:
+        with tqdm(desc="downloading", unit="B", unit_scale=True) as bar:  # one bar per attempt, closed on errors
+            pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT_SECONDS)(
+                url, file, fetcher
+            )
+
+    registry, urls = {MAESTRO_NAME: f"sha256:{sha256}"}, {MAESTRO_NAME: url}
+    fetcher = pooch.create(folder, "", registry=registry, urls=urls, retry_if_failed=DOWNLOAD_RETRIES)
+    advice = f"try again later, or download the zip by hand and set {MAESTRO_VARIABLE} to it"
+    try:
+        return Path(fetcher.fetch(MAESTRO_NAME, downloader=download))
+    except RequestException as error:  # an OSError as well, so it comes first
+        raise UserError(f"cannot download {url} ({error}); {advice}") from error
+    except ValueError as error:  # pooch's, for a wrong checksum
+        raise UserError(f"{url} sent a file with a wrong checksum, not {sha256}; {advice}") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}); set DSMR_CACHE or data.cache_dir to a writable "
+            "folder with 60 MB of free space"
+        ) from error
 
 
 class MaestroZip:
@@ -26,34 +67,35 @@ class MaestroZip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.zip = ZipReader(path, OFFICIAL)
+        self.zip = ZipReader(path, "take the official zip")
 
     @property
     def description(self) -> str:
-        """What a person reads in messages."""
+        """Name of the source in messages."""
         return f"MAESTRO in {self.path}"
 
     @cached_property
     def _csv_name(self) -> str:
-        names = csv_names(self.zip.names)
+        names = maestro_csv_names(self.zip.names)
         if len(names) != 1:
-            raise DataError(f"{self.path} holds {len(names)} files named {CSV_PATTERN}, not one; {ADVICE}")
+            raise UserError(f"{self.path} has {len(names)} files named {CSV_PATTERN}, not one; {GET_MAESTRO}")
         return names[0]
 
     def entries(self) -> list[Entry]:
-        """Pieces in the order of the CSV."""
+        """List all pieces in the order of the CSV."""
         where = f"{self.path}:{self._csv_name}"
         try:
             text = self.zip.read(self._csv_name)
         except Refused as refused:
-            raise DataError(f"{where} {refused}; {ADVICE}") from refused
-        entries = read_csv(text, where)
+            raise UserError(f"{where} {refused}; {GET_MAESTRO}") from refused
+        entries = parse_maestro_csv(text, where)
         present = set(self.zip.names)
         missing = [e.name for e in entries if self._member(e.name) not in present]
-        return complete(entries, missing, self._csv_name)
+        check_complete(entries, missing, self._csv_name)
+        return entries
 
     def read(self, name: str) -> bytes:
-        """Bytes of one piece; a member that is too large or damaged is refused."""
+        """Return the content of one piece; raises `Refused` if it is too large or damaged."""
         return self.zip.read(self._member(name))
 
     def _member(self, name: str) -> str:
@@ -68,100 +110,96 @@ class MaestroFolder:
 
     @property
     def description(self) -> str:
-        """What a person reads in messages."""
+        """Name of the source in messages."""
         return f"MAESTRO in {self.path}"
 
     def entries(self) -> list[Entry]:
-        """Pieces in the order of the CSV."""
-        (csv_path,) = find_csv(self.path)
+        """List all pieces in the order of the CSV."""
+        (csv_path,) = find_maestro_csv(self.path)
         try:
-            entries = read_csv(read_bounded(csv_path), str(csv_path))
+            entries = parse_maestro_csv(read_bounded(csv_path), str(csv_path))
         except Refused as refused:
-            raise DataError(f"{csv_path} {refused}; {ADVICE}") from refused
+            raise UserError(f"{csv_path} {refused}; {GET_MAESTRO}") from refused
         root = self.path.resolve()
-        for entry in entries:
+        for entry in entries:  # a plain name may still be a link to the outside
             if not (self.path / entry.name).resolve().is_relative_to(root):
-                raise DataError(f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files")
+                raise UserError(f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files")
         missing = [e.name for e in entries if not (self.path / e.name).is_file()]
-        return complete(entries, missing, csv_path.name)
+        check_complete(entries, missing, csv_path.name)
+        return entries
 
     def read(self, name: str) -> bytes:
-        """Bytes of one piece."""
+        """Return the content of one piece; raises `Refused` if it cannot be read."""
         return read_bounded(self.path / name)
 
 
 def find_maestro(path: str | os.PathLike[str]) -> MaestroZip | MaestroFolder:
-    """MAESTRO at a path: the zip, the folder that holds the CSV, or the folder above that one.
+    """Open MAESTRO: the zip, the folder with the CSV, or the folder above that one.
 
     Raises:
-        DataError: there is no such path, or no MAESTRO in it.
+        UserError: there is no such path, or it has no MAESTRO in it.
     """
     given = Path(path).expanduser()
     if not given.exists():
-        raise DataError(f"{given} does not exist; {ADVICE}")
+        raise UserError(f"{given} does not exist; {GET_MAESTRO}")
     if given.is_file():
         return MaestroZip(given)
     for folder in (given, only_child(given)):
-        found = find_csv(folder)
+        found = find_maestro_csv(folder)
         if len(found) > 1:
-            raise DataError(f"{folder} holds {len(found)} files named {CSV_PATTERN}, not one; {ADVICE}")
+            raise UserError(f"{folder} has {len(found)} files named {CSV_PATTERN}, not one; {GET_MAESTRO}")
         if found:
             return MaestroFolder(folder)
-    raise DataError(f"{given} holds no {CSV_PATTERN}; {ADVICE}")
+    raise UserError(f"{given} has no {CSV_PATTERN}; {GET_MAESTRO}")
 
 
 def only_child(folder: Path) -> Path:
-    """The one thing that a folder holds, as after unpacking a zip; the folder itself if it holds more."""
+    """Return the only folder inside a folder, as after unpacking a zip; the folder itself if it has more content."""
     children = [path for path in folder.iterdir() if not path.name.startswith(".")]
     return children[0] if len(children) == 1 and children[0].is_dir() else folder
 
 
-def find_csv(folder: Path) -> list[Path]:
-    """The CSV files of a MAESTRO folder."""
+def find_maestro_csv(folder: Path) -> list[Path]:
+    """List MAESTRO's CSV files in a folder."""
     return sorted(folder.glob(CSV_PATTERN))
 
 
-def csv_names(names: Iterable[str]) -> list[str]:
-    """The CSV files of MAESTRO among the members of a zip."""
+def maestro_csv_names(names: Iterable[str]) -> list[str]:
+    """List MAESTRO's CSV files among the members of a zip."""
     return [name for name in names if PurePosixPath(name).match(CSV_PATTERN)]
 
 
-def read_csv(content: bytes, where: str) -> list[Entry]:
-    """Entries of the official CSV.
+def parse_maestro_csv(content: bytes, where: str) -> list[Entry]:
+    """Parse the official CSV.
 
     Raises:
-        DataError: it is no text, a column is missing, a split has another name, or a path leads out; with the line.
+        UserError: it is not UTF-8, a column is missing, a split is unknown, or a path leads out; names the line.
     """
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 text ({error.reason}); take the official CSV") from error
+        raise UserError(f"{where} is not UTF-8 text ({error.reason}); take the official CSV") from error
     if "\0" in text:
-        raise DataError(f"{where} holds NUL bytes; take the official CSV")
+        raise UserError(f"{where} contains NUL bytes; take the official CSV")
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    lacking = {"split", "midi_filename"} - set(reader.fieldnames or ())
-    if lacking:
-        raise DataError(f"{where}: no column {' and '.join(sorted(lacking))}; take the official CSV")
+    missing = {"split", "midi_filename"} - set(reader.fieldnames or ())
+    if missing:
+        raise UserError(f"{where}: no column {' and '.join(sorted(missing))}; take the official CSV")
     entries = []
     for row in reader:
         name, split = row["midi_filename"], row["split"]
         check_inside(name or "", f"{where}, line {reader.line_num}", "take the official files")
         if split not in SPLITS:
-            raise DataError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
+            raise UserError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
         entries.append(Entry(name, split))
     return entries
 
 
-def complete(entries: list[Entry], missing: list[str], csv_name: str) -> list[Entry]:
-    """The entries, if there are any and all of their files are there.
-
-    Raises:
-        DataError: otherwise.
-    """
+def check_complete(entries: list[Entry], missing: list[str], csv_name: str) -> None:
+    """Raise `UserError` if the CSV lists no pieces, or files of it are missing."""
     if not entries:
-        raise DataError(f"{csv_name} lists no pieces; {ADVICE}")
+        raise UserError(f"{csv_name} lists no pieces; {GET_MAESTRO}")
     if missing:
-        raise DataError(
-            f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {ADVICE}"
+        raise UserError(
+            f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {GET_MAESTRO}"
         )
-    return entries

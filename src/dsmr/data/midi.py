@@ -1,19 +1,21 @@
-"""A MIDI file as symusic reads it, or the reason why it is not used."""
+"""Read a MIDI file with symusic, or say why it is refused."""
 
 from symusic import Score
 
-from dsmr.data.errors import Refused
-from dsmr.data.strikes import count_strikes
+from dsmr.data.sources import Refused
 
 MAX_SECONDS = 4 * 3600
-MAX_NOTES = 200_000  # of a piece: eight times the most of MAESTRO, tokenised in half a second
+MAX_NOTES = 200_000  # per piece: eight times MAESTRO's largest, tokenised in half a second
 
 
 def read_midi(content: bytes) -> tuple[Score, int]:
-    """Score of a standard MIDI file, and how many of its notes never end and are left out.
+    """Parse a standard MIDI file.
+
+    Returns:
+        The score, and the number of notes without an end, which symusic leaves out.
 
     Raises:
-        Refused: symusic cannot read it, or would read other music than it is; or it is too long.
+        Refused: symusic cannot read the file, would misread it, or the piece is too long.
     """
     check_header(content)
     try:
@@ -28,16 +30,54 @@ def read_midi(content: bytes) -> tuple[Score, int]:
         raise Refused(f"has {num_notes:,} notes, more than {MAX_NOTES:,}")
     if not score.to("second").end() <= MAX_SECONDS:
         raise Refused(f"longer than {MAX_SECONDS // 3600} hours")
-    return score, max(count_strikes(content) - num_notes, 0)
+    # symusic drops notes without a note-off and does not report it, so the note-ons are counted separately
+    return score, max(count_note_ons(content) - num_notes, 0)
 
 
 def check_header(content: bytes) -> None:
-    """Refuse what symusic would read as other music than it is.
-
-    Raises:
-        Refused: format 2, or no ticks in a beat.
-    """
+    """Refuse headers that symusic accepts but misreads: format 2, or 0 ticks per beat."""
     if content[:4] == b"MThd" and content[8:10] == b"\0\2":
-        raise Refused("is of MIDI format 2, whose tracks are pieces of their own")
+        raise Refused("is of MIDI format 2, whose tracks are separate pieces")
     if content[:4] == b"MThd" and content[12:14] == b"\0\0":
-        raise Refused("has no ticks in a beat")
+        raise Refused("has no ticks per beat")
+
+
+def count_note_ons(content: bytes) -> int:
+    """Count note-ons with a velocity above 0 in all tracks, as far as the file can be parsed (MIDI file spec 1.1).
+
+    MAESTRO's 85 MB take 6 s.
+    """
+    count, at = 0, 14  # the header chunk has 14 bytes
+    while at + 8 <= len(content):
+        stop = at + 8 + int.from_bytes(content[at + 4 : at + 8], "big")
+        if content[at : at + 4] == b"MTrk":
+            count += _count_in_track(content, at + 8, min(stop, len(content)))
+        at = stop
+    return count
+
+
+def _count_in_track(content: bytes, at: int, stop: int) -> int:
+    count = status = 0
+    try:
+        while at < stop:
+            while content[at] >= 0x80:  # delta time: a variable-length number, 7 bits per byte
+                at += 1
+            at += 1
+            if content[at] >= 0x80:  # otherwise "running status": the status byte of the last event holds
+                status = content[at]
+                at += 1
+            if status < 0xC0 or 0xE0 <= status < 0xF0:  # two data bytes: notes, controls, pitch bend
+                count += status & 0xF0 == 0x90 and content[at + 1] > 0
+                at += 2
+            elif status < 0xE0:  # one data byte: program change, channel pressure
+                at += 1
+            else:  # meta events and system messages: a type byte after 0xFF, then a length and as many bytes
+                at += status == 0xFF
+                size = 0
+                while content[at] >= 0x80:
+                    size = size << 7 | content[at] & 0x7F
+                    at += 1
+                at += 1 + (size << 7 | content[at])
+    except IndexError:  # the track is cut off
+        pass
+    return count

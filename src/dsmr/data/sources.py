@@ -1,4 +1,4 @@
-"""Where pieces come from: every source lists its pieces with a split and reads one of them as bytes."""
+"""Sources of MIDI files: each lists its pieces with their splits and reads a piece as bytes."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -7,13 +7,17 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
+class Refused(Exception):  # noqa: N818 (a verdict on one file; the others are kept)
+    """A file that cannot be used. The message is the reason, without the file's name."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One piece of a source.
 
     Attributes:
         name: path within the source, unique.
-        split: to which split it belongs.
+        split: train, validation or test.
     """
 
     name: str
@@ -21,14 +25,14 @@ class Entry:
 
 
 class Source(Protocol):
-    """A collection of MIDI files; picklable, since worker processes read from it."""
+    """A collection of MIDI files; picklable, because worker processes read from it."""
 
     @property
     def description(self) -> str:
-        """What a person reads in messages."""
+        """Name of the source in messages."""
 
     def entries(self) -> list[Entry]:
-        """Return all pieces in a fixed order; raises `DataError` where there are none."""
+        """List all pieces in a fixed order; raises `UserError` if there are none."""
 
     def read(self, name: str) -> bytes:
-        """Bytes of one piece; raises `Refused` where it cannot be read."""
+        """Return the content of one piece; raises `Refused` if it cannot be read."""

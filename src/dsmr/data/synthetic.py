@@ -1,14 +1,17 @@
-"""Generated pieces with a known long-range dependency: the embedded default, and the test of memory.
+"""Generated pieces with a known long-range dependency: the default data, and a test of memory.
 
-A piece begins with a header: four notes of one loudness, its mark, one of K = 16 and drawn uniformly, each
-followed by a soft note. Then come soft notes without end. Now and then there is a long silence, and the note
-after it is as loud as the header was. The silence asks, the loudness answers, and an answer can be known only by
-remembering the mark.
+    BOS  mark note soft note  (4 times: the header)   soft notes ...   silence  answer note  soft notes ...  EOS
+         |                                                             of 1 s   |
+         one of K = 16 loudnesses                                               the same loudness again
 
-A model reads MASK in the place of every answer, so that nothing but memory of the mark helps: an answer is
-predicted, never read. The store's marks give, for every answer, its distance in tokens from the header's last
-mark. All is valid music in the `performance` encoding. The header takes 32 tokens, so a model without memory is
-at chance wherever the segments are no longer than the shortest distance.
+A piece starts with a header: four notes of one loudness, the mark, drawn uniformly from K = 16, each followed by a
+soft note. Soft notes follow. From time to time there is a silence of a second, and the note after it has the mark's
+loudness: the silence asks, the velocity token answers, and only a model that remembers the mark can predict it.
+
+A model reads MASK in place of every answer, so that it cannot copy an earlier answer. The store's marks give, for
+every answer, its distance in tokens to the header's last mark. All of it is valid music in the `performance`
+encoding. The header has 32 tokens, so a model without memory is at chance if segments are no longer than the shortest
+distance.
 """
 
 from collections.abc import Iterator
@@ -18,9 +21,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmr.data.errors import DataError
+from dsmr import UserError
+from dsmr.data.preparation import store_key
 from dsmr.data.sources import Entry, Split
-from dsmr.data.store import StoreWriter, TokenStore, build_once, store_key
+from dsmr.data.store import TokenStore
+from dsmr.data.store_writer import StoreWriter, open_or_build
 from dsmr.data.tokenizer import (
     BOS,
     EOS,
@@ -32,9 +37,9 @@ from dsmr.data.tokenizer import (
 )
 
 NUM_MARKS = 16
-"""K, the perplexity of chance."""
+"""K, the perplexity of guessing."""
 NUM_HEADER = 4
-"""Marks in a header: with a single one, attention finds it too rarely to learn from within minutes."""
+"""Marks in a header; with only one, attention finds it too rarely to learn within minutes."""
 LONG_SILENCE = 100
 """Ticks of 10 ms."""
 MIN_DISTANCE = 24
@@ -43,13 +48,13 @@ SPLIT_NUMBERS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 @dataclass(frozen=True)
 class RecallTask:
-    """What is generated.
+    """Settings of the generated pieces.
 
     Attributes:
-        distances: tokens from the header's last mark to an answer; each is asked once in every piece.
-        num_train: training pieces.
-        num_validation: validation pieces, and as many test pieces.
-        seed: of the generator; the splits draw from separate streams of it.
+        distances: Tokens from the header's last mark to each answer of a piece.
+        num_train: Number of training pieces.
+        num_validation: Number of validation pieces, and of test pieces.
+        seed: Random seed of the pieces; each split has a random stream of its own.
     """
 
     distances: tuple[int, ...] = (*range(64, 449, 24), 704, 960)
@@ -59,30 +64,30 @@ class RecallTask:
 
     def __post_init__(self) -> None:
         if not self.distances or np.diff([0, *sorted(self.distances)]).min() < MIN_DISTANCE:
-            raise DataError(f"recall distances must begin at {MIN_DISTANCE} tokens and be as far apart")
+            raise UserError(f"data.recall.distances must start at {MIN_DISTANCE} tokens or more and be that far apart")
         if self.num_train < 1 or self.num_validation < 1:
-            raise DataError("recall needs at least one training and one validation piece")
+            raise UserError("data.recall needs at least one training and one validation piece")
         if self.seed < 0:
-            raise DataError(f"data.recall.seed is {self.seed}; it must be at least 0")
+            raise UserError(f"data.recall.seed is {self.seed}; it must be at least 0")
 
 
 def prepare_recall(task: RecallTask, cache: Path) -> TokenStore:
-    """Token store of generated pieces, with marks."""
+    """Open the token store of generated pieces; generate them if the cache does not have them yet."""
     spec = TokenizerSpec()
     tokenizer = build_tokenizer(spec)
     key = "recall-" + store_key(spec, [(str(asdict(task)),)]).rpartition("-")[2]
 
     def build() -> TokenStore:
         with StoreWriter(cache / key, "generated recall pieces", spec, marks=True) as writer:
-            for entry, encoded, marks in generate(task, tokenizer):
+            for entry, encoded, marks in generate_pieces(task, tokenizer):
                 writer.add(entry, encoded, marks)
             return writer.finish()
 
-    return build_once(cache / key, build)
+    return open_or_build(cache / key, build)
 
 
-def generate(task: RecallTask, tokenizer: Performance) -> Iterator[tuple[Entry, Encoded, NDArray[np.uint16]]]:
-    """All pieces of a task with the distance of every answer, 0 elsewhere."""
+def generate_pieces(task: RecallTask, tokenizer: Performance) -> Iterator[tuple[Entry, Encoded, NDArray[np.uint16]]]:
+    """Yield all pieces of a task with their marks: the distance at every answer, 0 elsewhere."""
     counts: dict[Split, int] = {
         "train": task.num_train,
         "validation": task.num_validation,
@@ -119,7 +124,7 @@ def _piece(
 
 
 class _PieceWriter:
-    """Appends events and keeps count of what the store wants to know."""
+    """Appends events, and counts what the store records about a piece."""
 
     def __init__(self, rng: np.random.Generator, tokenizer: Performance) -> None:
         self.rng, self.vocab = rng, tokenizer.vocab
@@ -138,7 +143,7 @@ class _PieceWriter:
         self.ticks += ticks
 
     def note(self) -> None:
-        """Three tokens: on, time shift, off."""
+        """Write three tokens: note-on, time shift, note-off."""
         pitch = int(self.rng.integers(48, 84))
         self.write(self.vocab[f"NoteOn_{pitch}"])
         self.silence(int(self.rng.integers(5, 40)))
@@ -146,7 +151,7 @@ class _PieceWriter:
         self.pitches.append(pitch)
 
     def soft_notes(self, num_tokens: int) -> None:
-        """Exactly so many tokens: notes, and short silences between some of them."""
+        """Write exactly `num_tokens` tokens: notes of three, and silences of one between some of them."""
         num_notes = int(self.rng.integers(-(-(num_tokens + 1) // 4), num_tokens // 3 + 1))
         num_silences = num_tokens - 3 * num_notes
         silent = set(self.rng.choice(num_notes - 1, num_silences, replace=False)) if num_silences else set()

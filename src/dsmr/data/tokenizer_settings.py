@@ -1,7 +1,7 @@
-"""A MidiTok tokenizer from a name and settings: the class behind the name, and which settings it reads.
+"""Make a MidiTok tokenizer from a name and settings: find the class, and check which settings it reads.
 
-A name without a dot is a class of MidiTok; `package.module.Class` is a class of the user's own, a subclass of
-`miditok.MusicTokenizer` that Python can import. No torch, no Lightning in this file.
+A name without a dot is a class of MidiTok. `package.module.Class` is a user's own subclass of `miditok.MusicTokenizer`
+that Python can import. This module imports neither torch nor Lightning.
 """
 
 import difflib
@@ -15,6 +15,7 @@ import miditok
 from miditok import MusicTokenizer, TokenizerConfig
 
 from dsmr import UserError
+from dsmr.data.vocabulary import SPECIAL_TOKENS
 
 EXTRA_SETTINGS: dict[str, tuple[str, ...]] = {
     "PerTok": (
@@ -28,8 +29,8 @@ EXTRA_SETTINGS: dict[str, tuple[str, ...]] = {
     "REMI": ("max_bar_embedding", "use_bar_end_tokens", "add_trailing_bars"),
     "MIDILike": ("max_duration",),
 }
-"""What each class reads from `TokenizerConfig.additional_params`, as of MidiTok 3.1."""
-NEEDED: dict[str, dict[str, Any]] = {
+"""Settings that each class reads from `TokenizerConfig.additional_params`, as of MidiTok 3.1."""
+REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
     "PerTok": {
         "ticks_per_quarter": 320,
         "use_microtiming": True,
@@ -38,51 +39,46 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
     "MMM": {"base_tokenizer": "REMI"},
 }
-"""Extra settings without which a class cannot be made, with values that work."""
+"""Extra settings without which a class cannot be made, with example values."""
 ADDITIONAL = "additional_params"
-TUPLE_KEYS = ("beat_res", "beat_res_rest")
-KEY = "data.tokenizer.config"
+RANGE_SETTINGS = ("beat_res", "beat_res_rest")
+CONFIG_OPTION = "data.tokenizer.config"
 
 
-def make_tokenizer(name: str, settings: Mapping[str, Any], special_tokens: Sequence[str]) -> MusicTokenizer:
-    """Tokenizer of a class and its settings.
+def make_tokenizer(name: str, settings: Mapping[str, Any]) -> MusicTokenizer:
+    """Make a tokenizer.
 
     Args:
-        name: class of MidiTok, or dotted path of the user's own class.
-        settings: arguments of `TokenizerConfig`; what only this class reads may stand among them or in
+        name: class of MidiTok, or dotted path of a user's own class.
+        settings: arguments of `TokenizerConfig`. Settings that only this class reads may be among them or in
             `additional_params`. Keys of `beat_res` are strings such as `"0_4"`.
-        special_tokens: PAD, BOS, EOS, MASK.
 
     Raises:
         UserError: the class is unknown, a setting is unknown, missing or refused, or there is more than one stream.
     """
-    tokenizer_class = find_class(name)
-    config, additional = sorted_out(tokenizer_class, settings, special_tokens)
+    tokenizer_class = find_tokenizer_class(name)
+    config, additional = split_settings(tokenizer_class, settings)
     try:
-        for key in config.keys() & set(TUPLE_KEYS):
+        for key in config.keys() & set(RANGE_SETTINGS):
             config[key] = {tuple(map(int, k.split("_"))): v for k, v in config[key].items()}
-        if isinstance(config.get("time_signature_range"), dict):  # JSON has no whole numbers as keys
+        if isinstance(config.get("time_signature_range"), dict):  # JSON keys are strings
             config["time_signature_range"] = {int(k): v for k, v in config["time_signature_range"].items()}
-        defaults = {"use_pitchdrum_tokens": False, "special_tokens": list(special_tokens)}
+        defaults = {"use_pitchdrum_tokens": False, "special_tokens": list(SPECIAL_TOKENS)}
         tokenizer = tokenizer_class(TokenizerConfig(**defaults | config, **additional))
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, IndexError) as error:
-        raise UserError(f"{KEY}: {label(name)} refuses {dict(settings)}: {error!r}") from error
+        raise UserError(f"{CONFIG_OPTION}: {tokenizer_label(name)} refuses {dict(settings)}: {error!r}") from error
     if tokenizer.is_multi_voc:
         raise UserError(f"data.tokenizer.name: {name} writes several streams at once; dsmr models a single one")
-    if [tokenizer.vocab.get(f"{token}_None") for token in special_tokens] != list(range(len(special_tokens))):
-        raise UserError(f"data.tokenizer.name: the first tokens of {name} must be {', '.join(special_tokens)}")
+    if [tokenizer.vocab.get(f"{token}_None") for token in SPECIAL_TOKENS] != list(range(len(SPECIAL_TOKENS))):
+        raise UserError(f"data.tokenizer.name: the first tokens of {name} must be {', '.join(SPECIAL_TOKENS)}")
     return tokenizer
 
 
-def find_class(name: str) -> type[MusicTokenizer]:
-    """Tokenizer class of a name.
-
-    Raises:
-        UserError: there is none, or it cannot be imported.
-    """
+def find_tokenizer_class(name: str) -> type[MusicTokenizer]:
+    """Return the tokenizer class of a name; raises `UserError` if it is unknown or cannot be imported."""
     module, _, attribute = name.rpartition(".")
     if not module:
-        known = {c.__name__: c for c in vars(miditok).values() if is_tokenizer(c)}
+        known = {c.__name__: c for c in vars(miditok).values() if is_tokenizer_class(c)}
         if name not in known:
             hint = _nearest(name, known)
             raise UserError(
@@ -92,48 +88,44 @@ def find_class(name: str) -> type[MusicTokenizer]:
         return known[name]
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a module of the user's own raises
+    except Exception as error:  # a user's module may raise anything
         raise UserError(
             f"data.tokenizer.name: {name} cannot be imported ({error!r}); add the folder that holds "
             f"{module.partition('.')[0]} to PYTHONPATH, or install it"
         ) from error
-    if not is_tokenizer(found):
+    if not is_tokenizer_class(found):
         raise UserError(f"data.tokenizer.name: {name} is not a subclass of miditok.MusicTokenizer")
     return found
 
 
-def source_of(name: str) -> str:
-    """Source of the module that holds a class of the user's own; empty for MidiTok's and for `performance`."""
+def tokenizer_source(name: str) -> str:
+    """Return the source of the module of a user's own class; empty for MidiTok's classes and `performance`."""
     if "." not in name:
         return ""
     try:
         return inspect.getsource(importlib.import_module(name.rpartition(".")[0]))
-    except (OSError, TypeError):  # compiled
+    except (OSError, TypeError):  # a compiled module
         return ""
 
 
-def sorted_out(
-    tokenizer_class: type[MusicTokenizer], settings: Mapping[str, Any], special_tokens: Sequence[str]
+def split_settings(
+    tokenizer_class: type[MusicTokenizer], settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of every tokenizer, and those that only this class reads.
+    """Split settings into those of every tokenizer and those that only this class reads.
 
     Raises:
-        UserError: one is unknown or misspelt, or a needed one is missing.
+        UserError: a setting is unknown or misspelt, or a required one is missing.
     """
     family = [c.__name__ for c in tokenizer_class.__mro__]
     additional = settings.get(ADDITIONAL) or {}
     if not isinstance(additional, Mapping):
-        raise UserError(f"{KEY}.{ADDITIONAL} is {additional!r}; it must be a mapping of names to values")
+        raise UserError(f"{CONFIG_OPTION}.{ADDITIONAL} is {additional!r}; it must be a mapping of names to values")
     families = [*family, additional.get("base_tokenizer", settings.get("base_tokenizer"))]
     extra = [key for one in families for key in EXTRA_SETTINGS.get(str(one), ())]
     parameters = inspect.signature(TokenizerConfig).parameters.values()
     general = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    check_additional(family[0], additional, general, extra)
     found: tuple[dict[str, Any], dict[str, Any]] = ({}, dict(additional))
-    for key in additional:
-        close = difflib.get_close_matches(key, [*extra, *general], n=1, cutoff=0.8)
-        if key in general or (close and key not in extra):
-            where = f"; give it in {KEY} itself" if key in general else f"; did you mean {close[0]}?"
-            raise UserError(f"{KEY}.{ADDITIONAL}: {family[0]} does not read {key!r} there{where}")
     for key, value in settings.items():
         if key == ADDITIONAL:
             continue
@@ -141,36 +133,41 @@ def sorted_out(
             is_own = not tokenizer_class.__module__.startswith("miditok.")
             own = f"; what only your class reads goes into {ADDITIONAL}" if is_own else ""
             hint = _nearest(key, [*general, *extra, ADDITIONAL]) or own
-            raise UserError(f"{KEY}: MidiTok has no setting {key!r} for {family[0]}{hint}")
+            raise UserError(f"{CONFIG_OPTION}: MidiTok has no setting {key!r} for {family[0]}{hint}")
         found[key in extra][key] = value
-    if list(found[0].pop("special_tokens", special_tokens)) != list(special_tokens):
-        raise UserError(f"{KEY}.special_tokens are always {', '.join(special_tokens)}; leave them out")
-    check_needed(family, found[1])
+    if list(found[0].pop("special_tokens", SPECIAL_TOKENS)) != SPECIAL_TOKENS:
+        raise UserError(f"{CONFIG_OPTION}.special_tokens are always {', '.join(SPECIAL_TOKENS)}; leave them out")
+    check_required(family, found[1])
     return found
 
 
-def check_needed(family: Sequence[str], extra: Mapping[str, Any]) -> None:
-    """Refuse settings that lack what a class cannot do without.
+def check_additional(name: str, additional: Mapping[str, Any], general: list[str], extra: list[str]) -> None:
+    """Raise `UserError` for a general or misspelt setting in `additional_params`, which MidiTok would ignore."""
+    for key in additional:
+        close = difflib.get_close_matches(key, [*extra, *general], n=1, cutoff=0.8)
+        if key in general or (close and key not in extra):
+            where = f"; give it in {CONFIG_OPTION} itself" if key in general else f"; did you mean {close[0]}?"
+            raise UserError(f"{CONFIG_OPTION}.{ADDITIONAL}: {name} does not read {key!r} there{where}")
 
-    Raises:
-        UserError: naming what is missing.
-    """
+
+def check_required(family: Sequence[str], extra: Mapping[str, Any]) -> None:
+    """Raise `UserError` with an example if a class lacks a setting that it requires."""
     for one in family:
-        missing = [key for key in NEEDED.get(one, {}) if key not in extra]
+        missing = [key for key in REQUIRED_SETTINGS.get(one, {}) if key not in extra]
         if extra.get("use_microtiming") is False and "num_microtiming_bins" in missing:
             missing.remove("num_microtiming_bins")
         if missing:
-            example = json.dumps({key: NEEDED[one][key] for key in missing})
-            raise UserError(f"{KEY}: {one} needs {', '.join(missing)}; for example {example}")
+            example = json.dumps({key: REQUIRED_SETTINGS[one][key] for key in missing})
+            raise UserError(f"{CONFIG_OPTION}: {one} needs {', '.join(missing)}; for example {example}")
 
 
-def is_tokenizer(candidate: object) -> bool:
-    """True for a class that can be a tokenizer."""
+def is_tokenizer_class(candidate: object) -> bool:
+    """Return True for a subclass of `MusicTokenizer`."""
     return isinstance(candidate, type) and issubclass(candidate, MusicTokenizer) and candidate is not MusicTokenizer
 
 
-def label(name: str) -> str:
-    """A tokenizer in messages."""
+def tokenizer_label(name: str) -> str:
+    """Return the name of a tokenizer in messages."""
     return name if "." in name else f"MidiTok's {name}"
 
 

@@ -1,7 +1,6 @@
-"""Windows: isolated excerpts without memory, which is what most models of symbolic music are trained on.
+"""Isolated windows without memory, as most models of symbolic music are trained on.
 
-Shapes as in `dsmr.data.lanes`; the segment length T is here the length of a window, and every window begins with
-an emptied memory.
+Shapes as in `dsmr.data.lanes`. The segment length T is the length of a window, and every window empties the memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,27 +10,27 @@ from typing import Literal
 
 import numpy as np
 
-from dsmr.data.errors import DataError
+from dsmr import UserError
 from dsmr.data.lanes import Plan
 
 Protocol = Literal["strided", "random"]
 Window = tuple[int, int, int, int]
-"""Piece, place of its first token, tokens read, tokens of these that are only context."""
+"""Piece, position of the first token, number of tokens, and how many of these are context only."""
 
 
 @dataclass(frozen=True)
 class Windows:
     """Isolated windows instead of streams.
 
-    In training, an epoch predicts every token once: each piece is cut at every T-th token, from an offset that is
-    drawn anew, and the windows of all pieces are shuffled.
+    In training, an epoch predicts every token once: each piece is cut at every T-th token from a random offset, and
+    the windows of all pieces are shuffled.
 
     Attributes:
-        stride: `strided` validation scores so many tokens of each window, its last ones; all others are context,
-            at least T - stride tokens but at a piece's beginning. Every token is scored once.
-        protocol: of validation and test: `strided`, or `random`: one window of each piece, from a place that is
-            drawn once and for all. The latter is how gwinndr/MusicTransformer-Pytorch scored its models on
-            MAESTRO: partial, and with little context for a window's first tokens.
+        stride: tokens that `strided` validation scores per window, the last ones. The others, at least T - stride
+            except at the start of a piece, are context. Every token is scored once.
+        protocol: `strided`, or `random`: one window per piece at a fixed random position, as
+            gwinndr/MusicTransformer-Pytorch scored its models on MAESTRO. That is partial, and the first tokens of a
+            window have little context. Applies to validation and test.
     """
 
     stride: int = 512
@@ -39,52 +38,56 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.stride < 1:
-            raise DataError(f"data.windows.stride is {self.stride}; it must be at least 1 and at most segment_length")
+            raise UserError(f"data.windows.stride is {self.stride}; it must be at least 1 and at most segment_length")
         if self.protocol not in ("strided", "random"):
-            raise DataError(f"data.windows.protocol {self.protocol!r} is not one of strided, random")
+            raise UserError(f"data.windows.protocol {self.protocol!r} is not one of strided, random")
 
 
-def plan_training(
+def plan_training_windows(
     numbers: Sequence[int], lengths: Sequence[int], *, window: int, num_lanes: int, seed: int, epoch: int
 ) -> Plan:
-    """An epoch of shuffled windows over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
+    """Plan an epoch of shuffled windows over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
     rng = np.random.default_rng([seed, epoch])
     windows = [
         (number, first, last - first, 0)
         for number, length in zip(numbers, lengths, strict=True)
         for first, last in _cuts(length - 1, int(rng.integers(1, window + 1)), window)
     ]
-    return _laid([windows[index] for index in rng.permutation(len(windows))], num_lanes)
+    return _fill_lanes([windows[index] for index in rng.permutation(len(windows))], num_lanes)
 
 
-def plan_strided(numbers: Sequence[int], lengths: Sequence[int], *, window: int, stride: int, num_lanes: int) -> Plan:
-    """Windows that score every token once: the first of a piece all of its tokens, the others their last `stride`."""
+def plan_strided_windows(
+    numbers: Sequence[int], lengths: Sequence[int], *, window: int, stride: int, num_lanes: int
+) -> Plan:
+    """Plan windows that score every token once: the first of a piece scores all, the others their last `stride`."""
     windows: list[Window] = []
     for number, length in zip(numbers, lengths, strict=True):
         for scored, last in _cuts(length - 1, window, stride):
             first = max(0, last - window) if scored else 0
             windows.append((number, first, last - first, scored - first))
-    return _laid(windows, num_lanes)
+    return _fill_lanes(windows, num_lanes)
 
 
-def plan_random(numbers: Sequence[int], lengths: Sequence[int], *, window: int, num_lanes: int, seed: int) -> Plan:
-    """One window of every piece; a piece that is no longer is read whole."""
+def plan_random_windows(
+    numbers: Sequence[int], lengths: Sequence[int], *, window: int, num_lanes: int, seed: int
+) -> Plan:
+    """Plan one window per piece; a piece that is not longer is read whole."""
     windows: list[Window] = []
     for number, length in zip(numbers, lengths, strict=True):
         count = min(window, length - 1)
         first = int(np.random.default_rng([seed, number]).integers(0, length - count))
         windows.append((number, first, count, 0))
-    return _laid(windows, num_lanes)
+    return _fill_lanes(windows, num_lanes)
 
 
 def _cuts(end: int, first: int, step: int) -> Iterator[tuple[int, int]]:
-    """(0, first), (first, first + step), and so on up to `end`."""
+    """Yield (0, first), (first, first + step), and so on up to `end`."""
     edges = [0, *range(first, end, step), end]
     return pairwise(edges)
 
 
-def _laid(windows: Sequence[Window], num_lanes: int) -> Plan:
-    """Windows side by side in the lanes, row after row; the last row's rest is empty."""
+def _fill_lanes(windows: Sequence[Window], num_lanes: int) -> Plan:
+    """Put windows side by side into the lanes, step after step; the rest of the last step is empty."""
     num_steps = -(-len(windows) // num_lanes)
     table = np.full((num_steps * num_lanes, 4), [-1, 0, 0, 0], dtype=np.int64)
     table[: len(windows)] = windows

@@ -18,14 +18,13 @@ from dsmr.data.tokenizer import (
     BOS,
     EOS,
     MASK,
-    NOTE_ON_TYPES,
     PAD,
-    SPECIAL_TOKENS,
     TICKS_PER_SECOND,
     TRACK_END,
     TRACK_START,
     Performance,
 )
+from dsmr.data.vocabulary import NOTE_ON_TYPES, SPECIAL_TOKENS
 
 NUM_PITCHES = 128
 GLOBAL_TYPES = ("TimeSig", "Tempo", "KeySig", "Program")

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from dsmr import UserError
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.generate.continuer import Predicted
 
 
@@ -45,7 +45,7 @@ class MidiWriter(BasePredictionWriter):
             self.folder.mkdir(parents=True, exist_ok=True)
             for number, one in enumerate(prediction.made, start=1):
                 path = self.folder / (f"{stem}-{number}.mid" if many else f"{stem}.mid")
-                with replacing(path) as file:
+                with atomic_write(path) as file:
                     file.write(one.score.dumps_midi())
                 self.num_written += 1
         except OSError as error:

@@ -12,7 +12,7 @@ from symusic import Score
 
 from dsmr import UserError
 from dsmr.data.datamodule import MusicData
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.data.folder import MidiFolder
 from dsmr.data.sources import Split
 from dsmr.data.tokenizer import Performance, decode, open_ended
@@ -140,7 +140,7 @@ def write_continuation(
     content = one.score.dumps_midi()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
         files: dict[str, Any] = {"output": str(path)}
         if sound_font is not None:

@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 from symusic import Score
 
 from dsmr import UserError
-from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
+from dsmr.data.performance import extend_by_pedal, quantize
+from dsmr.data.sources import Refused
 from dsmr.data.tokenizer import (
     BOS,
     TICKS_PER_SECOND,
     Performance,
     encode,
-    extend_by_pedal,
     open_ended,
     piano_part,
-    quantize,
 )
 
 

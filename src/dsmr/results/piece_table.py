@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr import UserError
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 
 PIECES_FILE = "pieces.csv"
 FloatArray = NDArray[np.float64]
@@ -118,7 +118,7 @@ class PieceTable:
                     cells += [repr(float(part)), f"{count:.0f}"]
             writer.writerow(cells)
         try:
-            with replacing(path) as file:
+            with atomic_write(path) as file:
                 file.write(text.getvalue().encode())
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror or error}); make room there") from error

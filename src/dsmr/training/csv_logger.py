@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from dsmr import UserError
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ class MetricsWriter(ExperimentWriter):
         rows, columns = read(self.path) if self.num_rows else ([], [])
         self.metrics_keys = columns
         self._record_new_keys()
-        with replacing(self.path) as file:
+        with atomic_write(self.path) as file:
             file.write(as_text([*rows[: self.num_rows], *self.metrics], self.metrics_keys, header=True).encode())
         self._has_begun = True
 

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from symusic import Score
 
 from dsmr import UserError
-from dsmr.data.errors import Refused
 from dsmr.data.midi import read_midi
-from dsmr.data.sources import Split
+from dsmr.data.sources import Refused, Split
 from dsmr.data.store import TokenStore
 from dsmr.data.tokenizer import TICKS_PER_SECOND, Performance, decode, encode
 from dsmr.generate.music import SEAM

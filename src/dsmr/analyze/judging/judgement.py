@@ -13,7 +13,7 @@ from dsmr.analyze.judging.copying import training_pitches
 from dsmr.analyze.judging.excerpts import read_generated, read_reference
 from dsmr.analyze.judging.music_comparison import FEWEST, NUM_DRAWS, compare_sets, judgement_table
 from dsmr.data.datamodule import MusicData
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.data.sources import Split
 from dsmr.data.tokenizer import Performance
 
@@ -104,7 +104,7 @@ class Judgement:
                 lines += ["![histograms](evaluation.png)", ""]
             contents = {"evaluation.md": "\n".join(lines), "evaluation.json": json.dumps(self.as_dict(), indent=1)}
             for name, content in contents.items():
-                with replacing(folder / name) as file:
+                with atomic_write(folder / name) as file:
                     file.write((content + "\n").encode())
         except OSError as error:
             raise UserError(f"cannot write to {folder} ({error.strerror or error})") from error

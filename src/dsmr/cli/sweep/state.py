@@ -6,7 +6,7 @@ from typing import Any
 
 from dsmr import UserError
 from dsmr.cli.sweep.spec import Trial
-from dsmr.data.files import replacing
+from dsmr.data.files import atomic_write
 from dsmr.results.run_files import BEST_FILE, LAST_FILE
 
 STATE = "trial.json"
@@ -66,5 +66,5 @@ def write_state(run: Path, trial: Trial, status: str, message: str = "") -> None
         "fingerprint": trial.fingerprint,
         "message": message,
     }
-    with replacing(run / STATE) as file:
+    with atomic_write(run / STATE) as file:
         file.write((json.dumps(state, indent=2) + "\n").encode())

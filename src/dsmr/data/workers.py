@@ -1,0 +1,54 @@
+"""Map a function over untrusted files in worker processes: a hang or crash affects only that file."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as WorkerTimeout
+from typing import Any
+
+MAX_SECONDS_PER_FILE = 60.0
+WORKER_THRESHOLD = 16  # starting processes takes longer than reading fewer files here
+
+
+def map_in_workers(
+    function: Callable[[str], Any],
+    names: Sequence[str],
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+    *,
+    num_workers: int | None = None,
+    seconds: float = MAX_SECONDS_PER_FILE,
+) -> Iterator[Any]:
+    """Yield `function(name)` for every name, in order; a string with the reason if the call hangs or crashes.
+
+    Args:
+        function: called in a worker.
+        names: its arguments.
+        initializer: called once in every worker.
+        initargs: arguments of `initializer`.
+        num_workers: number of processes (default: one per core). With 1, or with few names, everything runs in this
+            process, without a time limit.
+        seconds: time limit of one call.
+    """
+    if (num_workers or num_usable_cores()) == 1 or len(names) < WORKER_THRESHOLD:
+        if initializer is not None:
+            initializer(*initargs)
+        yield from map(function, names)
+        return
+    from pebble import ProcessExpired, ProcessPool  # concurrent.futures fails as a whole when one worker dies
+
+    context = multiprocessing.get_context("spawn")  # fork is unsafe once torch or symusic have started threads
+    with ProcessPool(num_workers or num_usable_cores(), 0, initializer, initargs, context) as pool:
+        results = pool.map(function, names, timeout=seconds).result()
+        for _ in names:
+            try:
+                yield next(results)
+            except WorkerTimeout:
+                yield f"took longer than {seconds:g} s to read"
+            except ProcessExpired as expired:
+                yield f"crashed the process that read it (exit status {expired.exitcode})"
+
+
+def num_usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

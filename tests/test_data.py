@@ -1,6 +1,9 @@
-"""Sources, the token store, generated pieces and lanes."""
+"""Sources, the download, the token store, generated pieces and lanes."""
 
+import hashlib
+import http.server
 import shutil
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +24,7 @@ from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
 from dsmr.data.folder import MidiZip, split_by_digest
 from dsmr.data.lanes import plan_stream
-from dsmr.data.maestro import MaestroZip, find_maestro
+from dsmr.data.maestro import MAESTRO_NAME, MaestroZip, download_maestro, find_maestro
 from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
@@ -732,3 +735,92 @@ def test_a_store_that_was_prepared_elsewhere_needs_no_midi(midi_folder: Path, tm
     (moved / "tokens.bin").write_bytes(b"12")
     with pytest.raises(UserError, match="is damaged"):
         MusicData(str(moved)).prepare_data()
+
+
+# Downloads
+
+
+class Server:
+    """An HTTP server with one file, that breaks off, fails, or sends another file for the first requests."""
+
+    def __init__(self, content: bytes, faults: list[str]) -> None:
+        server = self
+        self.num_requests = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                fault = faults[server.num_requests] if server.num_requests < len(faults) else ""
+                server.num_requests += 1
+                if fault.isdigit():
+                    self.send_error(int(fault))
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                sent = content[::-1] if fault == "another file" else content
+                self.wfile.write(sent[: len(sent) // 2] if fault == "breaks off" else sent)
+                self.close_connection = True
+
+            def log_message(self, *_: Any) -> None:
+                """Keep quiet."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/{MAESTRO_NAME}"
+        self.sha256 = hashlib.sha256(content).hexdigest()
+
+    def __enter__(self) -> "Server":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+ZIP = bytes(range(256)) * 4000
+
+
+@pytest.mark.parametrize(
+    "faults", [[], ["breaks off"], ["503"], ["another file"], ["breaks off", "503", "another file", "breaks off"]]
+)
+def test_a_download_is_tried_again_and_a_file_that_is_there_is_not_fetched(
+    tmp_path: Path, faults: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
+    with Server(ZIP, faults) as server:
+        path = download_maestro(tmp_path / "cache", url=server.url, sha256=server.sha256)
+        assert path == tmp_path / "cache" / MAESTRO_NAME
+        assert path.read_bytes() == ZIP
+        assert list(path.parent.iterdir()) == [path], "something else was left"
+        assert server.num_requests == len(faults) + 1
+        assert download_maestro(path.parent, url=server.url, sha256=server.sha256) == path
+        assert server.num_requests == len(faults) + 1
+        path.write_bytes(b"damaged")
+        assert download_maestro(path.parent, url=server.url, sha256=server.sha256).read_bytes() == ZIP
+    assert download_maestro(path.parent, url=server.url, sha256=server.sha256) == path, "it needs the network"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("breaks off", r"cannot download http.*IncompleteRead.*; try again later, or download the zip by hand"),
+        ("404", r"cannot download http.*404.*; try again later, or download the zip by hand"),
+        ("another file", r"sent a file with a wrong checksum, not [0-9a-f]{64}; .*set DSMR_MAESTRO to it"),
+    ],
+)
+def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(
+    tmp_path: Path, fault: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pooch.core.time.sleep", lambda _: None)
+    with Server(ZIP, [fault] * 9) as server, pytest.raises(UserError, match=message) as caught:
+        download_maestro(tmp_path, url=server.url, sha256=server.sha256)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="cannot download"):
+        download_maestro(tmp_path, url=server.url, sha256=server.sha256)  # nobody answers
+
+
+def test_a_folder_that_cannot_be_written_names_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "occupied").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot write .*occupied .*set DSMR_CACHE or data\.cache_dir"):
+        download_maestro(tmp_path / "occupied")

@@ -19,7 +19,6 @@ from dsmr.data.zips import ZipReader, check_inside, read_bounded
 MAESTRO_NAME = "maestro-v3.0.0-midi.zip"
 MAESTRO_URL = f"https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/{MAESTRO_NAME}"
 MAESTRO_SHA256 = "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c"
-MAESTRO_BYTES = 58_294_106
 MAESTRO_LICENCE = "MAESTRO v3.0.0, Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0"
 MAESTRO_VARIABLE = "DSMR_MAESTRO"
 DOWNLOAD_RETRIES = 4
@@ -42,7 +41,8 @@ def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAES
     from tqdm.auto import tqdm
 
     def download(url: str, file: Any, fetcher: Any) -> None:
-        with tqdm(desc="downloading", total=MAESTRO_BYTES, unit="B", unit_scale=True) as bar:
+        # pooch sets `total` from the answer, but checks the truth of the bar before, which tqdm refuses without a
+        total with tqdm(desc="downloading", total=1, unit="B", unit_scale=True) as bar:
             pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT_SECONDS)(
                 url, file, fetcher
             )

@@ -41,8 +41,8 @@ def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAES
     from tqdm.auto import tqdm
 
     def download(url: str, file: Any, fetcher: Any) -> None:
-        # pooch sets `total` from the answer, but checks the truth of the bar before, which tqdm refuses without a
-        total with tqdm(desc="downloading", total=1, unit="B", unit_scale=True) as bar:
+        # pooch sets the total from the answer, but tests `if bar` before, which tqdm refuses without a total
+        with tqdm(desc="downloading", total=1, unit="B", unit_scale=True) as bar:
             pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT_SECONDS)(
                 url, file, fetcher
             )

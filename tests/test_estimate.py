@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsmr.attention.attend import Form
 from dsmr.benchmark import Settings, Workload
 from dsmr.benchmark.training_speed import our_step, saved_bytes
-from dsmr.benchmark.variants import Row, build, paper_rows
+from dsmr.benchmark.variants import Row, Sizes, build, variant_rows
 from dsmr.cli import main
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cost.devices import DEVICES, find_device, match_device
@@ -135,7 +135,7 @@ def test_without_a_device_there_is_no_word_on_its_speed() -> None:
 
 
 def test_rows_at_base_size_are_the_shipped_overlays() -> None:
-    rows, absent = paper_rows(12, 512, 12_288, 128)
+    rows, absent = variant_rows(Sizes(12, 512, 12_288, 128))
     assert not absent
     for name in rows:
         network = SizesCLI("estimate", ["--config", name]).model.backbone
@@ -147,7 +147,7 @@ def test_rows_at_base_size_are_the_shipped_overlays() -> None:
 
 
 def test_what_cannot_be_expressed_is_left_out_with_the_reason() -> None:
-    rows, absent = paper_rows(5, 128, 1152, 128)
+    rows, absent = variant_rows(Sizes(5, 128, 1152, 128))
     assert "uniform" not in rows
     assert "cannot spend a budget of 1152" in absent["uniform"]
     assert all(sum(row.horizons) == 1152 for name, row in rows.items() if name.startswith(("binary", "asc", "desc")))

@@ -9,7 +9,8 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from conftest import experiment
-from dsmr.cli.configs import FOLDER, SWEEPS, shipped
+from dsmr.benchmark.variants import VARIANTS
+from dsmr.cli.configs import SWEEPS, shipped
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.model import RecurrentTransformer
 from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
@@ -63,21 +64,28 @@ def test_an_overlay_has_its_budget_at_base_size_and_as_many_parameters_as_all(na
         assert network.state_bytes(8, 4) == 2 * 4 * 8 * 512 * sum(network.horizons)
 
 
-def test_the_overlays_are_as_long_as_the_reference_says() -> None:
-    spelled = {path.stem: path.read_text() for path in (FOLDER / "horizons").glob("*.yaml")}
-    assert set(spelled) == {
-        "full", "uniform", "two_scale", "two_scale_upper", "two_scale_interleaved", "two_scale_whole",
-        "binary", "binary_sliding", "ascending", "descending", "memoryless",
-    }  # fmt: skip
-    assert "2x22016+10x512" in spelled["two_scale_whole"]
-    for text in spelled.values():
-        assert text.startswith("# ")
+def test_every_overlay_is_a_variant_and_every_variant_has_its_overlay() -> None:
+    assert sorted(variant.overlay for variant in VARIANTS.values()) == sorted(OVERLAYS)
+    for name, variant in VARIANTS.items():
+        assert variant.overlay.rpartition("/")[2] == name
+        assert shipped()[variant.overlay].read_text(encoding="utf-8").startswith("# ")
+    assert [name for name, variant in VARIANTS.items() if variant.published] == [
+        *("full", "perceiver_ar", "two_scale", "binary_sliding", "ascending")
+    ]
+    assert "2x22016+10x512" in shipped()["horizons/two_scale_whole"].read_text(encoding="utf-8")
 
 
-def test_the_sweep_of_the_papers_table_is_every_overlay_once_and_its_commands_parse(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["README.md", "experiments/README.md"])
+def test_the_tables_of_the_readmes_have_every_variant(page: str) -> None:
+    text = (Path(__file__).parent.parent / page).read_text(encoding="utf-8")
+    missing = [name for name in VARIANTS if f"`{name}`" not in text and f"--config {name}`" not in text]
+    assert not missing
+
+
+def test_the_papers_table_as_a_sweep_is_the_registry_and_its_commands_parse(tmp_path: Path) -> None:
     sweep = yaml.safe_load((SWEEPS / "paper_table.yaml").read_text(encoding="utf-8"))
     names = sweep["parameters"]["config"]["values"]
-    assert sorted(names) == sorted(name.partition("/")[2] for name in OVERLAYS)
+    assert names == list(VARIANTS)
     assert sweep["command"][:2] == ["dsmr", "fit"]
     for name in names:
         trial = {"args": {key: {"value": name if key == "config" else v["value"]} for key, v in parameters(sweep)}}

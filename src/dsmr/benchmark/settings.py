@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmr import UserError
 from dsmr.attention.attend import Form
-from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, Row, build, named_rows, paper_rows
+from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, Row, Sizes, build, named_rows, variant_rows
 from dsmr.model.backbone import name_of
 from dsmr.model.blocks import Decoder
 from dsmr.model.memory import Memory
@@ -134,7 +134,8 @@ class Workload:
         if self.settings.horizons is not None:
             rows = named_rows(self.settings.horizons, num_layers)
             return rows | {"perceiver_ar": Row(None)}, {}
-        rows, absent = paper_rows(num_layers, self.segment_length, sum(self.like.horizons), self.like.memory_block)
+        sizes = Sizes(num_layers, self.segment_length, sum(self.like.horizons), self.like.memory_block)
+        rows, absent = variant_rows(sizes)
         if self.num_lanes % WINDOW_SEGMENTS:
             del rows["windowed"]
             absent["windowed"] = f"{self.num_lanes} lanes do not make whole windows of {WINDOW_SEGMENTS} segments"

@@ -1,10 +1,13 @@
-"""The rows of the paper's table and of ours, at any depth and budget: what the benchmark and the estimate compare.
+"""The registry of variants: the rows of the paper's table and ours, each at any depth and budget.
 
-All but `full`, `two_scale_whole`, `perceiver_ar`, `memoryless` and `windowed` spend the same budget, to the token; a
-row that cannot is left out with the reason. At base.yaml's size they are the overlays in `configs/horizons`.
+The benchmark, `dsmr estimate`, the sweep `paper_table`, the experiments and the tests take their rows from here. A new
+variant is an entry of `VARIANTS` and its overlay; a test then asks for its name in `configs/sweeps/paper_table.yaml`.
+
+All variants but `full`, `two_scale_whole`, `perceiver_ar`, `memoryless` and `windowed` spend the same budget, to the
+token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,80 +16,190 @@ from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import Rule, check_horizons
 from dsmr.model.schedules import Placement, expand
 
-FULL_BUDGETS = 4  # how many budgets the full reference has
-WINDOW_SEGMENTS = 4  # how many segments an isolated window has
+FULL_BUDGETS = 4  # the full reference spends this many times the budget of the others
+WINDOW_SEGMENTS = 4  # length of an isolated window, in segments
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that a variant's horizons are derived from, in tokens.
+
+    Attributes:
+        num_layers: L.
+        segment_length: T.
+        budget: sum of the horizons.
+        block: divides every horizon.
+        short: the short horizon of two-scale schedules (default: T).
+        num_long: long layers of two-scale schedules (default: a sixth of the layers).
+        num_kept: layers that binary schedules keep (default: a quarter of the layers).
+    """
+
+    num_layers: int
+    segment_length: int
+    budget: int
+    block: int
+    short: int | None = None
+    num_long: int | None = None
+    num_kept: int | None = None
+
+    @property
+    def full_horizon(self) -> int:
+        """Horizon of every layer of the full reference, rounded down to whole blocks."""
+        return FULL_BUDGETS * self.budget // self.num_layers // self.block * self.block
+
+    @property
+    def longest(self) -> int:
+        """Longest horizon of the progressive schedules, the shortest being one block."""
+        return max(self.block, 2 * self.budget // self.num_layers - self.block)
+
+    def spend(self, schedule: Schedule, budget: int | None = None) -> tuple[int, ...]:
+        """Scale a schedule to a budget (default: `self.budget`).
+
+        Raises:
+            UserError: no horizons of this shape have exactly that sum.
+        """
+        return expand(schedule.fitted(self.budget if budget is None else budget, self.block), self.num_layers)
+
+    def two_scale(self, placement: Placement = "lower") -> TwoScale:
+        """Return the two-scale shape; `spend` then sets its long horizon."""
+        short = self.segment_length if self.short is None else self.short
+        num_long = max(1, self.num_layers // 6) if self.num_long is None else self.num_long
+        return TwoScale(long=short, short=short, num_long=num_long, placement=placement)
+
+    def binary(self) -> Binary:
+        """Return the shape of selective retention."""
+        return Binary(layers=max(1, self.num_layers // 4) if self.num_kept is None else self.num_kept)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table.
+
+    Attributes:
+        overlay: shipped config that turns base.yaml into this variant.
+        summary: one line.
+        horizons: bottom to top, at given sizes; None for a network without horizons.
+        rule: visibility of the memory.
+        paper: the paper's name for it.
+        published: best validation perplexity, peak GPU GB and tokens/s (arXiv 2602.19816).
+        windows: trained on isolated windows of `WINDOW_SEGMENTS` segments.
+    """
+
+    overlay: str
+    summary: str
+    horizons: Callable[[Sizes], tuple[int, ...]] | None
+    rule: Rule = "boundary"
+    paper: str = ""
+    published: tuple[float, float, int] | None = None
+    windows: bool = False
+
+
+VARIANTS = {
+    "full": Variant(
+        "horizons/full",
+        "every layer at the full horizon",
+        lambda sizes: (sizes.full_horizon,) * sizes.num_layers,
+        paper="full-memory Transformer-XL reference",
+        published=(5.98, 15.5, 7618),
+    ),
+    "perceiver_ar": Variant(
+        "backbone/perceiver_ar",
+        "one cross-attention to a prefix of token ids",
+        None,
+        paper="Perceiver-AR-like reference",
+        published=(6.54, 6.3, 11753),
+    ),
+    "two_scale": Variant(
+        "horizons/two_scale",
+        "long horizons in the lowest layers, short ones above",
+        lambda sizes: sizes.spend(sizes.two_scale()),
+        paper="two-scale DSMR (final)",
+        published=(5.96, 6.3, 10339),
+    ),
+    "binary_sliding": Variant(
+        "horizons/binary_sliding",
+        "`binary` with sliding windows",
+        lambda sizes: sizes.spend(sizes.binary()),
+        rule="sliding",
+        paper="selective retention DSMR (sliding-window)",
+        published=(6.51, 7.8, 11061),
+    ),
+    "ascending": Variant(
+        "horizons/ascending",
+        "horizons that grow towards the top",
+        lambda sizes: sizes.spend(Ascending(sizes.block, sizes.longest, block=sizes.block)),
+        paper="progressive ascending DSMR",
+        published=(6.15, 7.0, 10540),
+    ),
+    "binary": Variant(
+        "horizons/binary",
+        "a few layers keep a long horizon, the others nothing",
+        lambda sizes: sizes.spend(sizes.binary()),
+    ),
+    "descending": Variant(
+        "horizons/descending",
+        "horizons that shrink towards the top",
+        lambda sizes: sizes.spend(Descending(sizes.block, sizes.longest, block=sizes.block)),
+    ),
+    "uniform": Variant("horizons/uniform", "an equal share for every layer", lambda sizes: sizes.spend(Uniform())),
+    "two_scale_upper": Variant(
+        "horizons/two_scale_upper",
+        "`two_scale` with its long layers at the top",
+        lambda sizes: sizes.spend(sizes.two_scale("upper")),
+    ),
+    "two_scale_interleaved": Variant(
+        "horizons/two_scale_interleaved",
+        "`two_scale` with its long layers spread evenly",
+        lambda sizes: sizes.spend(sizes.two_scale("interleaved")),
+    ),
+    "two_scale_whole": Variant(
+        "horizons/two_scale_whole",
+        "`two_scale` at the budget of `full`",
+        lambda sizes: sizes.spend(sizes.two_scale(), sizes.full_horizon * sizes.num_layers),
+    ),
+    "memoryless": Variant("horizons/memoryless", "no memory in any layer", lambda sizes: (0,) * sizes.num_layers),
+    "windowed": Variant(
+        "data/windowed",
+        "isolated, shuffled windows without memory",
+        lambda sizes: (0,) * sizes.num_layers,
+        windows=True,
+    ),
+}
+"""All variants by name, in the order of the tables: the paper's five first."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A network of the table.
+    """A network of the benchmark.
 
     Attributes:
-        horizons: bottom to top; None for the Perceiver, which has none.
-        rule: what a query sees of them.
-        paper: what the paper calls it, or nothing.
-        windows: isolated windows of four segments, a quarter of the lanes at a time.
+        horizons: bottom to top; None for the Perceiver.
+        rule: visibility of the memory.
+        windows: trained on isolated windows of `WINDOW_SEGMENTS` segments, with fewer lanes.
     """
 
     horizons: tuple[int, ...] | None
     rule: Rule = "boundary"
-    paper: str = ""
     windows: bool = False
 
 
-def paper_rows(
-    num_layers: int, segment_length: int, budget: int, block: int, full_horizon: int | None = None
-) -> tuple[dict[str, Row], dict[str, str]]:
-    """Rows by name, and why others are left out.
-
-    Args:
-        num_layers: L.
-        segment_length: T, which is also the short horizon.
-        budget: tokens that all layers keep together.
-        block: tokens; divides every horizon.
-        full_horizon: of every layer of the reference; None means that its budget is four times the others'.
-    """
-    if full_horizon is None:
-        full_horizon = FULL_BUDGETS * budget // num_layers // block * block
-    num_long, num_kept = max(1, num_layers // 6), max(1, num_layers // 4)
-    shapes: dict[str, tuple[Schedule, int, Rule, str]] = {}
-
-    def add(name: str, shape: Schedule, spent: int = budget, rule: Rule = "boundary", paper: str = "") -> None:
-        shapes[name] = shape, spent, rule, paper
-
-    def two_scale(placement: Placement = "lower") -> TwoScale:
-        return TwoScale(long=segment_length, short=segment_length, num_long=num_long, placement=placement)
-
-    longest = max(block, 2 * budget // num_layers - block)
-    add("two_scale", two_scale(), paper="two-scale DSMR (final)")
-    add("binary_sliding", Binary(layers=num_kept), rule="sliding", paper="selective retention DSMR (sliding-window)")
-    add("ascending", Ascending(block, longest, block=block), paper="progressive ascending DSMR")
-    add("binary", Binary(layers=num_kept))
-    add("descending", Descending(block, longest, block=block))
-    add("uniform", Uniform())
-    add("two_scale_upper", two_scale("upper"))
-    add("two_scale_interleaved", two_scale("interleaved"))
-    add("two_scale_whole", two_scale(), spent=full_horizon * num_layers)
-    rows = {
-        "full": Row((full_horizon,) * num_layers, paper="full-memory Transformer-XL reference"),
-        "perceiver_ar": Row(None, paper="Perceiver-AR-like reference"),
-    }
-    absent = {}
-    for name, (shape, spent, rule, paper) in shapes.items():
+def variant_rows(sizes: Sizes) -> tuple[dict[str, Row], dict[str, str]]:
+    """Return every variant at the given sizes, and the reason for each that cannot be expressed there."""
+    rows, absent = {}, {}
+    for name, variant in VARIANTS.items():
         try:
-            horizons = expand(shape.fitted(spent, block), num_layers)
-            check_horizons(horizons, segment_length, block)
+            horizons = None if variant.horizons is None else variant.horizons(sizes)
+            if horizons is not None and any(horizons):
+                check_horizons(horizons, sizes.segment_length, sizes.block)
         except ValueError as error:
             absent[name] = str(error)
         else:
-            rows[name] = Row(horizons, rule, paper)
-    rows["memoryless"] = Row((0,) * num_layers)
-    rows["windowed"] = Row((0,) * num_layers, windows=True)
+            rows[name] = Row(horizons, variant.rule, variant.windows)
     return rows, absent
 
 
 def named_rows(horizons: Mapping[str, str], num_layers: int) -> dict[str, Row]:
-    """Rows of given horizons, such as `{two_scale: 2x4096+6x512}`.
+    """Return rows of given horizons, such as `{two_scale: 2x4096+6x512}`.
 
     Raises:
         UserError: horizons of another number of layers.
@@ -95,13 +208,13 @@ def named_rows(horizons: Mapping[str, str], num_layers: int) -> dict[str, Row]:
 
 
 def build(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Decoder:
-    """The network of a row: the other's sizes and ways to compute, the row's horizons.
+    """Build the network of a row with the sizes and options of another network.
 
     Args:
-        row: of the table.
-        like: has the sizes; its own horizons do not count.
+        row: gives horizons and rule.
+        like: gives sizes and options; its own horizons are ignored.
         prefix_length: of the Perceiver.
-        changes: constructor arguments that are to differ.
+        changes: constructor arguments to override.
     """
     given = like.sizes() | like.options() | changes
     length = like.segment_length * (WINDOW_SEGMENTS if row.windows else 1)

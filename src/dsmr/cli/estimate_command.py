@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import UserError
-from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, build, paper_rows
+from dsmr.benchmark.variants import WINDOW_SEGMENTS, Sizes, build, variant_rows
 from dsmr.cli.configs import left_out
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
@@ -100,14 +100,13 @@ def rows(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[str, Any]], d
     budget = sum(network.horizons)
     if not budget:
         return [], {"every other row": "the configuration keeps no memory whose budget the others could spend"}
-    block, num_layers = network.memory_block, len(network.blocks)
-    known, absent = paper_rows(num_layers, network.segment_length, budget, block)
-    prefix = FULL_BUDGETS * budget // num_layers // block * block
+    sizes = Sizes(len(network.blocks), network.segment_length, budget, network.memory_block)
+    known, absent = variant_rows(sizes)
     found: list[dict[str, Any]] = []
     for name, row in known.items():
         lanes = max(plan.num_lanes // WINDOW_SEGMENTS, 1) if row.windows else plan.num_lanes
         with torch.device("meta"):
-            made: Decoder = build(row, network, prefix_length=prefix)
+            made: Decoder = build(row, network, prefix_length=sizes.full_horizon)
         figures = costs.estimate_training(TrainingPlan(made, lanes, plan.precision, plan.device), epoch_tokens)
         spelling = format_horizons(row.horizons) if row.horizons else None
         found.append({"name": name, "spelling": spelling, **{k: v for k, v in figures.items() if k != "peak_parts"}})

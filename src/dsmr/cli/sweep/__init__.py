@@ -1,5 +1,6 @@
-"""`dsmr sweep`: the trials of a sweep file, through wandb, or here and offline; or only what they would cost."""
+"""`dsmr sweep`: run the trials of a sweep file through wandb or on this machine, or estimate what they would take."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,32 @@ from dsmr.cli import nearest
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.options import OneLine
 from dsmr.cli.report_command import write
-from dsmr.cli.sweep import spec
 from dsmr.cli.sweep.check import check_shared, checked
-from dsmr.cli.sweep.local import Outcome, Stopped, run_all
-from dsmr.cli.sweep.spec import Sweep
+from dsmr.cli.sweep.local import Outcome, Stopped, run_trials
+from dsmr.cli.sweep.spec import Sweep, find_sweep, make_trials, read_sweep, shipped_sweeps
 from dsmr.cli.sweep.state import DONE
 from dsmr.results.runs import collect_results
 
-OWN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
+FORBIDDEN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
 FLAGS = ("--local", "--dry-run", "--json", "--help", "-h")
-VALUED = ("--root", "--trials", "--seed", "--device", "--price-per-hour", "--output", "--project")
-UNHEARD_BY_WANDB = ("--root", "--seed", "--json", "--output")
+VALUED = ("--root", "--trials", "--jobs", "--seed", "--device", "--price-per-hour", "--output", "--project")
+NOT_FOR_WANDB = ("--root", "--seed", "--json", "--output")
 ROOT = "runs"
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr sweep`."""
-    mine, extra = split(arguments)
-    options = parser().parse_args(mine)
-    check_options(options, mine)
+    own, extra = split_options(arguments)
+    options = sweep_parser().parse_args(own)
+    check_options(options, own)
     output = check_output(options.output)
-    sweep = spec.read(Path(options.file), tuple(extra))
+    sweep = read_sweep(find_sweep(options.file), tuple(extra))
     if options.dry_run:
         from dsmr.cli.sweep.dry import dry_run
 
-        found = spec.trials(sweep, options.trials, options.seed)
-        result = dry_run(sweep, found, options.device, options.price_per_hour)
-        print(f"next: {following(options, extra)}")
+        trials = make_trials(sweep, options.trials, options.seed)
+        result = dry_run(sweep, trials, options.device, options.price_per_hour)
+        print(f"next: {local_command(options, extra)}")
         write_result(result, as_json=options.json, output=output)
         return 0
     if not options.local:
@@ -47,14 +47,18 @@ def run(command: str, arguments: list[str]) -> int:
 
         check_shared(sweep)
         return run_agent(sweep, options.project, options.trials)
-    found = checked(spec.trials(sweep, options.trials, options.seed))
+    trials = checked(make_trials(sweep, options.trials, options.seed))
     if "early_terminate" in sweep.content:
         print("early_terminate is for wandb; here every trial runs to its end")
+    if options.jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.jobs, 1)))
     folder = Path(options.root) / sweep.name
     try:
-        outcomes = run_all(sweep, found, Path(options.root), lambda line: print(line, flush=True))
+        outcomes = run_trials(
+            sweep, trials, Path(options.root), lambda line: print(line, flush=True), num_jobs=options.jobs
+        )
     except Stopped as stopped:
-        print(f"next: the same command goes on where this one stopped ({folder})")
+        print(f"next: re-run the same command to resume ({folder})")
         return stopped.status
     result = conclude(sweep, outcomes, folder)
     write_result(result, as_json=options.json, output=output)
@@ -62,58 +66,64 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def check_options(options: Namespace, given: list[str]) -> None:
-    """Refuse numbers that are too small, and options that would not be heard.
+    """Refuse numbers that are out of range, and options that would have no effect.
 
     Raises:
         UserError: naming the option.
     """
-    if options.trials is not None and options.trials < 1:
-        raise UserError(f"--trials {options.trials} must be at least 1")
-    if options.seed < 0:
-        raise UserError(f"--seed {options.seed} must be at least 0")
+    for name, value, least in (("trials", options.trials, 1), ("jobs", options.jobs, 1), ("seed", options.seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} must be at least {least}")
     if not options.dry_run and (options.device is not None or options.price_per_hour is not None):
         raise UserError("--device and --price-per-hour belong to --dry-run")
-    unheard = [word for word in given if word.partition("=")[0] in UNHEARD_BY_WANDB]
-    if unheard and not options.dry_run and not options.local:
-        raise UserError(f"{unheard[0]}: {', '.join(UNHEARD_BY_WANDB)} belong to --local or --dry-run")
+    if options.jobs > 1 and not options.local and not options.dry_run:
+        raise UserError("--jobs belongs to --local")
+    ignored = [word for word in given if word.partition("=")[0] in NOT_FOR_WANDB]
+    if ignored and not options.dry_run and not options.local:
+        raise UserError(f"{ignored[0]}: {', '.join(NOT_FOR_WANDB)} belong to --local or --dry-run")
 
 
-def following(options: Namespace, extra: list[str]) -> str:
-    """The command that runs the trials of a dry run."""
+def local_command(options: Namespace, extra: list[str]) -> str:
+    """Return the command that runs the trials of a dry run."""
     given = {"--trials": options.trials, "--seed": options.seed or None, "--root": options.root}
+    if options.jobs > 1:
+        given["--jobs"] = options.jobs
     kept = [word for option, value in given.items() if value not in (None, ROOT) for word in (option, str(value))]
     return shlex.join(["dsmr", "sweep", options.file, "--local", *kept, *extra])
 
 
-def parser() -> OneLine:
-    """Options of the command itself."""
-    made = OneLine(
+def sweep_parser() -> OneLine:
+    """Build the parser of the command's own options."""
+    parser = OneLine(
         prog="dsmr sweep",
-        description="The trials of a wandb sweep file. All other options are for dsmr fit, in every trial.",
+        description="Run the trials of a wandb sweep file. All other options go to dsmr fit, in every trial.",
     )
-    made.add_argument("file", type=str, help="Sweep file, such as experiments/placement.yaml.")
-    made.add_argument("--local", action="store_true", help="Run the trials here, without wandb, one after another.")
-    made.add_argument("--dry-run", action="store_true", help="Only say which trials there are and what they take.")
-    made.add_argument("--device", type=str | None, default=None, help="Of a dry run, such as rtx-3060-12gb.")
-    made.add_argument("--price-per-hour", type=float | None, default=None, help="Of the device, any currency.")
-    made.add_argument("--root", type=str, default=ROOT, help="Folder of the sweep's folder, for --local.")
-    made.add_argument(
-        "--trials", type=int | None, default=None, help="At most so many; a random sweep needs a number."
+    parser.add_argument(
+        "file", type=str, help=f"Sweep file, or the name of a shipped one: {', '.join(shipped_sweeps())}."
     )
-    made.add_argument("--seed", type=int, default=0, help="Of what random trials draw.")
-    made.add_argument("--project", type=str | None, default=None, help="Of wandb; None: the file's.")
-    made.add_argument("--json", action="store_true", help="Results as JSON on the last line of stdout.")
-    made.add_argument("--output", type=str | None, default=None, help="File for the results as JSON.")
-    return made
+    parser.add_argument("--local", action="store_true", help="Run the trials on this machine, without wandb.")
+    parser.add_argument("--dry-run", action="store_true", help="List the trials and estimate what they take.")
+    parser.add_argument("--device", type=str | None, default=None, help="GPU of a dry run, such as rtx-3060-12gb.")
+    parser.add_argument("--price-per-hour", type=float | None, default=None, help="Price of the GPU, any currency.")
+    parser.add_argument("--root", type=str, default=ROOT, help="Folder of the sweep's folder, for --local.")
+    parser.add_argument(
+        "--trials", type=int | None, default=None, help="Maximum number of trials; required for a random sweep."
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="Trials to run at the same time, for --local.")
+    parser.add_argument("--seed", type=int, default=0, help="Random seed of a random sweep.")
+    parser.add_argument("--project", type=str | None, default=None, help="Project in wandb (default: the file's).")
+    parser.add_argument("--json", action="store_true", help="Print results as JSON on the last line of stdout.")
+    parser.add_argument("--output", type=str | None, default=None, help="Write results as JSON to this file.")
+    return parser
 
 
-def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Options of the command, its file first, and those of `dsmr fit`.
+def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split the command line into the command's own options, its file first, and those of `dsmr fit`.
 
-    The file is the first word that is neither an option nor the value of one.
+    The file is the first word that is neither an option nor an option's value.
 
     Raises:
-        UserError: an option of `dsmr fit` that the sweep itself decides.
+        UserError: an option of `dsmr fit` that the sweep sets itself.
     """
     files: list[str] = []
     mine: list[str] = []
@@ -134,32 +144,32 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
                 extra.append(rest.pop(0))
         else:
             (extra if files else files).append(word)
-    taken = [word for word in extra if word.partition("=")[0] in OWN]
+    taken = [word for word in extra if word.partition("=")[0] in FORBIDDEN]
     if taken:
-        raise UserError(f"{taken[0]} is the sweep's own to decide; leave it out")
+        raise UserError(f"{taken[0]} is set by the sweep itself; leave it out")
     return [*files, *mine], extra
 
 
 def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, Any]:
-    """Write the sweep's table and pictures, and say who was best; gives it as a result."""
+    """Write the sweep's table and plots, print the best trial, and return the result."""
     name, is_more_better = sweep.metric
-    scored = [outcome for outcome in outcomes if name in outcome.figures]
-    scored.sort(key=lambda outcome: outcome.figures[name], reverse=is_more_better)
+    scored = [outcome for outcome in outcomes if name in outcome.metrics]
+    scored.sort(key=lambda outcome: outcome.metrics[name], reverse=is_more_better)
     done = [outcome for outcome in outcomes if outcome.status == DONE]
-    names = sorted({figure for outcome in done for figure in outcome.figures if "/" in figure})
-    has_table = any(outcome.figures for outcome in done)
+    names = sorted({metric for outcome in done for metric in outcome.metrics if "/" in metric})
+    has_table = any(outcome.metrics for outcome in done)
     if has_table:
         lines = write(collect_results(folder), folder, "png")
         print("\n".join(["", *(line for line in lines if not line.startswith("!"))]))
     if scored:
-        print(f"best {name}: {scored[0].figures[name]:.4f}, {scored[0].trial.name}")
+        print(f"best {name}: {scored[0].metrics[name]:.4f}, {scored[0].trial.name}")
     elif done:
-        print(f"metric {name} was not logged{nearest(name, names)}; there are {', '.join(names) or 'no figures here'}")
+        print(f"metric {name} was not logged{nearest(name, names)}; logged: {', '.join(names) or 'nothing here'}")
     failed = [outcome for outcome in outcomes if outcome.status != DONE]
     for outcome in failed:
         print(f"{outcome.trial.name} failed: {outcome.message}")
     if failed:
-        print("the same command tries those that failed again")
+        print("re-run the same command to retry the failed trials")
     if has_table:
         print(f"next: open {folder / 'README.md'}")
     return {
@@ -173,7 +183,7 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
                 "status": outcome.status,
                 "values": outcome.trial.values,
                 "message": outcome.message or None,
-                **outcome.figures,
+                **outcome.metrics,
             }
             for outcome in outcomes
         ],

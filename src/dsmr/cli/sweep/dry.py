@@ -1,4 +1,4 @@
-"""What a sweep would take, before anyone trains: every trial by the cost model of `dsmr estimate`."""
+"""Dry runs: what every trial of a sweep would take, by the cost model of `dsmr estimate`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from dsmr.model.horizons import format_horizons
 
 
 def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: float | None) -> dict[str, Any]:
-    """Print a table of all trials and their sum; gives it as a result.
+    """Print a table of all trials with their total, and return it as a result.
 
     Raises:
         UserError: a trial's options are wrong, the device is unknown, or a price has no device.
@@ -23,14 +23,14 @@ def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: f
     device = None if device_name is None else find_device(device_name)
     if device is None and price is not None:
         raise UserError("--price-per-hour needs a --device, for example --device rtx-3060-12gb")
-    rows = [row(trial, device) for trial in trials]
+    rows = [estimate_trial(trial, device) for trial in trials]
     total = [sum(r["hours"][k] for r in rows) for k in (0, 1)] if device and all("hours" in r for r in rows) else None
-    print("\n".join(lines(rows, device, total, price)))
+    print("\n".join(format_table(rows, device, total, price)))
     return {"sweep": sweep.name, "device": device and device.name, "trials": rows, "total_hours": total}
 
 
-def row(trial: Trial, device: Device | None) -> dict[str, Any]:
-    """A trial's figures."""
+def estimate_trial(trial: Trial, device: Device | None) -> dict[str, Any]:
+    """Estimate one trial."""
     try:
         cli = SizesCLI("fit", list(trial.arguments))
         trainer, data, network = cli.config.trainer, cli.datamodule, cli.model.backbone
@@ -64,34 +64,34 @@ def row(trial: Trial, device: Device | None) -> dict[str, Any]:
     return found
 
 
-def span(low: float, high: float) -> str:
-    """From so many hours to so many, in minutes where it is less than one."""
+def format_hours(low: float, high: float) -> str:
+    """Format a range of hours, in minutes below one hour."""
     if high < 1:
         return f"{60 * low:.1f} to {60 * high:.1f} minutes"
     return f"{low:.1f} to {high:.1f} hours"
 
 
-def lines(
+def format_table(
     rows: list[dict[str, Any]], device: Device | None, total: list[float] | None, price: float | None
 ) -> list[str]:
-    """The table, and the sum of hours."""
+    """Format the table and the total."""
     header = ["trial", "horizons", "budget", "tokens", "state MiB"] + (["peak GiB", "time"] if device else [])
-    made = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for found in rows:
-        tokens = f"{found['tokens']:,}" if "tokens" in found else "without end"
+        tokens = f"{found['tokens']:,}" if "tokens" in found else "unlimited"
         cells = [f"`{found['name']}`", found["horizons"] or "-", f"{found['budget']:,}", tokens]
         cells.append(f"{found['state_bytes'] / MIB:,.1f}")
         if device:
             cells.append(f"{found['peak_bytes'] / GIB:.2f}" + ("" if found["fits"] else " DOES NOT FIT"))
-            cells.append(span(*found["hours"]) if "hours" in found else "without end")
-        made.append("| " + " | ".join(cells) + " |")
-    made.append(f"{len(rows)} trials")
+            cells.append(format_hours(*found["hours"]) if "hours" in found else "unlimited")
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append(f"{len(rows)} trials")
     if device is None:
-        made.append("--device, such as rtx-3060-12gb, tells memory and hours")
+        lines.append("add --device, such as rtx-3060-12gb, for memory and hours")
     elif total is None:
-        made.append("some trials have no end: give --trainer.max_steps")
+        lines.append("some trials have no limit: give --trainer.max_steps")
     else:
-        cost = "" if price is None else f", {total[0] * price:.2f} to {total[1] * price:.2f} in all"
-        made.append(f"{span(*total)} of training in all on {device.name}{cost}, without validation")
-        made.append("times are arithmetic from a share of the device's peak that is a guess, see dsmr estimate")
-    return made
+        cost = "" if price is None else f", {total[0] * price:.2f} to {total[1] * price:.2f} in total"
+        lines.append(f"{format_hours(*total)} of training in total on {device.name}{cost}, without validation")
+        lines.append("times assume a guessed share of the device's peak, see dsmr estimate")
+    return lines

@@ -1,12 +1,14 @@
-"""The trials of a sweep on this machine, one after another, each in a process of its own; what is done stays done."""
+"""Run the trials of a sweep on this machine, each in its own process; finished trials are skipped."""
 
 import math
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,96 +30,111 @@ CONTROL = re.compile(r"\r|\x1b\[[0-9;]*[A-Za-z]")  # of progress bars
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial.
+    """Outcome of a trial.
 
     Attributes:
-        trial: which one.
+        trial: the trial.
         status: done or failed.
-        figures: of its best validation, and of its performance.
-        message: the last line of one that failed.
+        metrics: of its best validation, and its performance.
+        message: last line of a failed trial's log.
     """
 
     trial: Trial
     status: str
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     message: str = ""
 
 
-class Stopped(Exception):  # noqa: N818  no mistake
-    """A trial was asked to stop; carries the exit status."""
+class Stopped(Exception):  # noqa: N818  not an error
+    """Raised when a trial was stopped by a signal; carries the exit status."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
 
 
-def run_all(sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[str], None]) -> list[Outcome]:
-    """Run the trials that are not done yet; a failed one is told and does not stop the others.
+def run_trials(
+    sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[str], None], num_jobs: int = 1
+) -> list[Outcome]:
+    """Run the trials that are not done yet. A failed trial does not stop the others.
 
     Args:
-        sweep: its name is that of the folder.
+        sweep: gives the folder's name.
         trials: to run.
-        root: of the sweep's folder.
-        tell: called with a line for every trial.
+        root: parent of the sweep's folder.
+        tell: called with a line of progress.
+        num_jobs: trials to run at the same time.
 
     Raises:
         UserError: the folder holds the same trials with other settings, or another sweep runs there.
-        Stopped: a trial was stopped by a signal; it goes on with the next call.
+        Stopped: a trial was stopped by a signal; the next call resumes it.
     """
     folder = root / sweep.name
     try:
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {folder / LOGS} ({error.strerror or error}); choose another --root") from error
+        raise UserError(f"cannot create {folder / LOGS} ({error.strerror or error}); choose another --root") from error
     for trial in trials:
         check_same(trial, folder / trial.name)
+    stop = threading.Event()
+
+    def work(number: int, trial: Trial) -> Outcome:
+        if stop.is_set():
+            raise CancelledError
+        try:
+            return run_trial(trial, folder, tell, f"[{number} of {len(trials)}] {trial.name}")
+        except BaseException:
+            stop.set()  # here, before this thread takes the next trial
+            raise
+
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            return [
-                one(trial, folder, tell, f"[{number} of {len(trials)}] {trial.name}")
-                for number, trial in enumerate(trials, start=1)
-            ]
+        with FileLock(folder / ".lock", timeout=0), ThreadPoolExecutor(num_jobs) as pool:
+            futures = [pool.submit(work, number, trial) for number, trial in enumerate(trials, start=1)]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                stop.set()  # after Ctrl-C: wait until the running trials have saved, and start no other
     except Timeout:
         raise UserError(f"another dsmr sweep runs in {folder}; wait for it, or choose another --root") from None
 
 
-def one(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> Outcome:
-    """Run a trial, or go on with it, unless it is done."""
+def run_trial(trial: Trial, folder: Path, tell: Callable[[str], None], label: str) -> Outcome:
+    """Start or resume a trial, unless it is done."""
     run, log = folder / trial.name, folder / LOGS / f"{trial.name}.log"
     state = read_state(run)
     if state is not None and state["status"] == DONE:
-        figures = figures_of(run)
-        tell(f"{label}: done before, {summary(figures)}")
-        return Outcome(trial, DONE, figures)
+        metrics = run_metrics(run)
+        tell(f"{label}: done before, {summarize(metrics)}")
+        return Outcome(trial, DONE, metrics)
     lock = folder / LOGS / f".{trial.name}.lock"
     if not is_free(lock):
-        tell(f"{label}: FAILED: {taken(lock)}")
-        return Outcome(trial, FAILED, {}, taken(lock))
-    goes_on = (run / LAST_FILE).is_file()
-    if goes_on:
+        tell(f"{label}: FAILED: {lock_message(lock)}")
+        return Outcome(trial, FAILED, {}, lock_message(lock))
+    is_resumed = (run / LAST_FILE).is_file()
+    if is_resumed:
         arguments = ["fit", "--resume", str(run)]
-        if state is not None and state.get("fingerprint") is None:  # its settings are the run's own, not today's
+        if state is not None and state.get("fingerprint") is None:  # of a version that kept none
             trial = replace(trial, fingerprint=None)
     else:
-        for name in (BEST_FILE, "metrics.csv"):  # of an attempt that saved nothing to go on from
+        for name in (BEST_FILE, "metrics.csv"):  # of an attempt that saved no checkpoint
             (run / name).unlink(missing_ok=True)
         arguments = ["fit", *trial.arguments, "--root", str(folder), "--name", trial.name]
     write_state(run, trial, BEGUN)
-    tell(f"{label}: {'goes on' if goes_on else 'begins'}, see {log}")
+    tell(f"{label}: {'resumes' if is_resumed else 'starts'}, log in {log}")
     began = time.monotonic()
-    message = failure(in_child(arguments, log, lock), log)
+    message = failure_message(run_child(arguments, log, lock), log)
     if message is not None:
         write_state(run, trial, FAILED, message)
         tell(f"{label}: FAILED: {message}")
         return Outcome(trial, FAILED, {}, message)
     write_state(run, trial, DONE)
-    figures = figures_of(run)
-    tell(f"{label}: {summary(figures)}, {(time.monotonic() - began) / 60:.1f} min")
-    return Outcome(trial, DONE, figures)
+    metrics = run_metrics(run)
+    tell(f"{label}: {summarize(metrics)}, {(time.monotonic() - began) / 60:.1f} min")
+    return Outcome(trial, DONE, metrics)
 
 
 def is_free(lock: Path) -> bool:
-    """Wait until no process trains a trial, so that its checkpoints stand; False where one does for long."""
+    """Wait until no process trains this trial, so that its checkpoints are complete; False after a timeout."""
     try:
         with FileLock(lock, timeout=SECONDS_TO_SAVE):
             return True
@@ -125,16 +142,16 @@ def is_free(lock: Path) -> bool:
         return False
 
 
-def taken(lock: Path | str) -> str:
-    """What to do where a trial's lock does not become free."""
-    return f"another process has been training this trial for long; stop it, or delete {lock}"
+def lock_message(lock: Path | str) -> str:
+    """Return the message for a trial whose lock stays taken."""
+    return f"another process still trains this trial; stop it, or delete {lock}"
 
 
-def failure(status: int, log: Path) -> str | None:
-    """Why a trial failed; None where it did not.
+def failure_message(status: int, log: Path) -> str | None:
+    """Return the reason of a failure; None for exit status 0.
 
     Raises:
-        Stopped: it was asked to stop.
+        Stopped: the trial was stopped by a signal.
     """
     from dsmr.training.callbacks.stop_signals import STOPPING
 
@@ -149,8 +166,8 @@ def failure(status: int, log: Path) -> str | None:
     return last_line(log)
 
 
-def in_child(arguments: Sequence[str], log: Path, lock: Path) -> int:
-    """Exit status of `dsmr` in a process of its own, which stops when this one is gone."""
+def run_child(arguments: Sequence[str], log: Path, lock: Path) -> int:
+    """Run `dsmr` in its own process, which stops when this one ends, and return its exit status."""
     command = [sys.executable, "-m", "dsmr.cli.sweep.child", str(lock), *arguments]
     with (
         log.open("ab") as output,
@@ -158,30 +175,30 @@ def in_child(arguments: Sequence[str], log: Path, lock: Path) -> int:
     ):
         try:
             return child.wait()
-        except KeyboardInterrupt:  # which the child has heard as well
+        except KeyboardInterrupt:  # the child got the signal as well
             with suppress(KeyboardInterrupt):
                 child.wait()
             raise
 
 
-def figures_of(run: Path) -> dict[str, Any]:
-    """Of a run's table; none where it logged elsewhere."""
+def run_metrics(run: Path) -> dict[str, Any]:
+    """Return the metrics of a run's table; empty if it logged elsewhere."""
     try:
         return read_run(run).metrics
-    except Exception:  # the report says why a run cannot be read; the trial has ended all the same
+    except Exception:  # the report names the reason; the trial is done all the same
         return {}
 
 
-def summary(figures: dict[str, Any]) -> str:
-    """A trial's outcome in a line."""
+def summarize(metrics: dict[str, Any]) -> str:
+    """Return a trial's outcome in one line."""
     words = {"val/perplexity": "perplexity {:.3f}", "val/nats_per_note": "{:.3f} nats per note"}
-    known = [text.format(figures[key]) for key, text in words.items() if math.isfinite(figures.get(key, math.nan))]
+    known = [text.format(metrics[key]) for key, text in words.items() if math.isfinite(metrics.get(key, math.nan))]
     return ", ".join(known) or "trained, never validated"
 
 
 def last_line(log: Path) -> str:
-    """What a trial said last: its error, where progress bars may stand before and after."""
+    """Return a log's last error message or last line; progress bars may surround it."""
     text = CONTROL.sub("\n", log.read_bytes().decode(errors="replace"))
     said = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.partition(MISTAKE)[2] for line in said if MISTAKE in line]
-    return errors[-1] if errors else said[-1] if said else f"it said nothing, see {log}"
+    return errors[-1] if errors else said[-1] if said else f"no output, see {log}"

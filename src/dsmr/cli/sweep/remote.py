@@ -1,4 +1,4 @@
-"""A sweep through Weights & Biases: created there, and an agent here that runs its trials."""
+"""Sweeps through Weights & Biases: create the sweep and run an agent for its trials."""
 
 import shutil
 from typing import Any
@@ -9,18 +9,18 @@ from dsmr.cli.sweep.spec import ARGUMENTS, Sweep, is_wandb
 
 
 def wandb_content(sweep: Sweep) -> dict[str, Any]:
-    """The sweep as wandb takes it: dotted keys, and the options of the command line in the command block."""
+    """Return the sweep for wandb: dotted keys, and the options of the command line in the command block."""
     return {**sweep.content, "name": sweep.name, "command": ["dsmr", "fit", *sweep.options, ARGUMENTS]}
 
 
 def logs_to_wandb(sweep: Sweep) -> bool:
-    """Whether the options that all trials share have a logger for wandb."""
+    """Return True if the options that all trials share include a wandb logger."""
     options = list(sweep.options)
     return any(map(is_wandb, config_values(options))) or any("WandbLogger" in option for option in options)
 
 
 def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
-    """Create the sweep and run its trials until there are no more.
+    """Create the sweep and run its trials until none is left.
 
     Raises:
         UserError: wandb has no key or no network, the program is not on the PATH, or no trial logs to wandb.

@@ -1,14 +1,15 @@
-"""A sweep file, as Weights & Biases defines it, and the trials that it asks for.
+"""Sweep files in the format of Weights & Biases, and their trials.
 
-https://docs.wandb.ai/guides/sweeps/sweep-config-keys has the format. Nested parameters are joined by dots, as
-LightningCLI spells them.
+https://docs.wandb.ai/guides/sweeps/sweep-config-keys describes the format. Nested parameters are joined by dots, as
+LightningCLI spells them. Trials that run here take their values from `value` and `values`; ranges and distributions
+are left to wandb.
 """
 
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ import yaml
 
 from dsmr import UserError
 from dsmr.cli import nearest
-from dsmr.cli.configs import FOLDER, check_yaml, find_config
+from dsmr.cli.configs import FOLDER, SWEEPS, check_yaml, find_config
 from dsmr.cli.options import place
-from dsmr.cli.sweep.parameters import DRAWN, Refuse, Value, distribution, drawn, flattened, is_listed
 
 METHODS = ("grid", "random", "bayes")
 KEYS = (
@@ -29,8 +29,9 @@ KEYS = (
 )
 ARGUMENTS = "${args}"
 CONFIGS = ("--config", "-c")
-NOTHING = ("${env}", "${interpreter}")
+IGNORED_WORDS = ("${env}", "${interpreter}")
 NAME_LENGTH = 80
+Refuse = Callable[[str, str], UserError]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Sweep:
 
     Attributes:
         path: of the file.
-        name: from the file, or the file's own.
+        name: from the file, or the file's stem.
         content: of the file, with parameters by their dotted keys.
         options: of `dsmr fit`, before those of a trial.
     """
@@ -56,13 +57,13 @@ class Sweep:
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """By dotted key: what values it takes."""
+        """Specification of every parameter by dotted key."""
         parameters: dict[str, dict[str, Any]] = self.content["parameters"]
         return parameters
 
     @property
     def metric(self) -> tuple[str, bool]:
-        """The figure that tells trials apart, and whether more of it is better."""
+        """Name of the metric that ranks trials, and True if larger is better."""
         metric = self.content.get("metric") or {}
         return metric.get("name", "val/perplexity"), metric.get("goal", "minimize") == "maximize"
 
@@ -75,43 +76,77 @@ class Trial:
         name: of its folder, from what it varies.
         values: of all parameters, by dotted key.
         arguments: of `dsmr fit`, without `--root` and `--name`.
-        fingerprint: of all settings that decide the result; None where they were not parsed.
+        fingerprint: hash of all settings that decide the result; None where they were not parsed.
     """
 
     name: str
-    values: dict[str, Value] = field(hash=False)
+    values: dict[str, Any] = field(hash=False)
     arguments: tuple[str, ...]
     fingerprint: str | None = None
 
 
-def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
+def shipped_sweeps() -> list[str]:
+    """Return the names of the shipped sweep files."""
+    return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+
+
+def find_sweep(given: str) -> Path:
+    """Return the sweep file of a path or a shipped name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(given).is_file():
+        return Path(given)
+    names = shipped_sweeps()
+    if given not in names:
+        hint = nearest(given, names)
+        raise UserError(f"sweep file {given}: no such file or shipped sweep{hint}; shipped: {', '.join(names)}")
+    return SWEEPS / f"{given}.yaml"
+
+
+def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
     """Read and check a sweep file.
 
     Args:
         path: of the file.
-        extra: options of `dsmr fit` for all trials: config files come before the file's own options, all others
-            after them; what a trial varies is last.
+        extra: options of `dsmr fit` for all trials. Config files come before the file's own options, other options
+            after them, and what a trial varies last.
 
     Raises:
-        UserError: the file is missing, or a key or value in it is wrong; with file and line.
+        UserError: a key or value is wrong; with file and line.
     """
-    if not path.is_file():
-        raise UserError(f"sweep file {path}: no such file; experiments/*.yaml has some")
     content = yaml.safe_load(check_yaml(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no sweep file: it must have keys such as program, method and parameters")
+        raise UserError(f"{path} is not a sweep file: it must have keys such as program, method and parameters")
 
     def refuse(key: str, message: str) -> UserError:
         return UserError(f"{key}{place(key, [path]) or f' ({path})'}: {message}")
 
+    check_keys(path, content, refuse)
+    parameters = dict(flatten_parameters(content["parameters"], "", refuse))
+    options = command_options(content.get("command"), refuse)
+    name = str(content.get("name") or path.stem)
+    if "/" in name or name in (".", ".."):
+        raise refuse("name", f"{name!r} must be the name of one folder; choose where it is with --root")
+    configs, others = split_configs(extra)
+    varied = [word for word in others if word.partition("=")[0].removeprefix("--") in parameters]
+    if varied:
+        raise UserError(f"{varied[0]} is varied by the sweep; leave it out, or change it in {path}")
+    return Sweep(path, name, {**content, "parameters": parameters}, (*configs, *options, *others))
+
+
+def check_keys(path: Path, content: Mapping[str, Any], refuse: Refuse) -> None:
+    """Check the keys of a sweep file other than its parameters and its command.
+
+    Raises:
+        UserError: one is missing, unknown or wrong.
+    """
     for key in content:
         if key not in KEYS:
             raise refuse(str(key), f"unknown key of a sweep{nearest(str(key), KEYS)}; known: {', '.join(KEYS)}")
-    for key, example in {
-        "program": "dsmr",
-        "method": "grid",
-        "parameters": "{seed_everything: {values: [0, 1]}}",
-    }.items():
+    examples = {"program": "dsmr", "method": "grid", "parameters": "{seed_everything: {values: [0, 1]}}"}
+    for key, example in examples.items():
         if not content.get(key):
             raise UserError(f"{path} has no {key}; add, for example, {key}: {example}")
     if content["program"] != "dsmr":
@@ -125,23 +160,31 @@ def read(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
         raise refuse("goal", f"{metric['goal']!r} is not one of minimize, maximize")
     cap = content.get("run_cap")
     if cap is not None and (not isinstance(cap, int) or cap < 1):
-        raise refuse("run_cap", f"{cap!r} is no number of trials from 1 on")
+        raise refuse("run_cap", f"{cap!r} is not a positive number of trials")
     if not isinstance(content["parameters"], dict):
         raise refuse("parameters", "must map keys such as model.horizons to {values: [...]}")
-    parameters = dict(flattened(content["parameters"], "", refuse))
-    options = command_options(content.get("command"), refuse)
-    name = str(content.get("name") or path.stem)
-    if "/" in name or name in (".", ".."):
-        raise refuse("name", f"{name!r} must be the name of one folder; --root says where it is")
-    configs, others = parted(extra)
-    ours = [word for word in others if word.partition("=")[0].removeprefix("--") in parameters]
-    if ours:
-        raise UserError(f"{ours[0]} is what the sweep varies; leave it out, or change it in {path}")
-    return Sweep(path, name, {**content, "parameters": parameters}, (*configs, *options, *others))
 
 
-def parted(options: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Config files, which set what a sweep file then changes, and all other options."""
+def flatten_parameters(
+    parameters: Mapping[str, Any], prefix: str, refuse: Refuse
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the specification of each parameter with its dotted key."""
+    for key, given in parameters.items():
+        if not isinstance(given, dict):
+            raise refuse(str(key), f"must say which values it takes, for example {{value: {given}}}")
+        if "parameters" in given:
+            nested = given["parameters"]
+            if not isinstance(nested, dict) or not nested:
+                raise refuse(str(key), "nested parameters must map keys to their values, such as {lr: {value: 0.001}}")
+            yield from flatten_parameters(nested, f"{prefix}{key}.", refuse)
+            continue
+        if "values" in given and (not isinstance(given["values"], list) or not given["values"]):
+            raise refuse(str(key), "values must be a list of at least one")
+        yield f"{prefix}{key}", given
+
+
+def split_configs(options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split options into config files and all others."""
     configs: list[str] = []
     others: list[str] = []
     for before, word in zip(["", *options], options, strict=False):
@@ -151,11 +194,11 @@ def parted(options: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def command_options(command: Any, refuse: Refuse) -> tuple[str, ...]:
-    """Options of `dsmr fit` in a command block."""
+    """Return the options of `dsmr fit` in a command block."""
     wanted = 'give command: [dsmr, fit, "${args}"]'
     if not isinstance(command, list) or not all(isinstance(word, str | int | float) for word in command):
         raise refuse("command", wanted)
-    words = [str(word).replace("${program}", "dsmr") for word in command if word not in NOTHING]
+    words = [str(word).replace("${program}", "dsmr") for word in command if word not in IGNORED_WORDS]
     if words[:2] != ["dsmr", "fit"] or words.count(ARGUMENTS) != 1:
         raise refuse("command", f"{wanted}, with {ARGUMENTS} once, where the trial's own options go")
     macro = next((word for word in words if "${" in word and word != ARGUMENTS), None)
@@ -166,60 +209,57 @@ def command_options(command: Any, refuse: Refuse) -> tuple[str, ...]:
     return tuple(words[2:-1])
 
 
-def trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]:
-    """Trials of a grid, the first parameter changing slowest, or so many random ones.
+def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]:
+    """Return the trials of a grid, the first parameter changing slowest, or random ones.
 
     Args:
         sweep: grid or random.
-        count: at most so many; None means all of a grid, or a random sweep's `run_cap`.
-        seed: of random ones: the n-th trial and its name do not depend on how many there are.
+        count: maximum number of trials (default: all of a grid, a random sweep's `run_cap`).
+        seed: of random trials. The n-th trial and its name do not depend on `count`.
 
     Raises:
-        UserError: a method or a distribution that needs wandb, or no number of random trials.
+        UserError: only wandb can run this sweep, or the number of random trials is missing.
     """
     count = sweep.content.get("run_cap") if count is None else count
     if sweep.method == "bayes":
         raise UserError(f"{sweep.path}: method bayes needs wandb, which decides; leave out --local, or use random")
-    if sweep.method == "random":
-        if count is None:
-            raise UserError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
-        for key, given in sweep.parameters.items():
-            if not is_listed(given) and distribution(given) not in DRAWN:
-                raise UserError(
-                    f"{key} ({sweep.path}): {distribution(given)} needs wandb, which draws it; leave out --local, or "
-                    f"use one of {', '.join(DRAWN)}"
-                )
-        chosen = [
-            {
-                key: drawn(given, np.random.default_rng([seed, n, k]))
-                for k, (key, given) in enumerate(sweep.parameters.items())
-            }
+    for key, given in sweep.parameters.items():
+        if given.keys() not in ({"value"}, {"values"}):
+            raise UserError(
+                f"{key} ({sweep.path}): here a parameter takes value or values; leave out --local, so that wandb "
+                "draws from ranges and distributions, or list values"
+            )
+    lists = [given["values"] if "values" in given else [given["value"]] for given in sweep.parameters.values()]
+    if sweep.method == "grid":
+        combinations = list(itertools.product(*lists))[:count]
+    elif count is None:
+        raise UserError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
+    else:  # a generator for each value, so that more trials or parameters change none of the others
+        combinations = [
+            tuple(
+                values[int(np.random.default_rng([seed, n, k]).choice(len(values)))] for k, values in enumerate(lists)
+            )
             for n in range(count)
         ]
-    else:
-        for key, given in sweep.parameters.items():
-            if not is_listed(given):
-                raise UserError(f"{key} ({sweep.path}): a grid needs values; {distribution(given)} is for random")
-        lists = [given.get("values", [given.get("value")]) for given in sweep.parameters.values()]
-        chosen = [dict(zip(sweep.parameters, values, strict=True)) for values in itertools.product(*lists)][:count]
-    varied = [key for key, given in sweep.parameters.items() if "value" not in given]
-    made, taken = [], set[str]()
-    for values in chosen:
-        name = unique(name_of(sweep, values, varied), taken)
-        arguments = [f"--{key}={spelt(value)}" for key, value in values.items()]
-        made.append(Trial(name, values, (*locally(sweep.options), *arguments)))
-    return made
+    varied = [key for key, given in sweep.parameters.items() if "values" in given]
+    trials, taken = [], set[str]()
+    for combination in combinations:
+        values = dict(zip(sweep.parameters, combination, strict=True))
+        name = unique_name(trial_name(sweep, values, varied), taken)
+        arguments = [f"--{key}={as_option(value)}" for key, value in values.items()]
+        trials.append(Trial(name, values, (*without_wandb(sweep.options), *arguments)))
+    return trials
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """The name, or with -2, -3, ... the first that is free; taken from then on."""
-    own = next(n for n in itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2))) if n not in taken)
-    taken.add(own)
-    return own
+def unique_name(name: str, taken: set[str]) -> str:
+    """Return the name, or the first free one of NAME-2, NAME-3, ..., and add it to `taken`."""
+    free = next(n for n in itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2))) if n not in taken)
+    taken.add(free)
+    return free
 
 
-def locally(options: tuple[str, ...]) -> list[str]:
-    """Options without the logger of wandb: a trial that runs here logs to its own folder."""
+def without_wandb(options: tuple[str, ...]) -> list[str]:
+    """Return options without wandb's logger: a trial that runs here logs to its own folder."""
     kept: list[str] = []
     for word in options:
         option, _, value = word.partition("=")
@@ -231,19 +271,19 @@ def locally(options: tuple[str, ...]) -> list[str]:
 
 
 def is_wandb(config: str) -> bool:
-    """Whether a config is the shipped one that logs to wandb, by name or by path."""
+    """Return True for the shipped config that logs to wandb, given by name or by path."""
     try:
         return bool(config) and find_config(config).samefile(FOLDER / "trainer" / "wandb.yaml")
-    except ValueError:  # no such config, which is told where the trials are parsed
+    except ValueError:  # an unknown config is reported when the trials are parsed
         return False
 
 
-def name_of(sweep: Sweep, values: Mapping[str, Value], varied: list[str]) -> str:
-    """A trial's folder, from what it varies; the last word of a key, where that says which key it is."""
+def trial_name(sweep: Sweep, values: Mapping[str, Any], varied: list[str]) -> str:
+    """Return the name of a trial's folder: what it varies, by the last word of each key where that is unambiguous."""
     last = [key.rpartition(".")[2] for key in varied]
     parts = []
     for key, word in zip(varied, last, strict=True):
-        text = spelt(values[key])
+        text = as_option(values[key])
         text = Path(text).stem if text.endswith((".yaml", ".yml")) else text
         value = re.sub(r"[^A-Za-z0-9.+_-]+", "_", text).strip("_")
         label = (key if last.count(word) > 1 else word).replace("seed_everything", "seed")
@@ -254,6 +294,6 @@ def name_of(sweep: Sweep, values: Mapping[str, Value], varied: list[str]) -> str
     return f"{name[: NAME_LENGTH - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def spelt(value: Value) -> str:
-    """A value on the command line."""
+def as_option(value: Any) -> str:
+    """Return a value as the command line spells it."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""What a folder knows of its trial, in `trial.json`: how it was begun, and what became of it."""
+"""State of a trial, in `trial.json` in its folder: its options, and whether it is done."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ BEGUN, DONE, FAILED = "begun", "done", "failed"
 
 
 def check_same(trial: Trial, run: Path) -> None:
-    """Refuse a folder whose trial was begun with other options, or with other contents of its config files.
+    """Refuse a folder whose trial was started with other options or other contents of its config files.
 
     Raises:
         UserError: naming what differs.
@@ -22,28 +22,28 @@ def check_same(trial: Trial, run: Path) -> None:
     state = read_state(run)
     if state is None:
         if any((run / name).is_file() for name in (LAST_FILE, BEST_FILE)):
-            raise UserError(f"{run} holds a run that no sweep began; choose another --root, or move it away")
+            raise UserError(f"{run} holds a run that no sweep started; choose another --root, or move it away")
         return
     before, now = state["arguments"], list(trial.arguments)
     if before != now:
         changed = [a for a in now if a not in before] or [a for a in before if a not in now] or now
         raise UserError(
-            f"{run} was begun with other options ({' '.join(changed)} differs); choose another --root, or delete it"
+            f"{run} was started with other options ({' '.join(changed)} differs); choose another --root, or delete it"
         )
-    is_kept = state["status"] != FAILED or (run / LAST_FILE).is_file()  # all others are begun anew
+    is_kept = state["status"] != FAILED or (run / LAST_FILE).is_file()  # other failed trials start over
     known = state.get("fingerprint")
     if is_kept and None not in (known, trial.fingerprint) and known != trial.fingerprint:
         raise UserError(
-            f"{run} was begun with other settings, in a config file or a default that has changed since; put them "
+            f"{run} was started with other settings, in a config file or a default that has changed since; put them "
             "back, choose another --root, or delete it"
         )
 
 
 def read_state(run: Path) -> dict[str, Any] | None:
-    """What is known of a trial; None where it has not begun.
+    """Read the state of a trial; None if it has not started.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is corrupt.
     """
     path = run / STATE
     if not path.is_file():
@@ -52,12 +52,12 @@ def read_state(run: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         assert {"status", "arguments"} <= state.keys()
     except (ValueError, AssertionError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete {run} to run the trial again") from error
+        raise UserError(f"{path} is corrupt ({error}); delete {run} to run the trial again") from error
     return state
 
 
 def write_state(run: Path, trial: Trial, status: str, message: str = "") -> None:
-    """Keep what is known of a trial."""
+    """Write the state of a trial."""
     run.mkdir(parents=True, exist_ok=True)
     state = {
         "status": status,

@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from conftest import tiny_transformer, write_midi
-from dsmr.analyze.ablation import savings, variants
 from dsmr.analyze.distances import AttentionDistances, attention_weights
-from dsmr.analyze.notes import HeardNotes, heard, places
-from dsmr.analyze.streams import evaluate, piece_nll, window_nll
-from dsmr.analyze.suggest import check_budget, half, suggest
+from dsmr.analyze.layers import ablated_horizons, analyze_memory, check_layers, memory_savings
+from dsmr.analyze.notes import NoteSavings, note_savings, remembered_passages
+from dsmr.analyze.streams import piece_nll, score_pieces, window_nll
+from dsmr.analyze.suggest import check_budget, half_budget, suggest_horizons
 from dsmr.attention.attend import attend
 from dsmr.cli import main
 from dsmr.cli.by_piece import is_as_in_training
@@ -54,7 +54,7 @@ def test_attention_without_a_preference_falls_where_the_rule_says(rule: Rule, tm
     watched = AttentionDistances(model, 16 + 8)
     data = recall_data(tmp_path)
     with watched.watching():
-        evaluate(model, data, watched.watch)
+        score_pieces(model, data, watch=watched.watch)
     assert watched.starts == (0, 1, 2, 4, 8, 16)
     lengths = [data.store.pieces[number].length - 1 for number in data.pieces("validation")]
     wanted, memory = np.zeros((3, 6)), np.zeros(3)
@@ -101,7 +101,7 @@ def test_the_weights_that_are_counted_are_those_that_attend(
     monkeypatch.setattr("dsmr.model.blocks.attend", look)
     watched = AttentionDistances(model, 16 + 8)
     with watched.watching():
-        evaluate(model, recall_data(tmp_path), watched.watch)
+        score_pieces(model, recall_data(tmp_path), watch=watched.watch)
     assert len(counted) == 2 * len(attended) > 2 * 3
     for number, (value_BKSD, wanted_BHTD) in enumerate(attended):
         weights_BHTS = torch.cat(counted[2 * number : 2 * number + 2], dim=2)
@@ -110,33 +110,32 @@ def test_the_weights_that_are_counted_are_those_that_attend(
 
 def test_watching_changes_no_result_and_ends(tmp_path: Path) -> None:
     model, data = tiny_transformer("1x16+1x4+1x0", vocab_size=392), recall_data(tmp_path)
-    plain = evaluate(model, data)
+    plain = score_pieces(model, data)
     watched = AttentionDistances(model, 24)
     with watched.watching():
-        seen = evaluate(model, data, watched.watch)
+        seen = score_pieces(model, data, watch=watched.watch)
     np.testing.assert_array_equal(seen.nll_PF, plain.nll_PF)
     before = watched.mass_LHN.clone()
-    evaluate(model, data)
+    score_pieces(model, data)
     assert torch.equal(before, watched.mass_LHN)
     assert watched.shares()[2].sum() == pytest.approx(2)
 
 
 def test_a_memory_that_is_taken_away_is_that_of_other_horizons(tmp_path: Path) -> None:
     model, data = tiny_transformer("1x16+1x4+1x0", vocab_size=392), recall_data(tmp_path)
-    assert variants((16, 4, 0)) == {"0": (0, 4, 0), "1": (16, 0, 0), "all": (0, 0, 0)}
+    assert ablated_horizons((16, 4, 0)) == {"0": (0, 4, 0), "1": (16, 0, 0), "all": (0, 0, 0)}
     without = {}
-    for name, horizons in variants(model.horizons).items():
-        with model.remembering(horizons):
-            without[name] = evaluate(model, data)
+    for name, horizons in ablated_horizons(model.horizons).items():
+        without[name] = score_pieces(model, data, horizons=horizons)
         own = tiny_transformer("+".join(f"1x{h}" for h in horizons), vocab_size=392)
         own.load_state_dict(model.state_dict())
-        np.testing.assert_allclose(without[name].nll_PF, evaluate(own, data).nll_PF, rtol=1e-9)
+        np.testing.assert_allclose(without[name].nll_PF, score_pieces(own, data).nll_PF, rtol=1e-9)
     assert model.horizons == (16, 4, 0)
-    whole = evaluate(model, data)
-    saved = savings(whole, without)["all"].difference.value
+    whole = score_pieces(model, data)
+    saved = memory_savings(whole, without)["all"].difference.value
     assert saved == pytest.approx((without["all"].nll_P - whole.nll_P).sum() / whole.notes_P.sum())
     with pytest.raises(ValueError, match="keeps no memory"):
-        variants((0, 0))
+        check_layers(tiny_transformer("3x0"))
     with pytest.raises(ValueError, match="multiple"), model.remembering((3, 0, 0)):
         pass
     assert model.horizons == (16, 4, 0)
@@ -145,7 +144,7 @@ def test_a_memory_that_is_taken_away_is_that_of_other_horizons(tmp_path: Path) -
 def test_a_piece_alone_has_the_nats_that_it_has_in_a_lane(midi_folder: Path, tmp_path: Path) -> None:
     data = MusicData(str(midi_folder), segment_length=8, num_lanes=2, transpose=0, cache_dir=str(tmp_path / "cache"))
     model = tiny_transformer("1x16+1x4+1x0", vocab_size=data.vocab_size)
-    whole = evaluate(model, data)
+    whole = score_pieces(model, data)
     for number in data.pieces("validation"):
         piece = data.store.pieces[number]
         ids = data.store.tokens[piece.start : piece.start + piece.length].astype(np.int64)
@@ -187,24 +186,24 @@ def loss(worth: list[dict[int, float]]):
 
 def test_memory_is_taken_from_where_it_is_missed_least() -> None:
     only_middle = loss([{0: 0.0}, {0: 0.0, 512: 1.0}, {0: 0.0}])
-    assert suggest((512, 512, 512), 512, 64, only_middle).horizons == (0, 512, 0)
+    assert suggest_horizons((512, 512, 512), 512, 64, only_middle).horizons == (0, 512, 0)
     spread = loss([{0: 0, 64: 0.5, 128: 0.8, 256: 0.9, 512: 0.95}, {0: 0, 64: 0.1, 128: 0.2, 256: 0.35, 512: 0.6}])
-    found = suggest((512, 512), 640, 64, spread)
+    found = suggest_horizons((512, 512), 640, 64, spread)
     assert found.horizons == (128, 512)
     best = min((per_piece(spread(pair)), pair) for pair in product(range(0, 513, 64), repeat=2) if sum(pair) == 640)
     assert per_piece(found.predicted) == pytest.approx(best[0])
     assert found.steps[0][0] == (512, 512)
     for budget in (0, 64, 192, 448, 832, 1024):
-        assert sum(suggest((512, 512), budget, 64, spread).horizons) == budget
+        assert sum(suggest_horizons((512, 512), budget, 64, spread).horizons) == budget
     for budget in (-64, 100, 1088):
         with pytest.raises(ValueError, match="must be a multiple of 64 from 0 to 1024"):
-            suggest((512, 512), budget, 64, spread)
+            suggest_horizons((512, 512), budget, 64, spread)
 
 
 def test_a_budget_that_is_named_to_begin_with_is_taken() -> None:
-    assert half((320, 128), 64) == 192
+    assert half_budget((320, 128), 64) == 192
     for trained in ((64,), (320, 128), (128, 64, 0)):
-        check_budget(trained, half(trained, 64), 64)
+        check_budget(trained, half_budget(trained, 64), 64)
 
 
 def test_what_a_layer_is_worth_is_measured_again_once_others_have_lost_theirs() -> None:
@@ -214,7 +213,7 @@ def test_what_a_layer_is_worth_is_measured_again_once_others_have_lost_theirs() 
         missing = (max(first, second) < 512) + 0.01 * (first < 512) + 0.1 * (third < 512)
         return table(np.full(12, 10 * (5 + missing)), np.full(12, 10.0))
 
-    assert suggest((512, 512, 512), 768, 64, either).horizons == (512, 0, 256)
+    assert suggest_horizons((512, 512, 512), 768, 64, either).horizons == (512, 0, 256)
 
 
 def per_piece(found: PieceTable) -> float:
@@ -225,10 +224,10 @@ def test_the_most_remembered_places_do_not_overlap() -> None:
     onset_N = np.arange(0, 40, 0.5)
     saved_N = np.zeros(80)
     saved_N[20:24], saved_N[22], saved_N[60] = 1.0, 5.0, 2.0
-    notes = HeardNotes(np.full(80, 60), onset_N, np.full(80, 0.1), saved_N, saved_N)
-    found = places(notes)
+    notes = NoteSavings(np.full(80, 60), onset_N, np.full(80, 0.1), saved_N, saved_N)
+    found = remembered_passages(notes)
     assert [(place.start, place.saved, place.num_notes) for place in found] == [(10.0, 8.0, 4), (28.5, 2.0, 4)]
-    assert len(places(notes, count=1)) == 1
+    assert len(remembered_passages(notes, count=1)) == 1
 
 
 def test_nats_are_given_to_the_note_that_they_announce(midi_folder: Path) -> None:
@@ -237,7 +236,7 @@ def test_nats_are_given_to_the_note_that_they_announce(midi_folder: Path) -> Non
     model = tiny_transformer("1x16+1x4+1x0", vocab_size=len(tokenizer.vocab))
     score, _ = read_midi(next(midi_folder.rglob("*.mid")).read_bytes())
     ids = [int(id_) for id_ in encode(tokenizer, score).ids]
-    notes = heard(model, tokenizer, ids)
+    notes = note_savings(model, tokenizer, ids)
     saved_N = window_nll(model, torch.tensor(ids)) - piece_nll(model, torch.tensor(ids))
     ons = [n for n, id_ in enumerate(ids) if names(tokenizer)[id_].startswith("NoteOn")]
     pitches = [int(names(tokenizer)[ids[n]].split("_")[1]) for n in ons]
@@ -247,7 +246,7 @@ def test_nats_are_given_to_the_note_that_they_announce(midi_folder: Path) -> Non
     assert notes.saved_N[2] == pytest.approx(float(saved_N[third].sum()))
     assert notes.saved_pitch_N[2] == pytest.approx(float(saved_N[ons[2] - 1]))
     with pytest.raises(ValueError, match="keeps no memory"):
-        heard(tiny_transformer("3x0", vocab_size=len(tokenizer.vocab)), tokenizer, ids)
+        note_savings(tiny_transformer("3x0", vocab_size=len(tokenizer.vocab)), tokenizer, ids)
 
 
 def names(tokenizer: Performance) -> dict[int, str]:
@@ -304,7 +303,7 @@ def test_a_run_keeps_the_pieces_of_its_best_weights(run: Path, tmp_path: Path) -
     np.testing.assert_allclose(found.nll_PF.sum(axis=1), found.nll_PK.sum(axis=1))
     model = load_model(run).backbone
     data = MusicData(recall=RecallTask(num_train=16, num_validation=4), segment_length=64, num_lanes=4, transpose=0)
-    np.testing.assert_allclose(evaluate(model, data).nll_P, found.nll_P, rtol=1e-5)
+    np.testing.assert_allclose(score_pieces(model, data).nll_P, found.nll_P, rtol=1e-5)
 
 
 def test_other_weights_and_other_memories_leave_the_pieces_alone(
@@ -361,21 +360,42 @@ def test_an_exported_model_keeps_the_pieces_of_its_own_horizons(run: Path, tmp_p
     assert validate(folder, tmp_path / "b.json")["by_piece"] == str(folder / "pieces.csv")
 
 
-def test_ablation_tells_what_each_layer_is_worth(
+def test_the_worth_of_each_memory_is_the_difference_of_two_validations(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = validate(run, tmp_path / "v.json", "--ablate")
-    assert set(result["ablated"]) == {"0", "1", "all"}
-    lines = capsys.readouterr().out.splitlines()
-    layers = [line for line in lines if " layer" in line]
-    assert len(layers) == 3
-    assert not any("[" in line for line in layers), "no interval of four pieces"
-    assert sum(NO_INTERVAL in line for line in lines) == 2, "once for the figures, once for the layers"
-    without = validate(run, tmp_path / "w.json", "--model.horizons", "2x0")
-    difference = without["metrics"]["val/nats_per_note"] - result["metrics"]["val/nats_per_note"]
-    assert result["ablated"]["all"]["value"] == pytest.approx(difference, abs=1e-5)
-    assert dsmr("validate", "--checkpoint", run.parent / "none", "--ablate") == 2
-    assert "keeps no memory" in capsys.readouterr().err
+    for split, command in (("validation", "validate"), ("test", "test")):
+        options = ["--split", split, "--folder", tmp_path, "--output", tmp_path / "a.json"]
+        capsys.readouterr()
+        assert dsmr("analyze", "--checkpoint", run, *options) == 0
+        result = json.loads((tmp_path / "a.json").read_text())
+        assert set(result["ablated"]) == {"0", "1", "all"}
+        lines = capsys.readouterr().out.splitlines()
+        layers = [line for line in lines if line.startswith(("  layer", "  all layers"))]
+        assert len(layers) == 3
+        assert not any("[" in line for line in layers), "no interval of four pieces"
+        assert sum(NO_INTERVAL in line for line in lines) == 1
+        prefix = "val" if split == "validation" else "test"
+        for name, horizons in (("0", "1x0+1x64"), ("1", "1x320+1x0"), ("all", "2x0")):
+            with_without = [
+                validate(run, tmp_path / "v.json", *options, command=command)["metrics"][f"{prefix}/nats_per_note"]
+                for options in ((), ("--model.horizons", horizons))
+            ]
+            assert result["ablated"][name]["value"] == pytest.approx(with_without[1] - with_without[0], abs=1e-5)
+        assert [layer["saved"] for layer in result["layers"]] == [result["ablated"][name] for name in ("0", "1")]
+        assert result["all_layers_saved"] == result["ablated"]["all"]
+        assert result["nats_per_note"] == pytest.approx(with_without[0], rel=1e-6)
+
+
+def test_reports_print_and_serialise_from_python(tmp_path: Path) -> None:
+    model, data = tiny_transformer("1x16+1x4+1x0", vocab_size=392), recall_data(tmp_path)
+    passes: list[int] = []
+    report = analyze_memory(model, data, on_pass=lambda: passes.append(1))
+    assert len(passes) == 4
+    assert [line[:9] for line in report.lines()[1:5]] == ["  layer 2", "  layer 1", "  layer 0", "  all lay"]
+    assert json.loads(json.dumps(report.as_dict()))["layers"][2]["saved"] is None
+    data.windows = object()
+    with pytest.raises(ValueError, match="isolated windows"):
+        analyze_memory(model, data)
 
 
 def test_report_says_who_is_better_in_pairs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -466,6 +486,8 @@ def test_a_piece_is_heard_note_by_note(run: Path, tmp_path: Path) -> None:
         (["--checkpoint", "{root}/smoke", "--budget", "192", "--trained", "gone"], "gone: no such run"),
         (["--checkpoint", "{root}/smoke", "--budget", "192", "--trained", "{root}/bare"], "has no pieces.csv"),
         (["--checkpoint", "{root}/smoke", "--device", "foo"], "--device foo"),
+        (["--checkpoint", "{root}/smoke", "--split", "train"], "--split train is not one of"),
+        (["--checkpoint", "{root}/smoke", "--split", "test", "--budget", "192"], "leave out --split test"),
         (["--checkpoint", "{root}/smoke", "--model.horizons", "2x64"], "trained with horizons = 1x320+1x64"),
         (["--checkpoint", "{root}/smoke", "--folder", "{root}/smoke/config.yaml"], "config.yaml cannot be made"),
     ],
@@ -485,7 +507,7 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     def measure(*_: object) -> None:
         raise AssertionError("measured before the mistake was found")
 
-    monkeypatch.setattr("dsmr.cli.analyze_command.evaluate", measure)
+    monkeypatch.setattr("dsmr.analyze.layers.score_pieces", measure)
     given = [argument.format(root=run.parent) for argument in arguments]
     assert dsmr("analyze", "--folder", tmp_path, *given) == 2
     line = capsys.readouterr().err.splitlines()[-1]

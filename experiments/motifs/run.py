@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from symusic import Note, Score, Track
 
-from dsmr.analyze.memory_plots import clock
+from dsmr.analyze.notes import minutes_seconds
 from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 from dsmr.cli import main as dsmr
 
@@ -154,7 +154,7 @@ def main() -> None:
         if number == 0:
             (options.output / "heard.png").write_bytes((model / "analysis" / f"{path.stem}.png").read_bytes())
             begins = np.flatnonzero(np.diff((piece.label_N == FAR).astype(int)) == 1) + 1 - KNOWN
-            print("returns from far begin at", ", ".join(clock(n * TICKS_PER_NOTE / 100) for n in begins))
+            print("returns from far begin at", ", ".join(minutes_seconds(n * TICKS_PER_NOTE / 100) for n in begins))
     saved_N, label_N = np.concatenate(saved), np.concatenate(label)
     result = {
         "command": "python experiments/motifs/motifs.py",

@@ -1,4 +1,4 @@
-"""Pictures of what memory hears. They need matplotlib, which comes with `dsmr[app]`."""
+"""Plots of attention by distance and of savings by note. They need matplotlib, which `dsmr[app]` installs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +9,20 @@ import numpy as np
 from dsmr.results.plotting import BAR, FAINT, LINE, make_panels
 
 if TYPE_CHECKING:
-    from dsmr.analyze.notes import HeardNotes, Place
+    from dsmr.analyze.notes import NoteSavings, Passage
 
 
 def plot_distances(
     shares_LHN: Any, starts: Sequence[int], horizons: Sequence[int], segment_length: int, path: Path
 ) -> None:
-    """How attention falls with distance: a panel for each layer, its heads thin, their mean thick.
+    """Plot attention by distance, one panel per layer: heads as thin lines, their mean as a thick one.
 
     Args:
-        shares_LHN: share of a query's attention by class of distances, for each layer and head.
+        shares_LHN: share of a query's attention by layer, head and class of distances.
         starts: first distance of each class, in tokens.
         horizons: of the layers.
         segment_length: T.
-        path: picture to write.
+        path: image file.
 
     Raises:
         UserError: matplotlib is missing.
@@ -43,26 +43,26 @@ def plot_distances(
         axes.set_ylim(0, 1.3 * shares.max())
         axes.set_xticks(where[::2], labels[::2], rotation=45)
         axes.grid(axis="y", linewidth=0.3, color=FAINT)
-    figure.supxlabel("tokens back, from (grey: the segment's length, red: the horizon)", fontsize=8)
+    figure.supxlabel("distance in tokens, from (grey: segment length, red: horizon)", fontsize=8)
     figure.supylabel("share of attention", fontsize=8)
     figure.savefig(path, dpi=150)
 
 
-def plot_heard(notes: "HeardNotes", places: "Sequence[Place]", path: Path, *, title: str = "") -> None:
-    """A piano roll whose notes are coloured by the nats that memory saved, with the most remembered places.
+def plot_note_savings(notes: "NoteSavings", passages: "Sequence[Passage]", path: Path, *, title: str = "") -> None:
+    """Plot a piano roll, coloured by the nats that memory saved in each note.
 
     Args:
         notes: of the piece.
-        places: marked above the notes, by their rank.
-        path: picture to write.
-        title: above it.
+        passages: marked above the notes with their ranks.
+        path: image file.
+        title: of the plot.
 
     Raises:
         UserError: matplotlib is missing.
     """
     figure, (axes,) = make_panels(1, height=3.6, columns=1)
     limit = max(float(np.quantile(np.abs(notes.saved_N), 0.98)), 0.1)
-    order = np.argsort(notes.saved_N)  # what memory helped with lies on top
+    order = np.argsort(notes.saved_N)  # draws the notes that memory helped with on top
     bars = axes.barh(
         notes.pitch_N[order], np.maximum(notes.duration_N[order], 0.02), left=notes.onset_N[order], height=0.9
     )
@@ -75,9 +75,9 @@ def plot_heard(notes: "HeardNotes", places: "Sequence[Place]", path: Path, *, ti
     for bar, shade in zip(bars, shades, strict=True):
         bar.set_facecolor(shade)
     top = max(108, int(notes.pitch_N.max())) + 1
-    for rank, place in enumerate(places, start=1):
-        axes.axvspan(place.start, place.end, color=LINE, alpha=0.12, linewidth=0)
-        axes.text((place.start + place.end) / 2, top, str(rank), fontsize=7, ha="center", va="bottom")
+    for rank, passage in enumerate(passages, start=1):
+        axes.axvspan(passage.start, passage.end, color=LINE, alpha=0.12, linewidth=0)
+        axes.text((passage.start + passage.end) / 2, top, str(rank), fontsize=7, ha="center", va="bottom")
     axes.set_yticks([24, 36, 48, 60, 72, 84, 96], ["C1", "C2", "C3", "C4", "C5", "C6", "C7"])
     axes.set_ylim(min(21, int(notes.pitch_N.min())) - 1, top)
     axes.set_xlim(0, float((notes.onset_N + notes.duration_N).max()))
@@ -89,13 +89,8 @@ def plot_heard(notes: "HeardNotes", places: "Sequence[Place]", path: Path, *, ti
 
 
 def _mapping(limit: float) -> Any:
-    """Colours from what memory spoiled, over nothing, to what it saved."""
+    """Map nats to colours, with zero in the middle."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     return ScalarMappable(Normalize(-limit, limit), "coolwarm")
-
-
-def clock(seconds: float) -> str:
-    """`3:07.5`, minutes and seconds."""
-    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"

@@ -1,7 +1,9 @@
-"""Which notes memory helped to foresee: nats that it saved, note by note."""
+"""The notes that memory helps to predict: nats saved note by note in one piece."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ from symusic import Score
 
 from dsmr import UserError
 from dsmr.analyze.streams import piece_nll, window_nll
-from dsmr.data.tokenizer import decode
+from dsmr.data.midi import read_midi
+from dsmr.data.sources import Refused
+from dsmr.data.tokenizer import decode, encode
 from dsmr.data.vocabulary import note_on_mask
 from dsmr.model import Backbone
 
@@ -20,15 +24,15 @@ FLOAT = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class HeardNotes:
-    """The notes of a piece in the order of their onsets, and what memory saved in each.
+class NoteSavings:
+    """The notes of a piece in order of their onsets, with what memory saved in each.
 
     Attributes:
         pitch_N: MIDI pitch.
         onset_N: seconds.
         duration_N: seconds.
-        saved_N: nats: of all tokens since the note before it, up to its own.
-        saved_pitch_N: nats of the note's own token alone, which says the pitch.
+        saved_N: nats over all tokens after the previous note-on, up to and including the note's own.
+        saved_pitch_N: nats of the note-on token alone, which carries the pitch.
     """
 
     pitch_N: NDArray[np.int64]
@@ -39,14 +43,14 @@ class HeardNotes:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A stretch of music that memory helped with.
+class Passage:
+    """A stretch of music that memory helped to predict.
 
     Attributes:
         start: seconds.
         end: seconds.
         saved: nats, over all its notes.
-        num_notes: that begin there.
+        num_notes: notes that begin in it.
     """
 
     start: float
@@ -55,8 +59,67 @@ class Place:
     num_notes: int
 
 
-def heard(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> HeardNotes:
-    """What memory saved in each note of a piece.
+@dataclass(frozen=True)
+class PieceReport:
+    """Results of `analyze_piece`.
+
+    Attributes:
+        path: of the MIDI file.
+        notes: savings by note.
+        passages: those in which memory saved most, the most first.
+    """
+
+    path: Path
+    notes: NoteSavings
+    passages: tuple[Passage, ...]
+
+    def lines(self) -> list[str]:
+        """The piece's total and its passages."""
+        total, count = float(self.notes.saved_N.sum()), len(self.notes.pitch_N)
+        lines = [
+            f"{self.path.name}: {count:,} notes, {total:+.1f} nats saved by memory, {total / count:+.3f} per note; "
+            "the passages where it saved most:"
+        ]
+        for rank, one in enumerate(self.passages, start=1):
+            span = f"{minutes_seconds(one.start)} to {minutes_seconds(one.end)}"
+            lines.append(f"  {rank:>2}.  {span}  {one.saved:7.2f} nats in {one.num_notes} notes")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """All results, for JSON."""
+        return {
+            "piece": str(self.path),
+            "notes": len(self.notes.pitch_N),
+            "saved": float(self.notes.saved_N.sum()),
+            "places": [asdict(passage) for passage in self.passages],
+            "by_note": {name: part.tolist() for name, part in vars(self.notes).items()},
+        }
+
+
+def analyze_piece(backbone: Backbone, tokenizer: MusicTokenizer, path: Path) -> PieceReport:
+    """Measure which notes of a MIDI file memory helps to predict.
+
+    Raises:
+        UserError: the file cannot be used, or is too short to need memory.
+    """
+    try:
+        score, _ = read_midi(path.expanduser().read_bytes())
+        ids = [int(id_) for id_ in encode(tokenizer, score).ids]
+    except OSError as error:
+        raise UserError(f"--piece {path} cannot be read ({error.strerror or error})") from error
+    except Refused as refused:
+        raise UserError(f"--piece {path} cannot be used: {refused}") from refused
+    if len(ids) - 1 <= backbone.segment_length:
+        raise UserError(
+            f"--piece {path} has {len(ids):,} tokens, which fit into one segment of {backbone.segment_length} and "
+            "need no memory; give a longer piece"
+        )
+    notes = note_savings(backbone, tokenizer, ids)
+    return PieceReport(path, notes, tuple(remembered_passages(notes)))
+
+
+def note_savings(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> NoteSavings:
+    """Measure the nats that memory saves in each note of a piece.
 
     Args:
         backbone: in evaluation mode, with memory.
@@ -64,22 +127,22 @@ def heard(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> 
         ids: BOS, events, EOS.
 
     Raises:
-        UserError: the model keeps no memory, or the tokenizer's notes are not those of its tokens.
+        UserError: the model keeps no memory, or the decoded notes do not match the tokens.
     """
     if not any(backbone.horizons):
-        raise UserError("this model keeps no memory, so that it saved nothing; use one with horizons above 0")
+        raise UserError("this model keeps no memory, so it saves nothing; use one with horizons above 0")
     ids_N = torch.tensor(list(ids), dtype=torch.int64)
     saved_N = (window_nll(backbone, ids_N) - piece_nll(backbone, ids_N)).cpu().double().numpy()
     begins = np.flatnonzero(note_on_mask(tokenizer)[ids_N[1:].numpy()])
     totals = np.concatenate([[0.0], saved_N.cumsum()])
     before = np.concatenate([[0], begins[:-1] + 1])
-    notes = in_order(decode(tokenizer, list(ids)))
+    notes = notes_in_order(decode(tokenizer, list(ids)))
     if len(notes["pitch"]) != len(begins):
         raise UserError(
-            f"the tokens begin {len(begins)} notes, but {len(notes['pitch'])} come back from them; "
-            "which note is which cannot be told with this tokenizer"
+            f"the tokens begin {len(begins)} notes, but decode to {len(notes['pitch'])}; this tokenizer does not "
+            "allow savings by note"
         )
-    return HeardNotes(
+    return NoteSavings(
         notes["pitch"].astype(np.int64),
         notes["time"].astype(np.float64),
         notes["duration"].astype(np.float64),
@@ -88,7 +151,7 @@ def heard(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> 
     )
 
 
-def in_order(score: Score) -> dict[str, NDArray[np.float64]]:
+def notes_in_order(score: Score) -> dict[str, NDArray[np.float64]]:
     """Notes in the order in which tokens begin them: by onset, then by pitch."""
     notes = score.to("second").tracks[0].notes.numpy()
     ticks = score.tracks[0].notes.numpy()["time"]
@@ -96,16 +159,21 @@ def in_order(score: Score) -> dict[str, NDArray[np.float64]]:
     return {name: part[order] for name, part in notes.items()}
 
 
-def places(notes: HeardNotes, count: int = 10, seconds: float = WINDOW_SECONDS) -> list[Place]:
-    """The stretches where memory saved most, none of which overlap, the most first."""
+def remembered_passages(notes: NoteSavings, count: int = 10, seconds: float = WINDOW_SECONDS) -> list[Passage]:
+    """Passages in which memory saved most, without overlaps, the most first."""
     ends = np.searchsorted(notes.onset_N, notes.onset_N + seconds, side="left")
     totals = np.concatenate([[0.0], notes.saved_N.cumsum()])
     saved = totals[ends] - totals[:-1]
-    found: list[Place] = []
+    found: list[Passage] = []
     for n in np.argsort(-saved, kind="stable"):
         start = float(notes.onset_N[n])
         if len(found) == count or saved[n] <= 0:
             break
         if all(abs(start - other.start) >= seconds for other in found):
-            found.append(Place(start, start + seconds, float(saved[n]), int(ends[n] - n)))
+            found.append(Passage(start, start + seconds, float(saved[n]), int(ends[n] - n)))
     return found
+
+
+def minutes_seconds(seconds: float) -> str:
+    """Format a time as minutes and seconds, such as `3:07.5`."""
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"

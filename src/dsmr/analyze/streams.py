@@ -1,49 +1,59 @@
-"""Evaluation over whole pieces without a trainer: as `dsmr validate` scores them, in one precision."""
+"""Evaluation of whole pieces without a trainer: the scores of `dsmr validate`, in the precision of the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsmr.batch import IGNORED, Segment
+from dsmr.data.sources import Split
 from dsmr.model import Backbone
 from dsmr.results.piece_table import PieceTable
 from dsmr.training.metrics import PieceNLL
 from dsmr.training.module import piece_table, token_nll
 
-Watch = Callable[[Segment], None]
-
 
 @torch.no_grad()
-def evaluate(backbone: Backbone, data: Any, watch: Watch | None = None) -> PieceTable:
-    """Results by piece on the validation split.
+def score_pieces(
+    backbone: Backbone,
+    data: Any,
+    *,
+    split: Split = "validation",
+    horizons: Sequence[int] | None = None,
+    watch: Callable[[Segment], None] | None = None,
+) -> PieceTable:
+    """Compute the loss of every piece of a split.
 
     Args:
         backbone: in evaluation mode, on its device.
-        data: the datamodule; its stride says which pieces.
-        watch: called with every batch before the network reads it.
+        data: the datamodule; its `validation_stride` selects the validation pieces.
+        split: validation or test.
+        horizons: other horizons for the same weights; None keeps those of the network.
+        watch: called with each batch before the network reads it.
     """
     device = next(backbone.parameters()).device
     metric = PieceNLL(len(data.store.pieces), len(data.families)).to(device)
     family_V = torch.from_numpy(data.token_families).to(device)
-    memory = backbone.init_memory(data.num_lanes)
-    for given in data.val_dataloader():
-        batch = type(given)(*(part.to(device) if isinstance(part, Tensor) else part for part in given))
-        if watch is not None:
-            watch(batch)
-        logits_BTV, update = backbone(batch.tokens_BT, memory, batch.is_start_B)
-        memory.commit(update)
-        nll_BT = token_nll(logits_BTV, batch.targets_BT)
-        family_BT = family_V[batch.targets_BT.clamp(min=0)]
-        is_real_BT = batch.targets_BT != IGNORED
-        metric.update(nll_BT, is_real_BT, batch.piece_B, batch.position_B, family_BT, batch.microseconds_B)
+    with nullcontext() if horizons is None else backbone.remembering(horizons):
+        memory = backbone.init_memory(data.num_lanes)
+        for given in data.test_dataloader() if split == "test" else data.val_dataloader():
+            batch = type(given)(*(part.to(device) if isinstance(part, Tensor) else part for part in given))
+            if watch is not None:
+                watch(batch)
+            logits_BTV, update = backbone(batch.tokens_BT, memory, batch.is_start_B)
+            memory.commit(update)
+            nll_BT = token_nll(logits_BTV, batch.targets_BT)
+            family_BT = family_V[batch.targets_BT.clamp(min=0)]
+            is_real_BT = batch.targets_BT != IGNORED
+            metric.update(nll_BT, is_real_BT, batch.piece_B, batch.position_B, family_BT, batch.microseconds_B)
     return piece_table(metric, data)
 
 
 @torch.no_grad()
 def piece_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
-    """Nats of every token of one piece but its first, (N - 1,), with the memory as it is.
+    """Nats of every token of one piece but its first, (N - 1,), with memory.
 
     Args:
         backbone: in evaluation mode.
@@ -53,7 +63,7 @@ def piece_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
     memory, found = backbone.init_memory(1), []
     inputs_N, targets_N = ids_N[:-1].to(device), ids_N[1:].to(device)
     for first in range(0, len(inputs_N), length):
-        tokens_1T, targets_1T = padded(inputs_N, first, length, 0), padded(targets_N, first, length, IGNORED)
+        tokens_1T, targets_1T = padded_lane(inputs_N, first, length, 0), padded_lane(targets_N, first, length, IGNORED)
         logits_BTV, update = backbone(tokens_1T, memory, torch.tensor([first == 0], device=device))
         memory.commit(update)
         found.append(token_nll(logits_BTV, targets_1T)[0, : len(inputs_N) - first])
@@ -64,8 +74,9 @@ def piece_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
 def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
     """Nats of every token of one piece but its first, (N - 1,), without memory.
 
-    Read in windows of a segment that overlap by half, so that every token but the piece's first ones has at least
-    half a segment before it: what is lost is what memory held, not that a segment had to begin somewhere.
+    The piece is read in windows of a segment that overlap by half, so that every token beyond the first half segment
+    has at least half a segment of context. The difference from `piece_nll` is then due to memory, and not to the
+    place where a segment begins.
 
     Args:
         backbone: in evaluation mode.
@@ -76,11 +87,12 @@ def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
     inputs_N, targets_N = ids_N[:-1].to(device), ids_N[1:].to(device)
     dtype = torch.promote_types(next(backbone.parameters()).dtype, torch.float32)
     found_N = torch.zeros(len(inputs_N), dtype=dtype, device=device)
+    is_start_1 = torch.ones(1, dtype=torch.bool, device=device)
     with backbone.remembering((0,) * len(backbone.horizons)):
         for first in range(0, max(len(inputs_N) - length, 0) + half, half):
-            tokens_1T, targets_1T = padded(inputs_N, first, length, 0), padded(targets_N, first, length, IGNORED)
-            memory = backbone.init_memory(1)
-            logits_BTV, _ = backbone(tokens_1T, memory, torch.ones(1, dtype=torch.bool, device=device))
+            tokens_1T = padded_lane(inputs_N, first, length, 0)
+            targets_1T = padded_lane(targets_N, first, length, IGNORED)
+            logits_BTV, _ = backbone(tokens_1T, backbone.init_memory(1), is_start_1)
             nll_T = token_nll(logits_BTV, targets_1T)[0].to(dtype)
             context = half if first else 0
             end = min(first + length, len(inputs_N))
@@ -88,7 +100,7 @@ def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
     return found_N
 
 
-def padded(ids_N: Tensor, first: int, length: int, fill: int) -> Tensor:
-    """A stretch of so many tokens as one lane, (1, T); filled up behind the end."""
+def padded_lane(ids_N: Tensor, first: int, length: int, fill: int) -> Tensor:
+    """Tokens [first, first + length) as one lane, (1, T), with `fill` beyond the end."""
     part = ids_N[first : first + length]
     return torch.nn.functional.pad(part, (0, length - len(part)), value=fill)[None]

@@ -1,33 +1,37 @@
-"""The schedule that a trained model suggests: memory is taken from where it is missed least, until a budget is met.
+"""Suggest a schedule: shorten the horizons of a trained model where that costs least, until they meet a budget.
 
-Greedy backward elimination: horizons are halved one layer at a time, each time where the loss grows least per token
-that becomes free, every step being measured with what was taken before. A layer's loss is measured again only when
-it comes first (the lazy greedy algorithm of Minoux, 1978), since what a layer is worth mostly grows as others lose
-theirs. What is predicted is measured too: the loss of the same weights with the suggested horizons.
+Greedy backward elimination halves one layer's horizon at a time, each time the one whose loss grows least per freed
+token, measured with all earlier cuts in place. A layer is measured again only when it comes first in the queue (the
+lazy greedy algorithm of Minoux, 1978), since a layer's worth mostly grows as other layers lose their memory. The
+result is measured too: the loss of the same weights with the suggested horizons.
 """
 
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dsmr import UserError
-from dsmr.results.piece_table import PieceTable
+from dsmr.analyze.layers import Horizons, interval_dict, nats_per_note
+from dsmr.model.horizons import format_horizons
+from dsmr.results.bootstrap import Comparison, Interval, compare_tables, ratio_interval
+from dsmr.results.piece_table import PIECES_FILE, PieceTable
+from dsmr.share.loading import find_checkpoint, load_model
 
-Horizons = tuple[int, ...]
-Score = Callable[[Horizons], PieceTable]
+SAME_PIECES = "chosen on these same pieces"
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What was found.
+    """Result of `suggest_horizons`.
 
     Attributes:
         horizons: suggested, bottom to top.
         trained: those of the model.
         predicted: results by piece of the model's weights with the suggested horizons.
-        whole: with its own.
-        steps: what was taken, one after another, with nats per note.
-        num_evaluations: how many horizons were measured.
+        whole: results by piece with its own horizons.
+        steps: horizons after each cut, with nats per note.
+        num_evaluations: number of horizons that were measured.
     """
 
     horizons: Horizons
@@ -37,72 +41,181 @@ class Suggestion:
     steps: tuple[tuple[Horizons, float], ...]
     num_evaluations: int
 
+    @property
+    def budget(self) -> int:
+        """Sum of the suggested horizons."""
+        return sum(self.horizons)
 
-def check_budget(trained: Horizons, budget: int, block: int) -> None:
-    """Refuse what `suggest` would refuse, before anything is measured; its arguments are those of `suggest`.
+    @property
+    def lost(self) -> Interval:
+        """Nats per note lost by the suggested horizons, without training with them."""
+        return compare_tables("suggested", "own", self.predicted, self.whole).difference
 
-    Raises:
-        UserError: a budget that the model's own horizons cannot be cut down to.
-    """
-    if budget % block or not 0 <= budget <= sum(trained):
-        raise UserError(
-            f"--budget {budget} must be a multiple of {block} from 0 to {sum(trained)}, which the model was trained "
-            "with: what more memory would be worth, it cannot tell"
+    def lines(self) -> list[str]:
+        """The suggestion, and its predicted cost."""
+        predicted, own = nats_per_note(self.predicted), nats_per_note(self.whole)
+        return [
+            f"suggested for {self.budget:,} tokens, after {self.num_evaluations} measurements: "
+            f"{format_horizons(self.horizons)}",
+            f"  predicted {predicted:.4f} nats per note (these weights with those horizons, {SAME_PIECES}), "
+            f"{self.lost:+.4f} against {own:.4f} with its own",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All results, for JSON."""
+        return {
+            "suggested": format_horizons(self.horizons),
+            "budget": self.budget,
+            "predicted_nats_per_note": nats_per_note(self.predicted),
+            "lost": interval_dict(self.lost),
+            "steps": [{"horizons": format_horizons(h), "nats_per_note": nats} for h, nats in self.steps],
+        }
+
+    def overlay(self) -> str:
+        """The suggestion as a YAML config for training."""
+        return (
+            f"# Suggested by dsmr analyze for a budget of {self.budget:,} tokens, from a model trained with\n"
+            f"# {format_horizons(self.trained)}: {nats_per_note(self.predicted):.4f} nats per note with these "
+            f"horizons and its own weights,\n# {nats_per_note(self.whole):.4f} with its own horizons; {SAME_PIECES}.\n"
+            f"model: {{horizons: {format_horizons(self.horizons)}}}\n"
         )
 
 
-def half(trained: Horizons, block: int) -> int:
-    """Half of what the model has, in whole blocks: a budget to begin with."""
+@dataclass(frozen=True)
+class SuggestedRun:
+    """A run that was trained with suggested horizons.
+
+    Attributes:
+        name: of its folder.
+        horizons: those of its training.
+        table: its results by piece.
+    """
+
+    name: str
+    horizons: Horizons
+    table: PieceTable
+
+    @classmethod
+    def read(cls, given: str) -> "SuggestedRun":
+        """Read a run.
+
+        Raises:
+            UserError: there is no such run, or it has no results by piece.
+        """
+        found = find_checkpoint(given)
+        folder = found if found.is_dir() else found.parent
+        path = folder / PIECES_FILE
+        if not path.is_file():
+            raise UserError(
+                f"--trained {given} has no {PIECES_FILE}; write it with dsmr validate --checkpoint {folder}"
+            )
+        return cls(folder.name, load_model(given).backbone.horizons, PieceTable.read(path))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A suggestion compared with a run that was trained with it.
+
+    Attributes:
+        name: of the run.
+        measured: its nats per note; None if it cannot be compared.
+        comparison: with the prediction; None likewise.
+        not_compared: the reason; None if it was compared.
+    """
+
+    name: str
+    measured: Interval | None = None
+    comparison: Comparison | None = None
+    not_compared: str | None = None
+
+    def lines(self) -> list[str]:
+        """The comparison, or why there is none."""
+        if self.not_compared:
+            return [f"  not compared: {self.not_compared}"]
+        return [f"  measured, trained as {self.name}: {self.measured} nats per note; {self.comparison}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The comparison, for JSON."""
+        if self.measured is None or self.comparison is None:
+            return {"not_compared": self.not_compared}
+        difference = interval_dict(self.comparison.difference)
+        return {"measured": interval_dict(self.measured), "measured_less_predicted": difference}
+
+
+def check_budget(trained: Horizons, budget: int, block: int) -> None:
+    """Refuse what `suggest_horizons` would refuse, before anything is measured.
+
+    Raises:
+        UserError: the horizons cannot be cut down to this budget.
+    """
+    if budget % block or not 0 <= budget <= sum(trained):
+        raise UserError(
+            f"--budget {budget} must be a multiple of {block} from 0 to {sum(trained)}, the model's own budget: the "
+            "worth of more memory cannot be measured"
+        )
+
+
+def half_budget(trained: Horizons, block: int) -> int:
+    """Half of the model's budget, rounded down to a multiple of `block`."""
     return sum(trained) // 2 // block * block
 
 
-def suggest(trained: Horizons, budget: int, block: int, score: Score) -> Suggestion:
-    """Horizons that spend a budget to the token, each in whole blocks.
+def suggest_horizons(
+    trained: Horizons, budget: int, block: int, score: Callable[[Horizons], PieceTable]
+) -> Suggestion:
+    """Find horizons whose sum is exactly a budget, each a multiple of `block`.
 
     Args:
-        trained: horizons of the model, to take from.
+        trained: horizons of the model.
         budget: sum of the suggested horizons.
-        block: tokens; divides every horizon.
-        score: measures the model with other horizons.
+        block: the network's `memory_block`.
+        score: evaluates the model with other horizons.
 
     Raises:
-        UserError: a budget that the model's own horizons cannot be cut down to.
+        UserError: the horizons cannot be cut down to this budget.
     """
     check_budget(trained, budget, block)
     known: dict[Horizons, PieceTable] = {}
 
-    def measured(horizons: Horizons) -> float:
+    def loss(horizons: Horizons) -> float:
         if horizons not in known:
             known[horizons] = score(horizons)
-        return per_note(known[horizons])
+        return nats_per_note(known[horizons])
 
-    horizons, steps = trained, [(trained, measured(trained))]
-    # (loss per freed token, layer, the horizons that it was measured from)
+    horizons, steps = trained, [(trained, loss(trained))]
+    # (loss per freed token, layer, the horizons from which it was measured)
     queue: list[tuple[float, int, Horizons]] = [(float("-inf"), k, ()) for k, h in enumerate(trained) if h]
     while sum(horizons) > budget:
         _, layer, measured_from = heapq.heappop(queue)
-        cut = shorter(horizons, layer, block)
+        cut = halve_layer(horizons, layer, block)
         if measured_from != horizons:
-            growth = (measured(cut) - steps[-1][1]) / (sum(horizons) - sum(cut))
+            growth = (loss(cut) - steps[-1][1]) / (sum(horizons) - sum(cut))
             heapq.heappush(queue, (growth, layer, horizons))
             continue
         spare = budget - sum(cut)
-        if spare > 0:  # the last cut frees more than is needed
+        if spare > 0:  # the last cut frees more than the budget asks for
             cut = tuple(h + spare * (k == layer) for k, h in enumerate(cut))
         horizons = cut
-        steps.append((horizons, measured(horizons)))
+        steps.append((horizons, loss(horizons)))
         if horizons[layer]:
             heapq.heappush(queue, (float("-inf"), layer, ()))
     return Suggestion(horizons, trained, known[horizons], known[trained], tuple(steps), len(known))
 
 
-def shorter(horizons: Horizons, layer: int, block: int) -> Horizons:
-    """A layer's horizon halved, in whole blocks."""
+def halve_layer(horizons: Horizons, layer: int, block: int) -> Horizons:
+    """Halve one layer's horizon, rounded down to a multiple of `block`."""
     half = horizons[layer] // 2 // block * block
     return tuple(half if k == layer else h for k, h in enumerate(horizons))
 
 
-def per_note(table: PieceTable) -> float:
-    """Nats per note; nats per token where there are no notes."""
-    under = table.notes_P.sum() or table.tokens_P.sum()
-    return float(table.nll_P.sum() / under)
+def verify_suggestion(suggestion: Suggestion, run: SuggestedRun) -> Verification:
+    """Compare the predicted loss of a suggestion with that of a run trained with it."""
+    try:
+        if run.horizons != suggestion.horizons:
+            own, suggested = format_horizons(run.horizons) or "no horizons", format_horizons(suggestion.horizons)
+            raise UserError(f"{run.name} was trained with {own}, suggested is {suggested}")
+        comparison = compare_tables(run.name, "predicted", run.table, suggestion.predicted)
+    except UserError as error:
+        return Verification(run.name, not_compared=str(error))
+    shared = run.table.select([name for name in run.table.names if name in set(suggestion.predicted.names)])
+    return Verification(run.name, ratio_interval(shared.nll_P, shared.notes_P), comparison)

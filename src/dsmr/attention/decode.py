@@ -1,126 +1,133 @@
-"""All layers for one token per lane, compiled for the CPU: what `Block.step` does, in one call a layer (numba).
+"""All layers of a network for one token per lane, compiled for the CPU (numba): one call per layer.
 
-At one token, torch's two dozen operations a layer cost as much as their arithmetic. Here every weight and every
-remembered key and value is read once, at about the speed of the machine's memory. Without numba, on other devices
-and in other precisions, `Block.step` is used.
+At one token, torch's two dozen operations per layer cost as much as their arithmetic. Here every weight, key and value
+is read once, at about the speed of the machine's memory. Without numba, on other devices and in other precisions, the
+network's own layers are used.
 
-Shapes: B lanes, E model width, F features, K key/value heads, D head width, M remembered slots, N open tokens.
+Shapes: B lanes, E model width, F features, K key/value heads, D head width, M slots, N open tokens.
 """
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsmr.attention.visibility import Past, View
+from dsmr.attention.visibility import Past, Visibility
 
-if TYPE_CHECKING:
-    from dsmr.model.blocks import Block, Rotation
-
-MAX_LANES = 8  # with more, products of matrices are quicker
+MAX_LANES = 8  # above, torch's matrix products are faster
 DTYPES = (torch.float32, torch.float64)
-Row = tuple[Any, tuple[int, ...]]
+Layout = tuple[Any, tuple[int, ...]]
 EVERYTHING = np.empty((0, 0), np.bool_)
 
 
 @lru_cache
-def kernel() -> Callable[..., None] | None:
-    """The compiled layer: some seconds at the first call, then kept on the disk; None where numba is missing."""
+def decode_kernel() -> Callable[..., None] | None:
+    """Return the compiled layer, or None without numba. Compiled at the first call (seconds), then cached on disk."""
     try:
-        from dsmr.attention.decode_kernel import step
+        from dsmr.attention.decode_kernel import decode_layer
     except ImportError:
         return None
-    made: Callable[..., None] = step
-    return made
+    kernel: Callable[..., None] = decode_layer
+    return kernel
 
 
 @lru_cache(maxsize=1)
 def use_threads(count: int) -> int:
-    """Let the kernel use as many threads as torch does; gives how many parts its products have."""
+    """Give the kernel as many threads as torch has, and return that number."""
     import numba
 
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     return count
 
 
-class Stepper:
-    """Runs the layers of a network; keeps the last arrays that share memory with their weights and their pasts.
+class TokenDecoder:
+    """Runs the layers of a network for one token per lane.
 
-    A copy of a network gets a stepper of its own.
+    Converting tensors to arrays costs more than a layer, so the arrays that share memory with the weights and with
+    each layer's past are cached, and converted again when the tensors lie at another address. Copies of a network do
+    not share the cache.
     """
 
     def __init__(self) -> None:
         self._weights: dict[int, tuple[list[int], list[Any]]] = {}
-        self._rows: dict[tuple[int, int], tuple[tuple[int, ...], Row]] = {}
+        self._layouts: dict[tuple[int, int], tuple[tuple[int, ...], Layout]] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Stepper":
-        return Stepper()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TokenDecoder":
+        return TokenDecoder()
 
-    def __reduce__(self) -> tuple[type["Stepper"], tuple[()]]:
-        return Stepper, ()
+    def __reduce__(self) -> tuple[type["TokenDecoder"], tuple[()]]:
+        return TokenDecoder, ()
 
     @staticmethod
-    def can(x_BE: Tensor) -> bool:
-        """Whether such rows can be run; there is no autograd."""
-        return len(x_BE) <= MAX_LANES and x_BE.dtype in DTYPES and kernel() is not None
+    def supports(x_BE: Tensor) -> bool:
+        """True for few lanes in a supported precision, with numba installed."""
+        return len(x_BE) <= MAX_LANES and x_BE.dtype in DTYPES and decode_kernel() is not None
 
     def __call__(
         self,
         x_BE: Tensor,
-        blocks: "Sequence[Block]",
-        rotation: "Rotation",
+        layers: Sequence[Sequence[Tensor]],
+        cos_D: Tensor,
+        sin_D: Tensor,
         pasts: Sequence[Past],
-        views: Sequence[View],
+        visibilities: Sequence[Visibility],
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Give the last layer's output (B, E), and per layer the tokens' rotated keys and values, (B, K, 1, D)."""
-        step, num_threads = kernel(), use_threads(torch.get_num_threads())
-        assert step is not None
-        tables = rotation.cos_TD.numpy()[0], rotation.sin_TD.numpy()[0]
-        lanes, width, head_width = *x_BE.shape, len(tables[0])
-        kv_heads = pasts[0].key.shape[1]
+        """Return the last layer's output (B, E), and per layer the tokens' rotated keys and values, (B, K, 1, D).
+
+        Args:
+            x_BE: embedded tokens.
+            layers: weights of each layer, in the order of `decode_kernel.decode_layer`.
+            cos_D: rotary table of the tokens' position.
+            sin_D: likewise.
+            pasts: keys and values of each layer.
+            visibilities: of each layer.
+        """
+        kernel, num_threads = decode_kernel(), use_threads(torch.get_num_threads())
+        assert kernel is not None
+        tables = cos_D.numpy(), sin_D.numpy()
+        lanes, width = x_BE.shape
         x = x_BE.numpy()
-        heads = np.empty((len(blocks), 2, lanes, kv_heads, head_width), x.dtype)
-        outs = np.empty((2, lanes, width), x.dtype)
-        for layer, (block, past, view) in enumerate(zip(blocks, pasts, views, strict=True)):
-            weights = self._arrays(layer, block.weights())
-            places = (*self._row(layer, 0, past.key), *self._row(layer, 1, past.value))
-            counts, seen_BM = view.make("step", seen)
-            out = outs[layer % 2]
-            step(x, *weights, *tables, *places, counts, seen_BM, out, heads[layer, 0], heads[layer, 1], num_threads)
+        heads = np.empty((len(layers), 2, lanes, pasts[0].key.shape[1], len(cos_D)), x.dtype)
+        outs = np.empty((2, lanes, width), x.dtype)  # a layer reads one and writes the other
+        for layer, (weights, past, visibility) in enumerate(zip(layers, pasts, visibilities, strict=True)):
+            arrays = self._arrays(layer, weights)
+            stored = (*self._layout(layer, 0, past.key), *self._layout(layer, 1, past.value))
+            counts, mask_BM = visibility.derive("decode", kernel_mask)
+            out, (key, value) = outs[layer % 2], heads[layer]
+            kernel(x, *arrays, *tables, *stored, counts, mask_BM, out, key, value, num_threads)
             x = out
         new = torch.from_numpy(heads)[:, :, :, :, None]
-        return torch.from_numpy(x), [(new[layer, 0], new[layer, 1]) for layer in range(len(blocks))]
+        return torch.from_numpy(x), [(new[layer, 0], new[layer, 1]) for layer in range(len(layers))]
 
     def _arrays(self, layer: int, weights: Sequence[Tensor]) -> list[Any]:
-        """The weights as arrays, made anew where they lie elsewhere than before."""
-        places = [weight.data_ptr() for weight in weights]
+        """Return the weights as arrays."""
+        addresses = [weight.data_ptr() for weight in weights]
         known = self._weights.get(layer)
-        if known is None or known[0] != places:
-            known = self._weights[layer] = (places, [weight.detach().numpy() for weight in weights])
+        if known is None or known[0] != addresses:
+            known = self._weights[layer] = (addresses, [weight.detach().numpy() for weight in weights])
         return known[1]
 
-    def _row(self, layer: int, which: int, part_BKSD: Tensor) -> Row:
-        """All that lies behind the first number, in one row, and the distances of lanes, heads and tokens in it."""
+    def _layout(self, layer: int, which: int, part_BKSD: Tensor) -> Layout:
+        """Return everything behind the first number as one row, and the strides of lanes, heads and tokens in it."""
         if part_BKSD.stride(3) != 1:
             part_BKSD = part_BKSD.contiguous()
         strides = part_BKSD.stride()
         place = (part_BKSD.data_ptr(), *strides)
-        known = self._rows.get((layer, which))
+        known = self._layouts.get((layer, which))
         if known is None or known[0] != place:
             first = part_BKSD.storage_offset()
             whole = torch.empty(0, dtype=part_BKSD.dtype).set_(part_BKSD.untyped_storage()).numpy()
             known = (place, (whole[first:], strides[:3]))
-            self._rows[layer, which] = known
+            self._layouts[layer, which] = known
         return known[1]
 
 
-def seen(view: View) -> tuple[tuple[int, int, int, int], Any]:
-    """A view in the kernel's terms: slots, all past tokens, the open tokens that are hidden; which slots are seen."""
-    num_slots, num_past = len(view.ages_M), len(view.ages_M) + view.num_open
-    is_cut = view.window and view.window <= view.num_open
-    mask = view.memory_mask
-    seen_BM = EVERYTHING if mask is None else mask.view(-1, num_slots).numpy()
-    return (num_slots, num_past, num_slots, num_past + 1 - view.window if is_cut else num_slots), seen_BM
+def kernel_mask(visibility: Visibility) -> tuple[tuple[int, int, int], Any]:
+    """Return a visibility as the kernel reads it: slots, all past tokens, hidden open tokens; and the slots' mask."""
+    num_slots, (num_hidden,) = len(visibility.ages_M), visibility.num_hidden
+    mask = visibility.memory_mask
+    mask_BM = EVERYTHING if mask is None else mask.view(-1, num_slots).numpy()
+    return (num_slots, num_slots + visibility.num_open, num_hidden), mask_BM

@@ -1,7 +1,7 @@
-"""One layer for one token per lane, to be compiled by numba: see `dsmr.attention.decode`, which calls it.
+"""One layer for one token per lane, compiled by numba; `dsmr.attention.decode` calls it.
 
-Loops are written out: they are quicker to compile, and to run, than expressions of arrays. Shapes as in `step`;
-keys and values lie in one row of numbers each, with the distances between lanes, heads and tokens in it.
+Loops are written out: they compile and run faster than array expressions. Keys and values come as one row of numbers
+each, with the strides of lanes, heads and tokens in it. Shapes as in `decode`.
 """
 
 import os
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-# numba reads it once; threads of its pool with nothing to do would wait on cores that others need
+# read once, at import: idle threads of a larger pool would spin on cores that torch needs
 os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
 import numba
 from numba import prange
 
 try:
-    import_module("numba.np.ufunc.omppool")  # other pools of threads wake too slowly
+    import_module("numba.np.ufunc.omppool")  # numba's other thread pools wake too slowly for calls of 0.1 ms
     numba.config.THREADING_LAYER = "omp"
     ON_ALL_CORES = True
 except ImportError:
@@ -46,9 +46,9 @@ def normalise(x_BE: Any, weight_E: Any, out_BE: Any) -> None:
             out_BE[b, i] = x_BE[b, i] * scale * weight_E[i]
 
 
-def _made(on_all_cores: bool) -> Any:
+def _compile(on_all_cores: bool) -> Any:
     @numba.njit(parallel=on_all_cores, cache=True, **SETTINGS)
-    def step(
+    def decode_layer(
         x_BE: Any,
         attention_norm_E: Any,
         query_key_value_FE: Any,
@@ -63,7 +63,7 @@ def _made(on_all_cores: bool) -> Any:
         values: Any,
         value_strides: Any,
         counts: Any,
-        seen_BM: Any,
+        mask_BM: Any,
         out_BE: Any,
         key_BKD: Any,
         value_BKD: Any,
@@ -73,9 +73,10 @@ def _made(on_all_cores: bool) -> Any:
         kv_heads, head_width = key_BKD.shape[1], key_BKD.shape[2]
         heads = width // head_width
         groups, half, one = heads // kv_heads, head_width // 2, x_BE.dtype.type(1)
-        num_slots, num_past, hidden_from, hidden_to = counts
+        num_slots, num_past, num_hidden = counts
         normal_BE = np.empty_like(x_BE)
 
+        # queries, keys and values of the token; rotary positions pair the two halves of a head
         normalise(x_BE, attention_norm_E, normal_BE)
         features = query_key_value_FE.shape[0]
         projected_BF = np.empty((lanes, features), x_BE.dtype)
@@ -95,6 +96,7 @@ def _made(on_all_cores: bool) -> Any:
                     key_BKD[b, k, i] = projected_BF[b, (heads + k) * head_width + i]
                     value_BKD[b, k, i] = projected_BF[b, (heads + kv_heads + k) * head_width + i]
 
+        # softmax over slots, open tokens and the token itself, whose score is `own`; the greatest score is subtracted
         attended_BE = np.empty_like(x_BE)
         scale = one / np.sqrt(x_BE.dtype.type(head_width))
         for row in prange(lanes * heads):
@@ -108,11 +110,11 @@ def _made(on_all_cores: bool) -> Any:
             for s in range(num_past):
                 at = start + s * key_strides[2]
                 weights[s] = dot(query_D, keys[at : at + head_width]) * scale
-            if seen_BM.size:
+            if mask_BM.size:
                 for s in range(num_slots):
-                    if not seen_BM[b, s]:
+                    if not mask_BM[b, s]:
                         weights[s] = -np.inf
-            for s in range(hidden_from, hidden_to):
+            for s in range(num_slots, num_slots + num_hidden):
                 weights[s] = -np.inf
             for s in range(num_past):
                 greatest = max(greatest, weights[s])
@@ -135,6 +137,7 @@ def _made(on_all_cores: bool) -> Any:
             for f in range(part * width // parts, (part + 1) * width // parts):
                 for b in range(lanes):
                     out_BE[b, f] = x_BE[b, f] + dot(output_EE[f], attended_BE[b])
+        # gated MLP
         normalise(out_BE, mlp_norm_E, normal_BE)
         hidden = down_EF.shape[1]
         gated_BF = np.empty((lanes, hidden), x_BE.dtype)
@@ -147,9 +150,9 @@ def _made(on_all_cores: bool) -> Any:
             for f in range(part * width // parts, (part + 1) * width // parts):
                 for b in range(lanes):
                     out_BE[b, f] += dot(down_EF[f], gated_BF[b])
-        return on_all_cores  # a part of the code's key in numba's cache
+        return on_all_cores  # makes it part of the key in numba's cache
 
-    return step
+    return decode_layer
 
 
-step = _made(ON_ALL_CORES)
+decode_layer = _compile(ON_ALL_CORES)

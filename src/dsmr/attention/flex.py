@@ -1,10 +1,10 @@
-"""FlexAttention over memory and segment, merged by log-sum-exp: the form for CUDA, compiled.
+"""FlexAttention over memory and segment, merged by log-sum-exp: compiled kernels for CUDA.
 
-Shapes: B lanes, T queries, H query heads, K key/value heads, D head width, M remembered slots; I and J are blocks of
-queries and of keys.
+Shapes: B lanes, T queries, H query heads, K key/value heads, D head width, M slots; I and J count blocks of queries
+and of keys.
 
-One kernel per number of slots; which of them count comes in with a BlockMask (arXiv 2412.05496), so that neither the
-length of the past nor a piece's beginning changes a shape. Blocks of slots that no query sees are never read.
+One kernel per number of slots. Which slots are visible comes in with a BlockMask (arXiv 2412.05496), so that neither
+the length of the past nor the beginning of a piece changes a shape; blocks of slots that no query sees are never read.
 """
 
 from collections.abc import Callable
@@ -16,41 +16,40 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from dsmr.attention.visibility import Past, View
+from dsmr.attention.visibility import FAR, Past, Visibility
 
-KERNELS = 256  # a schedule may have as many horizons as layers, each has kernels of its own, with and without backward
-BLOCK = 128  # queries or keys; FlexAttention's own
-FAR = 2**60  # further than any token
+KERNELS = 256  # a schedule may have as many horizons as layers, each with kernels of its own, with and without backward
+BLOCK = 128  # queries or keys per block: FlexAttention's default
 
 
 def flex(
-    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, view: View, gate_H: Tensor | None = None
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, visibility: Visibility, gate_H: Tensor | None = None
 ) -> Tensor:
-    """See `dsmr.attention.attend.attend`."""
-    if view.num_open:
-        past, (open_key, open_value) = past.split(len(view.ages_M))
+    """Attend to segment and memory apart, and merge both by log-sum-exp; see `attend`."""
+    if visibility.num_open:
+        past, (open_key, open_value) = past.split(len(visibility.ages_M))
         key_BKTD, value_BKTD = torch.cat([open_key, key_BKTD], dim=2), torch.cat([open_value, value_BKTD], dim=2)
     grouped = query_BHTD.shape[1] != key_BKTD.shape[1]
-    memory_blocks, own_blocks = view.make("flex", blocks)
-    if memory_blocks is None or own_blocks is None:
+    memory_mask, own_mask = visibility.derive("flex", flex_blocks)
+    if memory_mask is None or own_mask is None:
         own = F.scaled_dot_product_attention(
             query_BHTD,
             key_BKTD,
             value_BKTD,
-            attn_mask=view.own_mask,
-            is_causal=view.own_mask is None,
+            attn_mask=visibility.own_mask,
+            is_causal=visibility.own_mask is None,
             enable_gqa=grouped,
         )
         return own if gate_H is None else own + 0 * gate_H.sum().to(own.dtype)  # so that it has a gradient
     # inside a compiled layer it is compiled with the layer; elsewhere than on CUDA it runs as it is, for tests
     alone = query_BHTD.device.type == "cuda" and not torch.compiler.is_compiling()
-    kernel: Any = compiled() if alone else flex_attention
+    kernel: Any = compiled_kernel() if alone else flex_attention
     wanted = AuxRequest(lse=True)
     own, own_aux = kernel(
-        query_BHTD, key_BKTD, value_BKTD, block_mask=own_blocks, enable_gqa=grouped, return_aux=wanted
+        query_BHTD, key_BKTD, value_BKTD, block_mask=own_mask, enable_gqa=grouped, return_aux=wanted
     )
     remembered, memory_aux = kernel(
-        query_BHTD, past.key, past.value, block_mask=memory_blocks, enable_gqa=grouped, return_aux=wanted
+        query_BHTD, past.key, past.value, block_mask=memory_mask, enable_gqa=grouped, return_aux=wanted
     )
     memory_lse = memory_aux.lse if gate_H is None else memory_aux.lse + gate_H[:, None]
     share = torch.sigmoid(memory_lse - own_aux.lse).unsqueeze(-1)
@@ -58,50 +57,48 @@ def flex(
 
 
 @cache
-def compiled() -> Callable[..., Any]:
-    """The kernel, compiled for static shapes."""
+def compiled_kernel() -> Callable[..., Any]:
+    """Compile FlexAttention for static shapes."""
     allow_kernels()
     return torch.compile(flex_attention, dynamic=False)
 
 
 def allow_kernels() -> None:
-    """Let torch compile one function for as many shapes as a schedule may have."""
+    """Raise torch's limit on how often one function is compiled to what a schedule may need."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KERNELS)
 
 
-def blocks(view: View) -> tuple[BlockMask | None, BlockMask | None]:
-    """What is read of the memory and of the segment; nothing where a layer keeps nothing: plain SDPA does that."""
-    if not len(view.ages_M):
+def flex_blocks(visibility: Visibility) -> tuple[BlockMask | None, BlockMask | None]:
+    """Return the block masks of memory and segment; None for a layer without memory, which plain SDPA computes."""
+    if not len(visibility.ages_M):
         return None, None
-    return memory_blocks(view), own_blocks(view.num_open, view.num_queries, view.window, view.length_B.device)
+    own = own_blocks(visibility.num_hidden, visibility.num_open, visibility.length_B.device)
+    return memory_blocks(visibility), own
 
 
-def memory_blocks(view: View) -> BlockMask:
-    """What `create_block_mask` gives, which looks at every slot, from the youngest and the oldest slot of each block.
+def memory_blocks(visibility: Visibility) -> BlockMask:
+    """Block mask of the memory, equal to what `create_block_mask` would compute.
 
-    It changes with every segment, so that the time it takes is a training step's.
+    That function looks at every pair of query and slot. Here a block of slots is visible if its youngest slot is
+    visible to the query that sees furthest, and fully visible if its oldest slot is visible to the query that sees
+    least: two comparisons per block. It is computed anew for every segment, within the training step.
     """
-    ages_M, length_B, place_T, window = view.ages_M, view.length_B, view.place_T, view.window
+    ages_M, num_queries = visibility.ages_M, visibility.num_queries
+    oldest_BT = visibility.oldest_seen.expand(-1, num_queries).contiguous()
 
-    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return ages_M[k] <= length_B[b]
+    def is_visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ages_M[k] <= oldest_BT[b, q]
 
-    def sees_window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (ages_M[k] <= length_B[b]) & (ages_M[k] + place_T[q] < window)
-
-    (youngest_J, oldest_J), (first_I, last_I) = extremes(ages_M), extremes(place_T)
-    length_BI1 = length_B[:, None, None].expand(-1, len(first_I), 1)
-    seen_BIJ, whole_BIJ = youngest_J <= length_BI1, oldest_J <= length_BI1
-    if window:
-        seen_BIJ = seen_BIJ & (youngest_J + first_I[:, None] < window)
-        whole_BIJ = whole_BIJ & (oldest_J + last_I[:, None] < window)
-    elif len(place_T) % BLOCK:  # blocks that queries do not fill count as partly seen
-        whole_BIJ = whole_BIJ & (last_I[:, None] < FAR)
-    parts_2B1IJ = torch.stack([seen_BIJ & ~whole_BIJ, whole_BIJ])[:, :, None].to(torch.int32)
-    counts_2B1I, indices_2B1IJ = in_order(parts_2B1IJ)
-    counts_2B1J, indices_2B1JI = in_order(parts_2B1IJ.mT)
+    # slots and queries that are missing in the last block count as never visible, as in create_block_mask
+    youngest_J, oldest_J = block_extremes(ages_M, missing=FAR)
+    least_BI, most_BI = block_extremes(oldest_BT, missing=-FAR)
+    visible_BIJ = youngest_J <= most_BI[..., None]
+    whole_BIJ = oldest_J <= least_BI[..., None]
+    parts_2B1IJ = torch.stack([visible_BIJ & ~whole_BIJ, whole_BIJ])[:, :, None].to(torch.int32)
+    counts_2B1I, indices_2B1IJ = read_order(parts_2B1IJ)
+    counts_2B1J, indices_2B1JI = read_order(parts_2B1IJ.mT)  # the transpose, which backward reads
     return BlockMask(
-        seq_lengths=(len(place_T), len(ages_M)),
+        seq_lengths=(num_queries, len(ages_M)),
         kv_num_blocks=counts_2B1I[0],
         kv_indices=indices_2B1IJ[0],
         full_kv_num_blocks=counts_2B1I[1],
@@ -111,41 +108,35 @@ def memory_blocks(view: View) -> BlockMask:
         full_q_num_blocks=counts_2B1J[1],
         full_q_indices=indices_2B1JI[1],
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=sees_window if window else sees,
+        mask_mod=is_visible,
     )
 
 
-def extremes(number_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and greatest number of each block; what is missing in the last one counts as far away."""
-    missing = -len(number_N) % BLOCK
-    blocks_JN = (F.pad(number_N, (0, missing), value=FAR) if missing else number_N).view(-1, BLOCK)
-    least, greatest = blocks_JN.aminmax(dim=1)
+def block_extremes(numbers: Tensor, *, missing: int) -> tuple[Tensor, Tensor]:
+    """Least and greatest number of each block along the last dimension; the last block is filled with `missing`."""
+    absent = -numbers.shape[-1] % BLOCK
+    padded = F.pad(numbers, (0, absent), value=missing) if absent else numbers
+    least, greatest = padded.unflatten(-1, (-1, BLOCK)).aminmax(dim=-1)
     return least, greatest
 
 
-def in_order(is_read: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row are read, and which, these first and in order."""
+def read_order(is_read: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many blocks of each row are read, and the indices of all blocks, those that are read first."""
     order = is_read.argsort(dim=-1, descending=True, stable=True)
     return is_read.sum(dim=-1, dtype=torch.int32).contiguous(), order.to(torch.int32).contiguous()
 
 
 @lru_cache(maxsize=64)
-def own_blocks(num_open: int, num_queries: int, window: int, device: torch.device) -> BlockMask:
-    """Of the segment, which is the same in every step."""
-    with torch.inference_mode(False):  # training reads it too
+def own_blocks(num_hidden: tuple[int, ...], num_open: int, device: torch.device) -> BlockMask:
+    """Block mask of the segment, which is the same in every step; see `Visibility.num_hidden`."""
+    num_queries = len(num_hidden)
+    with torch.inference_mode(False):  # training reads the cached mask too
         place_T = torch.arange(num_open, num_open + num_queries, device=device)
+        hidden_T = torch.tensor(num_hidden, device=device)
 
-        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return k <= place_T[q]
-
-        def sees_window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (k <= place_T[q]) & (k > place_T[q] - window)
+        def is_visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (k <= place_T[q]) & (k >= hidden_T[q])
 
         return create_block_mask(
-            sees_window if window else sees,
-            B=None,
-            H=None,
-            Q_LEN=num_queries,
-            KV_LEN=num_open + num_queries,
-            device=device,
+            is_visible, B=None, H=None, Q_LEN=num_queries, KV_LEN=num_open + num_queries, device=device
         )

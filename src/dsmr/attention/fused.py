@@ -1,8 +1,8 @@
-"""Elementwise parts of a layer in fewer passes over memory and with less kept for backward: for the CPU.
+"""Elementwise parts of a layer on the CPU, in fewer passes over memory and with less kept for backward.
 
 Shapes: B lanes, T segment, H query heads, K key/value heads, D head width, E model width, F features, R rows.
 
-Where they do not pay, the plain forms in `dsmr.model.blocks` do the same.
+Where they do not pay, `dsmr.model.blocks` computes the same with torch's own operations.
 """
 
 from functools import lru_cache
@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 FEW_ROWS, PARTS = 8, 4
 
 
-def records(x: Tensor) -> bool:
-    """Whether autograd records what is done with x, on the CPU, layer by layer as it is called."""
+def trains_on_cpu(x: Tensor) -> bool:
+    """True in eager CPU training: autograd records x, and the layer is not being compiled."""
     if torch.compiler.is_compiling():
         return False
     return torch.is_grad_enabled() and x.requires_grad and x.device.type == "cpu"
@@ -27,31 +27,31 @@ def split_and_rotate(
     heads_BTF: Tensor, cos_TD: Tensor, sin_TD: Tensor, num_heads: int, num_kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries and keys, and values, each contiguous: (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
-    made: tuple[Tensor, Tensor, Tensor] = _SplitAndRotate.apply(heads_BTF, cos_TD, sin_TD, num_heads, num_kv_heads)
-    return made
+    parts: tuple[Tensor, Tensor, Tensor] = _SplitAndRotate.apply(heads_BTF, cos_TD, sin_TD, num_heads, num_kv_heads)
+    return parts
 
 
-def gated(gate_up_BTF: Tensor) -> Tensor:
-    """`silu(gate) * up` of the two halves of F; backward keeps nothing but its input."""
-    made: Tensor = _Gated.apply(gate_up_BTF)
-    return made
+def gated_product(gate_up_BTF: Tensor) -> Tensor:
+    """`silu(gate) * up` of the two halves of F; only the input is kept for backward."""
+    product: Tensor = _Gated.apply(gate_up_BTF)
+    return product
 
 
-def few_rows(x_RE: Tensor, weight_FE: Tensor) -> Tensor:
-    """`x @ weight.T` for a few tokens at a time, (R, F), without autograd.
+def linear_few_rows(x_RE: Tensor, weight_FE: Tensor) -> Tensor:
+    """`x @ weight.T` for a few tokens, (R, F), without autograd.
 
-    The product of a few rows runs on one core of a CPU; a batch of products, each with a part of the weight, on all.
+    A product of few rows runs on one core; a batch of products, each with a part of the weight, runs on all.
     """
     rows, (features, width) = x_RE.shape[0], weight_FE.shape
     if features % PARTS or rows > FEW_ROWS:
         return F.linear(x_RE, weight_FE)
     parts = weight_FE.view(PARTS, features // PARTS, width)
     out = torch.bmm(parts, x_RE.t().expand(PARTS, -1, -1))
-    # rows have to stay contiguous: the product with columns that are contiguous takes three times as long
+    # the next product takes three times as long if its rows are not contiguous
     return out.view(1, features) if rows == 1 else out.view(features, rows).t().contiguous()
 
 
-def normalised(x_RE: Tensor, weight_E: Tensor) -> Tensor:
+def rms_norm(x_RE: Tensor, weight_E: Tensor) -> Tensor:
     """`RMSNorm` in few operations, without autograd."""
     norm_R1 = torch.linalg.vector_norm(x_RE, dim=-1, keepdim=True)
     eps = _constant(torch.finfo(x_RE.dtype).eps, x_RE.dtype)
@@ -65,14 +65,14 @@ def _constant(value: float, dtype: torch.dtype) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square normalisation (arXiv 1910.07467); on the CPU it keeps its input and a number per token."""
+    """Root mean square normalisation (arXiv 1910.07467); in CPU training it keeps its input and one number per token."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        if not records(x) or x.dtype != self.weight.dtype:
+        if not trains_on_cpu(x) or x.dtype != self.weight.dtype:
             return super().forward(x)
-        made: Tensor = _RMSNorm.apply(x, self.weight, torch.finfo(x.dtype).eps)
-        return made
+        normal: Tensor = _RMSNorm.apply(x, self.weight, torch.finfo(x.dtype).eps)
+        return normal
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -142,8 +142,8 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up_BTF,) = ctx.saved_tensors
         gate, up = gate_up_BTF.chunk(2, dim=-1)
-        made = torch.empty_like(gate_up_BTF)
-        to_gate, to_up = made.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up_BTF)
+        to_gate, to_up = grad_gate_up.chunk(2, dim=-1)
         torch.mul(F.silu(gate), grad, out=to_up)
         torch.ops.aten.silu_backward.grad_input(up * grad, gate, grad_input=to_gate)
-        return made
+        return grad_gate_up

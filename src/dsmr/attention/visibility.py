@@ -1,104 +1,143 @@
-"""Who sees what: the past of a layer, and which of its keys each query sees.
+"""Attention visibility: which cached keys each query may attend to, as one number per query.
 
-Shapes: B lanes, T queries, K key/value heads, D head width, M remembered slots, N open tokens (a segment that is
-still open while decoding), S = M + N + T keys.
+Every key has an *age*, counted backwards from the start of the present segment:
+
+            memory, M slots                     segment, T tokens
+    age     M  ...  4   3   2   1         |     0  -1  -2  ...  1-T
+    place                                 |     0   1   2  ...  T-1
+
+    boundary   |<--------- horizon ------>|  q            every query of the segment reaches equally far back
+    sliding            |<---------------- horizon ->q     a query reaches back from its own place
+
+A query may attend to a key iff the key is not in its future and `age <= oldest_seen[b, q]`. A *rule* computes
+`oldest_seen`; everything else derives from that number: the masks of every implementation in this package, the blocks
+of FlexAttention, decoding, operations per token, and the receptive field.
+
+To forbid something, add one entry to `RULES`, or pass a function of your own by its import path:
+
+    def not_the_oldest_quarter(length_B1, place_T, horizon):      # mymodule.py, --model.backbone.rule
+        return horizon - horizon // 4                             #   mymodule.not_the_oldest_quarter
+
+Shapes: B lanes, T queries, K key/value heads, D head width, M memory slots, N open tokens (the part of a segment that
+decoding has read so far), S = M + N + T keys.
 """
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from dsmr.model.horizons import Rule
+from dsmr import UserError
 
-Made = TypeVar("Made")
+Derived = TypeVar("Derived")
+Rule = Callable[[Tensor, Tensor, int], Tensor | int]
+"""`rule(length_B1, place_T, horizon)` returns `oldest_seen`, broadcastable to (B, T).
+
+`length_B1` is the number of tokens of the lane's piece before the segment, `place_T` the queries' places in the
+segment, `horizon` the number of slots, at least 1. The result is capped at `length_B1`, so that no query ever sees
+another piece, and at the slots that exist. A negative result also hides the oldest tokens of the segment itself; that
+part must not depend on `length_B1`. Layers without memory see their own segment and ask no rule.
+"""
+
+
+def boundary(length_B1: Tensor, place_T: Tensor, horizon: int) -> Tensor:
+    """Transformer-XL's rule (arXiv 1901.02860): the own segment, and the whole memory before it."""
+    return length_B1
+
+
+def sliding(length_B1: Tensor, place_T: Tensor, horizon: int) -> Tensor:
+    """Exactly `horizon` keys, the query's own included, wherever segments begin."""
+    return horizon - 1 - place_T
+
+
+RULES: dict[str, Rule] = {"boundary": boundary, "sliding": sliding}
+FAR = 2**40  # more tokens than any piece has
 
 
 class Past(NamedTuple):
-    """Keys and values of one layer from before its queries: the remembered slots, then the open tokens.
+    """Keys and values of one layer that were computed before its queries: the memory's slots, then the open tokens.
 
     Attributes:
         key: (B, K, M + N, D).
-        value: likewise.
+        value: (B, K, M + N, D).
     """
 
     key: Tensor
     value: Tensor
 
     def split(self, num_slots: int) -> tuple["Past", "Past"]:
-        """The remembered slots, and the open tokens."""
+        """Return the memory and the open tokens."""
         (key, open_key), (value, open_value) = ((part[:, :, :num_slots], part[:, :, num_slots:]) for part in self)
         return Past(key, value), Past(open_key, open_value)
 
 
 @dataclass(frozen=True)
-class View:
-    """Which keys a query sees; of what is remembered, only tokens of the lane's own piece.
-
-    `boundary`, Transformer-XL's: its own segment up to itself, and the last `H_l` tokens before the segment.
-    `sliding`: the `H_l` tokens that end with itself, wherever segments begin; its own segment up to itself in a
-    layer with `H_l = 0`.
+class Visibility:
+    """What the queries of one pass may attend to, in a layer with M slots. Layers of the same horizon share it.
 
     Attributes:
-        ages_M: age of every remembered slot's token; 1 is the token just before the segment.
-        length_B: how many tokens of the lane's piece lie before the segment.
+        ages_M: age of every slot's token, 1 being the token just before the segment.
+        length_B: tokens of the lane's piece before the segment.
         num_open: N, tokens of the segment before the queries.
         num_queries: T.
-        window: H_l under `sliding`, 0 under `boundary` and where the layer keeps nothing.
-        made: see `make`.
+        rule: computes `oldest_seen`.
+        derived: see `derive`.
     """
 
     ages_M: Tensor
     length_B: Tensor
     num_open: int
     num_queries: int
-    window: int = 0
-    made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    rule: Rule = boundary
+    derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def of(cls, ages_M: Tensor, length_B: Tensor, num_open: int, num_queries: int, rule: Rule = "boundary") -> "View":
-        """The view of a layer whose horizon is the number of its slots."""
-        return cls(ages_M, length_B, num_open, num_queries, len(ages_M) if rule == "sliding" else 0)
+    @cached_property
+    def oldest_seen(self) -> Tensor:
+        """Greatest visible age, (B, 1) if it is the same for all queries of a lane, else (B, T)."""
+        length_B1, horizon = self.length_B[:, None], len(self.ages_M)
+        if not horizon or self.rule is boundary:
+            return length_B1
+        oldest = self.rule(length_B1, self.place_T, horizon)
+        return torch.minimum(length_B1, oldest) if isinstance(oldest, Tensor) else length_B1.clamp(max=oldest)
 
     @cached_property
     def place_T(self) -> Tensor:
         """Places of the queries in their segment."""
         return torch.arange(self.num_open, self.num_open + self.num_queries, device=self.length_B.device)
 
+    @property
+    def num_hidden(self) -> tuple[int, ...]:
+        """For each query, how many tokens at the segment's start it may not attend to."""
+        return hidden_tokens(self.rule, len(self.ages_M), self.num_open, self.num_queries)
+
     @cached_property
     def memory_mask(self) -> Tensor | None:
-        """True = visible: (B, 1, 1 or T, M), or None on the CPU if every query of every lane sees every slot.
-
-        It has a row per query only under `sliding`.
-        """
-        if not self.window:
-            if self.length_B.device.type == "cpu" and int(self.length_B.min()) >= len(self.ages_M):
-                return None
-            return (self.ages_M <= self.length_B[:, None])[:, None, None, :]
-        seen_B11M = (self.ages_M <= self.length_B[:, None])[:, None, None, :]
-        return seen_B11M & (self.ages_M + self.place_T[:, None] < self.window)
+        """True = visible: (B, 1, 1 or T, M). On the CPU, None if every query of every lane sees every slot."""
+        if self.length_B.device.type == "cpu" and int(self.oldest_seen.min()) >= len(self.ages_M):
+            return None
+        return (self.ages_M <= self.oldest_seen[..., None])[:, None]
 
     @cached_property
     def blind_mask(self) -> Tensor | None:
-        """True = the query sees no slot at all: (B, 1, 1 or T, 1), or None if all of them see some."""
+        """True = the query sees no slot: (B, 1, 1 or T, 1), or None if every query sees every slot."""
         return None if self.memory_mask is None else ~self.memory_mask.any(dim=-1, keepdim=True)
 
     @cached_property
     def own_mask(self) -> Tensor | None:
-        """True = visible, of the segment's N + T tokens: (T, N + T), or None if it is causal and no more."""
-        own_length = self.num_open + self.num_queries
-        if not self.num_open and (not self.window or self.window >= own_length):
+        """True = visible, of the segment's N + T tokens: (T, N + T), or None if it is causal and nothing else."""
+        if not self.num_open and not any(self.num_hidden):
             return None
-        place = torch.arange(own_length, device=self.length_B.device)
-        seen = place <= self.place_T[:, None]
-        return seen & (place > self.place_T[:, None] - self.window) if self.window else seen
+        place = torch.arange(self.num_open + self.num_queries, device=self.length_B.device)
+        mask = place <= self.place_T[:, None]
+        return mask & (place >= torch.tensor(self.num_hidden, device=place.device)[:, None])
 
     @cached_property
     def mask_B1TS(self) -> Tensor:
-        """True = visible: (B, 1, T, S), where S counts the slots, the open tokens, then the queries' own tokens."""
+        """True = visible, over all keys: the slots, the open tokens, then the queries' own tokens."""
         lanes, num_queries = len(self.length_B), self.num_queries
         memory, own = self.memory_mask, self.own_mask
         if memory is None:
@@ -107,9 +146,118 @@ class View:
             own = torch.ones(num_queries, num_queries, dtype=torch.bool, device=self.length_B.device).tril()
         return torch.cat([memory.expand(lanes, 1, num_queries, -1), own.expand(lanes, 1, -1, -1)], dim=-1)
 
-    def make(self, name: str, function: Callable[["View"], Made]) -> Made:
-        """What a form of attention derives from the view: made once, for all layers that share it."""
-        if name not in self.made:
-            self.made[name] = function(self)
-        made: Made = self.made[name]
-        return made
+    def derive(self, name: str, function: Callable[["Visibility"], Derived]) -> Derived:
+        """Cache an implementation's own mask under `name`; layers with the same horizon share it."""
+        if name not in self.derived:
+            self.derived[name] = function(self)
+        derived: Derived = self.derived[name]
+        return derived
+
+
+def find_rule(name: str | Rule) -> Rule:
+    """Return the rule of an entry of `RULES`, or the function at an import path; a function is returned as it is.
+
+    Raises:
+        UserError: there is no such rule, or its module cannot be imported.
+    """
+    if not isinstance(name, str):
+        return name
+    if name in RULES:
+        return RULES[name]
+    module, _, function = name.rpartition(".")
+    expected = f"rule {name!r} is not one of {', '.join(RULES)}, nor the import path of a function"
+    if not module:
+        raise UserError(f"{expected}, such as mymodule.my_rule")
+    try:
+        rule = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a user's module may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{expected} that can be imported ({reason})") from error
+    if not callable(rule):
+        raise UserError(f"{expected}: it is a {type(rule).__name__}")
+    return rule  # type: ignore[no-any-return]
+
+
+def check_rule(name: str, horizons: Sequence[int], segment_length: int) -> None:
+    """Try a rule on every horizon of a network, so that a mistake shows before training.
+
+    Raises:
+        UserError: the rule fails, returns another shape than (B, T), or hides a part of the segment that depends on
+            the length of the piece.
+    """
+    rule, place_T = find_rule(name), torch.arange(segment_length)
+    lengths_B1 = torch.tensor([[0], [1], [segment_length], [max(*horizons, 1)], [FAR]])
+    for horizon in {horizon for horizon in horizons if horizon}:
+        try:
+            oldest = torch.as_tensor(rule(lengths_B1, place_T, horizon)).expand(len(lengths_B1), segment_length)
+        except Exception as error:  # a user's rule may raise anything
+            raise UserError(
+                f"rule {name} fails for horizon {horizon} ({' '.join(str(error).split())}); it must return whole "
+                "numbers that broadcast to (B, T)"
+            ) from error
+        own = oldest.clamp(max=0)
+        if oldest.is_floating_point() or not (own == own[0]).all() or (-own[0] > place_T).any():
+            raise UserError(
+                f"rule {name}: for horizon {horizon} it must return whole numbers, at least -place_T (a query sees "
+                "itself), and where they are negative, the same for every length_B1"
+            )
+
+
+@lru_cache(maxsize=4096)
+def hidden_tokens(rule: Rule, horizon: int, num_open: int, num_queries: int) -> tuple[int, ...]:
+    """For each query, how many tokens at the segment's start a rule hides: `max(0, -oldest_seen)`.
+
+    Computed on the host from sizes alone, so that a GPU is never waited for.
+    """
+    if not horizon or rule is boundary:
+        return (0,) * num_queries
+    oldest_T = _oldest_by_place(rule, horizon, num_open, num_queries)
+    return tuple((-oldest_T).clamp(min=0).tolist())
+
+
+def keys_per_query(rule: Rule, horizon: int, segment_length: int) -> tuple[float, float]:
+    """Return how many slots, and how many tokens of its own segment, a query sees on average; all slots filled."""
+    own = (segment_length + 1) / 2 - sum(hidden_tokens(rule, horizon, 0, segment_length)) / segment_length
+    if not horizon:
+        return 0.0, own
+    return float(_oldest_by_place(rule, horizon, 0, segment_length).clamp(0, horizon).double().mean()), own
+
+
+def earliest_position(position: int, horizons: Sequence[int], segment_length: int, rule: Rule | str = boundary) -> int:
+    """Return the earliest position that the prediction at `position` can depend on, through all layers.
+
+    Layer by layer from the top: what is visible to any position reached so far. Under `boundary` each layer leads
+    from a token to its segment's start and `H_l` tokens further back; under `sliding` to the `H_l - 1` tokens before
+    it, or to its segment's start where `H_l = 0`. Negative: before the piece's beginning.
+    """
+    first = position  # everything from here to `position` is reached
+    for horizon in reversed(horizons):
+        reached = range(first, min(position, first + segment_length - 1) + 1)  # later segments repeat these places
+        reach = _reach(find_rule(rule), horizon, segment_length)
+        first = min(place - reach[place % segment_length] for place in reached)
+    return first
+
+
+def receptive_field(horizons: Sequence[int], segment_length: int, rule: Rule | str = boundary) -> tuple[int, ...]:
+    """Return how far before a segment's start its first position can depend on tokens, after 1, 2, ... L layers."""
+    start = segment_length * (sum(horizons) + 1)  # of a segment with enough before it
+    depths = range(1, len(horizons) + 1)
+    return tuple(start - earliest_position(start, horizons[:depth], segment_length, rule) for depth in depths)
+
+
+@lru_cache(maxsize=256)
+def _reach(rule: Rule, horizon: int, segment_length: int) -> tuple[int, ...]:
+    """For each place, how many tokens before it the oldest visible key lies in a long piece."""
+    places = range(segment_length)
+    if not horizon:
+        return tuple(places)
+    oldest_T = _oldest_by_place(rule, horizon, 0, segment_length).clamp(max=horizon)
+    return tuple(place + oldest for place, oldest in zip(places, oldest_T.tolist(), strict=True))
+
+
+def _oldest_by_place(rule: Rule, horizon: int, num_open: int, num_queries: int) -> Tensor:
+    """Greatest visible age for each query in a piece of any length, (T,), on the CPU."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        length_B1, place_T = torch.tensor([[FAR]]), torch.arange(num_open, num_open + num_queries)
+        oldest = torch.as_tensor(rule(length_B1, place_T, horizon))
+        return torch.minimum(length_B1, oldest).expand(1, num_queries)[0]

@@ -1,8 +1,8 @@
-"""Networks and their memory: plain torch, no Lightning, no data.
+"""Networks and their memory: plain torch, no Lightning, no data. Read in this order, as the paper reads:
 
-`horizons` and `schedules` (how much each layer keeps) -> `memory` (where it is kept, and forgotten) ->
-`view` (who sees what) -> `attention` (by which form; `merged`, `flex` and `fused` are the quick ones) ->
-`backbone` (the interface) -> `decoder` (its layers) -> `transformer`, `perceiver`.
+`sizes` (settings of the layers) -> `horizons`, `schedules` (how much each layer keeps) -> `memory` (where it is kept
+and forgotten) -> `rotary` (positions) -> `blocks` (the layers) -> `backbone` (the interface) -> `transformer`,
+`perceiver`. Which keys a query may attend to is decided below, in `dsmr.attention.visibility`.
 """
 
 from dsmr.model.backbone import Backbone

@@ -15,23 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from dsmr import UserError
-from dsmr.model.horizons import MAESTRO_RATE, Rule, TokenRate
+from dsmr.model.horizons import MAESTRO_RATE, TokenRate
 from dsmr.model.memory import Memory, Update
 
-Made = TypeVar("Made")
+Built = TypeVar("Built")
 
 
 class Backbone(nn.Module, ABC):
     """A language model that reads pieces segment by segment.
 
     A network of your own derives from this class or from `RecurrentTransformer`, in a module that Python finds (one in
-    the current folder, for example), and is given by its class path: `--model.backbone mynet.Mine`. The first three
-    parameters of its constructor are `vocab_size, horizons, segment_length`; the others are options on the command
-    line. A checkpoint keeps the class path and `config()`, so `config()` must give every argument:
+    the current folder, for example), and is used by its class path: `--model.backbone mynet.Mine`. Its constructor
+    takes `vocab_size`, `segment_length`, and `horizons` if it has any; all other parameters become options on the
+    command line. A checkpoint keeps the class path and `config()`, so `config()` must return every argument:
 
         class Mine(RecurrentTransformer):
-            def __init__(self, vocab_size, horizons, segment_length, *, scale: float = 1.0, **sizes) -> None:
-                super().__init__(vocab_size, horizons, segment_length, **sizes)
+            def __init__(self, vocab_size, horizons, segment_length, *, scale: float = 1.0, **settings) -> None:
+                super().__init__(vocab_size, horizons, segment_length, **settings)
                 self.scale = scale
 
             def config(self): return super().config() | {"scale": self.scale}
@@ -40,53 +40,57 @@ class Backbone(nn.Module, ABC):
         OPTIONS: names of constructor arguments that change how the network is computed, not what; not in `config`.
         vocab_size: V.
         segment_length: T, tokens per lane and full pass; the function that the network computes depends on it.
-        horizons: tokens that each layer keeps, bottom to top; empty where the state is of another kind.
-        rule: what a query sees of them, see `dsmr.attention.attend`.
+        horizons: tokens that each layer keeps, bottom to top; empty if the state is of another kind.
+        rule: which keys a query may attend to, see `dsmr.attention.visibility`.
+        memory_block: tokens; divides every horizon.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ()
     vocab_size: int
     segment_length: int
-    horizons: tuple[int, ...]
-    rule: Rule = "boundary"
+    horizons: tuple[int, ...] = ()
+    rule: str = "boundary"
+    memory_block: int = 1
 
     @abstractmethod
     def init_memory(self, num_lanes: int, *, decoding: bool = False) -> Memory:
-        """Make an empty memory on the network's device; `decoding` keeps room for the open segment."""
+        """Make an empty memory on the network's device; `decoding` adds room for the open segment."""
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None) -> tuple[Tensor, Update]:
-        """Read a segment, or part of one while decoding; nothing that was given is changed.
+        """Read a segment, or part of one while decoding; no argument is changed.
 
         Args:
-            tokens_BT: token ids, int64; T at most `segment_length`, less what the open segment holds.
-            memory: what the lanes remember.
-            is_start_B: bool, lanes that begin a new piece with this segment and must not see their memory.
+            tokens_BT: token ids, int64; at most `segment_length`, less the tokens of the open segment.
+            memory: of the lanes.
+            is_start_B: bool, lanes that begin a new piece with this segment, and must not see their memory.
 
         Returns:
             logits (B, T, V) and the update that `memory.commit` takes.
         """
 
     def remembering(self, horizons: Sequence[int]) -> AbstractContextManager[None]:
-        """Other horizons, for the memories that are made and used inside; the weights are the same.
+        """Use other horizons for the memories that are made and used inside the context; weights do not change.
 
         Raises:
-            UserError: the network has none, or they do not fit it.
+            UserError: the network has no horizons, or these do not fit it.
         """
-        raise UserError(f"{type(self).__name__} has no horizons: what it remembers cannot be changed by layer")
+        raise UserError(f"{type(self).__name__} has no horizons: its memory cannot be changed by layer")
 
     def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
-        """Return the row counts of the projections in each parameter that stacks several; Muon treats them apart."""
+        """Return, for each parameter that stacks several projections, their row counts; Muon treats them apart."""
         return {}
 
     @property
     def compiles_each_length(self) -> bool:
-        """True if a pass of a length not seen before is compiled first; prompts are then read in one length only."""
+        """True if each new number of tokens is compiled first; prompts are then read in one length only."""
         return False
 
     @classmethod
     def rebuild(cls, config: dict[str, Any], **options: Any) -> Self:
-        """Build the network that `config()` describes, with those of the options that the constructor takes."""
+        """Build the network that `config()` describes, with those options that its constructor takes."""
+        if config.get("horizons", ()) is None:  # earlier versions wrote it for networks without horizons
+            config = {name: value for name, value in config.items() if name != "horizons"}
         parameters = inspect.signature(cls).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {k: v for k, v in options.items() if k in cls.OPTIONS and (takes_any or k in parameters)}
@@ -94,46 +98,46 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Constructor arguments that rebuild this network: plain numbers, texts and lists, horizons expanded."""
+        """Return the constructor arguments that rebuild this network: numbers, strings and lists, horizons expanded."""
 
     @abstractmethod
     def state_bytes(self, num_lanes: int, itemsize: int, *, decoding: bool = False) -> int:
-        """Bytes that `init_memory` allocates for B lanes at `itemsize` bytes a number, as a formula."""
+        """Return the bytes that `init_memory` allocates for B lanes at `itemsize` bytes per number, by formula."""
 
     @abstractmethod
     def summary(self, rate: TokenRate | None = MAESTRO_RATE) -> str:
-        """What the network remembers, in a few lines to read; with seconds of music, unless `rate` is None."""
+        """Describe the memory in a few lines, with seconds of music unless `rate` is None."""
 
 
-def summary_of(backbone: Backbone, rate: TokenRate | None) -> str:
-    """Return the summary of a network; one of a user's own need not take `rate`."""
+def network_summary(backbone: Backbone, rate: TokenRate | None) -> str:
+    """Return the summary of a network; a user's own may leave out the parameter `rate`."""
     return backbone.summary(rate) if inspect.signature(backbone.summary).parameters else backbone.summary()
 
 
-def name_of(network: type[Backbone]) -> str:
-    """Name of a network in checkpoints and messages: the class of one of ours, the class path of a user's own."""
+def network_name(network: type[Backbone]) -> str:
+    """Return the name of a network in checkpoints: the class name for ours, the class path for a user's own."""
     is_own = not network.__module__.startswith("dsmr.model.")
     return f"{network.__module__}.{network.__qualname__}" if is_own else network.__name__
 
 
-def is_ours(name: str) -> bool:
-    """Whether a name, as of `name_of`, is that of a network in `dsmr.model`."""
+def is_builtin(name: str) -> bool:
+    """True if a name, as returned by `network_name`, is that of a network in `dsmr.model`."""
     return "." not in name
 
 
-def without_weights(make: Callable[[], Made]) -> Made:
+def build_on_meta(build: Callable[[], Built]) -> Built:
     """Build something on torch's meta device, for its sizes alone; on the CPU if its constructor reads its tensors."""
     try:
         with torch.device("meta"):
-            return make()
-    except (NotImplementedError, RuntimeError):  # torch's errors for a value that a meta tensor does not have
-        return make()
+            return build()
+    except (NotImplementedError, RuntimeError):  # raised by torch for values that a meta tensor does not have
+        return build()
 
 
-def twin(backbone: Backbone) -> Backbone:
-    """Copy a network for evaluation: the same parameters, not copied, in layers that are not compiled."""
+def evaluation_copy(backbone: Backbone) -> Backbone:
+    """Copy a network for evaluation: it shares the parameters, and its layers are not compiled."""
     shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
-    for module in backbone.modules():  # a user's network may keep activations, which cannot be copied
+    for module in backbone.modules():  # a user's network may store activations, which cannot be copied
         kept = (value for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf)
         shared |= {id(value): value.detach() for value in kept}
-    return copy.deepcopy(backbone, shared).eval()  # a copied module is not compiled
+    return copy.deepcopy(backbone, shared).eval()

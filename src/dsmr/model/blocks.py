@@ -1,11 +1,11 @@
-"""What both backbones are made of: a stack of pre-norm blocks between tied embeddings, with rotary positions.
+"""Blocks: the stack of pre-norm layers between tied embeddings that both networks share.
 
-Shapes: B lanes, T segment, H heads, D head width, E model width, V vocabulary, S = M + T keys.
+Shapes: B lanes, T segment, H query heads, K key/value heads, D head width, E model width, F features, V vocabulary,
+P prefix.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -13,108 +13,156 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dsmr import UserError
-from dsmr.attention.attend import Form, attend, is_compiled, prepare
-from dsmr.attention.decode import Stepper
+from dsmr.attention.backends import Backend, attend, compiles_each_length, prepare_visibility
+from dsmr.attention.decode import TokenDecoder
 from dsmr.attention.flex import allow_kernels
-from dsmr.attention.fused import RMSNorm, few_rows, gated, normalised, records, split_and_rotate
-from dsmr.attention.visibility import Past, View
+from dsmr.attention.fused import RMSNorm, gated_product, linear_few_rows, rms_norm, split_and_rotate, trains_on_cpu
+from dsmr.attention.visibility import Past, Visibility
 from dsmr.model.backbone import Backbone
 from dsmr.model.memory import Memory
+from dsmr.model.rotary import Rotation
+from dsmr.model.sizes import COMPUTE_NAMES, Settings
 
 KeysValues = tuple[Tensor, Tensor]
-Compilation = bool | Literal["together"]
-SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "hidden_width", "dropout", "init_std")
-STRETCH = 512  # positions whose rotary tables are kept while decoding
+
+
+class Block(nn.Module):
+    """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    memory_gate: nn.Parameter | None
+    ORDER = ("attention_norm", "query_key_value", "output", "mlp_norm", "gate_up", "down")
+
+    def __init__(self, settings: Settings, memory_gate: float | None = None) -> None:
+        super().__init__()
+        width, hidden_width = settings.d_model, settings.mlp_width
+        gate_H = None if memory_gate is None else nn.Parameter(torch.full((settings.num_heads,), float(memory_gate)))
+        self.register_parameter("memory_gate", gate_H)
+        self.attention: Backend = settings.attention
+        self.head_width = settings.head_width
+        self.widths = [width, settings.kv_width, settings.kv_width]  # of queries, keys, values
+        self.attention_norm = RMSNorm(width)
+        self.query_key_value = nn.Linear(width, sum(self.widths), bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+        self.mlp_norm = RMSNorm(width)
+        self.gate_up = nn.Linear(width, 2 * hidden_width, bias=False)
+        self.down = nn.Linear(hidden_width, width, bias=False)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(
+        self, x_BTE: Tensor, rotation: Rotation, past: Past, visibility: Visibility
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the layer's output (B, T, E) and the segment's rotated keys and values (B, K, T, D)."""
+        query, key, value = self.project(x_BTE, rotation)
+        attended_BHTD = attend(query, key, value, past, visibility, self.attention, self.memory_gate)
+        x_BTE = x_BTE + self.dropout(self.output(attended_BHTD.transpose(1, 2).flatten(2)))
+        return x_BTE + self.dropout(self.down(self.gate(self.gate_up(self.mlp_norm(x_BTE))))), key, value
+
+    def project(self, x_BTE: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries (B, H, T, D), rotated keys and values (B, K, T, D)."""
+        heads_BTF = self.query_key_value(self.attention_norm(x_BTE))
+        counts = [width // self.head_width for width in self.widths]
+        if trains_on_cpu(heads_BTF) and heads_BTF.dtype == rotation.cos_TD.dtype:
+            return split_and_rotate(heads_BTF, rotation.cos_TD, rotation.sin_TD, *counts[:2])
+        heads_BHTD = heads_BTF.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        rotated, value = heads_BHTD.split([counts[0] + counts[1], counts[2]], dim=1)
+        query, key = rotation(rotated).split(counts[:2], dim=1)
+        return query, key, value
+
+    def gate(self, gate_up_BTF: Tensor) -> Tensor:
+        """`silu(gate) * up` of the two halves of F."""
+        if trains_on_cpu(gate_up_BTF):
+            return gated_product(gate_up_BTF)
+        gate, up = gate_up_BTF.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def keys_values(self, x_BPE: Tensor, rotation: Rotation) -> KeysValues:
+        """Return only the rotated keys and the values of a layer's input, (B, K, P, D) each."""
+        weight = self.query_key_value.weight[self.widths[0] :]
+        parts = F.linear(self.attention_norm(x_BPE), weight).split(self.widths[1:], dim=-1)
+        key, value = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in parts)
+        return rotation(key), value
+
+    def decode(
+        self, x_BE: Tensor, rotation: Rotation, past: Past, visibility: Visibility
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute `forward` for one token per lane without autograd, in as few operations as possible."""
+        num_lanes, rotated_width = len(x_BE), self.widths[0] + self.widths[1]
+        heads_BF = linear_few_rows(rms_norm(x_BE, self.attention_norm.weight), self.query_key_value.weight)
+        heads_BHTD = heads_BF.view(num_lanes, -1, 1, self.head_width)
+        rotated, value = heads_BHTD.tensor_split((rotated_width // self.head_width,), dim=1)
+        query, key = rotation(rotated).tensor_split((self.widths[0] // self.head_width,), dim=1)
+        attended_BHTD = attend(query, key, value, past, visibility, self.attention, self.memory_gate)
+        x_BE = x_BE + linear_few_rows(attended_BHTD.view(num_lanes, -1), self.output.weight)
+        gate, up = linear_few_rows(rms_norm(x_BE, self.mlp_norm.weight), self.gate_up.weight).chunk(2, dim=-1)
+        return x_BE + linear_few_rows(F.silu(gate).mul_(up), self.down.weight), key, value
+
+    def weights(self) -> tuple[Tensor, ...]:
+        """Return all weights in the order of their use."""
+        modules = self._modules  # the attribute access of nn.Module takes ten times as long
+        return tuple(cast(nn.Module, modules[name])._parameters["weight"] for name in self.ORDER)  # type: ignore[misc]
+
+
+class Stack(nn.ModuleList):
+    """All layers, bottom to top."""
+
+    def forward(
+        self,
+        x_BTE: Tensor,
+        rotation: Rotation,
+        pasts: Sequence[Past],
+        visibilities: Sequence[Visibility],
+        recompute: bool,
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """Return the last layer's output (B, T, E), and every layer's rotated keys and values.
+
+        Args:
+            x_BTE: embedded tokens.
+            rotation: of their positions.
+            pasts: keys and values of each layer from before the tokens.
+            visibilities: of each layer.
+            recompute: keep only the layers' inputs for backward.
+        """
+        new: list[KeysValues] = []
+        for block, past, visibility in zip(cast(Sequence[Block], self), pasts, visibilities, strict=True):
+            inputs = (x_BTE, rotation, past, visibility)
+            x_BTE, key, value = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            new.append((key, value))
+        return x_BTE, new
 
 
 class Decoder(Backbone):
-    """Pre-norm decoder: RMSNorm, rotary positions, gated MLP, tied embeddings; its subclasses say what is remembered.
+    """Embedding, layers, norm, and the embedding again for the logits. Subclasses add what is remembered.
 
     Args:
         vocab_size: V.
         segment_length: T, tokens per lane and pass.
-        d_model: E.
-        num_layers: L.
-        num_heads: query heads; E / num_heads is the head width D, which must be even.
-        num_kv_heads: key/value heads, a divisor of `num_heads` (grouped queries); None means as many.
-        hidden_width: width of the gated MLP; None means 8/3 E, rounded up to a multiple of 64.
-        dropout: probability on embeddings and residual branches, never on attention weights.
-        init_std: of the embedding and the linear layers; output projections get it over sqrt(2 L).
-        attention: the form that computes it, see `dsmr.attention.attend.attend`; all compute the same.
-        activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
-        compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph, which takes as many
-            times as long and launches sooner.
-        memory_gate: where the learned bias of each head on what is remembered begins; None for none.
+        memory_gate: initial bias of each head on its memory; None for none.
+        settings: sizes and how to compute, see `dsmr.model.sizes.Settings`.
 
     Raises:
-        UserError: heads or widths that do not fit together.
+        UserError: settings that do not fit together.
     """
 
-    OPTIONS: ClassVar[tuple[str, ...]] = ("attention", "activation_checkpointing", "compile_blocks")
-    memory_block: int = 1  # tokens; divides every horizon
+    OPTIONS: ClassVar[tuple[str, ...]] = COMPUTE_NAMES
 
     def __init__(
-        self,
-        vocab_size: int,
-        segment_length: int,
-        *,
-        d_model: int,
-        num_layers: int,
-        num_heads: int,
-        num_kv_heads: int | None,
-        hidden_width: int | None,
-        dropout: float,
-        init_std: float,
-        attention: Form,
-        activation_checkpointing: bool,
-        compile_blocks: Compilation,
-        memory_gate: float | None = None,
+        self, vocab_size: int, segment_length: int, *, memory_gate: float | None = None, **settings: Any
     ) -> None:
         super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        least = min(vocab_size, segment_length, d_model, num_layers, num_heads, num_kv_heads)
-        if least < 1 or not 0 <= dropout < 1:
-            raise UserError(
-                f"segment_length {segment_length}, d_model {d_model}, num_layers {num_layers}, num_heads {num_heads} "
-                f"and num_kv_heads {num_kv_heads} must be at least 1, dropout {dropout} at least 0 and below 1"
-            )
-        if attention not in get_args(Form):
-            raise UserError(f"attention {attention!r} is not one of {', '.join(get_args(Form))}")
-        if d_model % (2 * num_heads) or num_heads % num_kv_heads:
-            raise UserError(
-                f"d_model {d_model} must be a multiple of 2 * num_heads ({2 * num_heads}), and num_heads "
-                f"{num_heads} a multiple of num_kv_heads ({num_kv_heads})"
-            )
-        if init_std < 0 or (hidden_width is not None and hidden_width < 1):
-            raise UserError(f"init_std {init_std} must not be below 0, nor hidden_width {hidden_width} below 1")
-        hidden_width = -(-d_model * 8 // (3 * 64)) * 64 if hidden_width is None else hidden_width
+        self.settings = Settings(**settings)
+        if min(vocab_size, segment_length) < 1:
+            raise UserError(f"vocab_size {vocab_size} and segment_length {segment_length} must be at least 1")
         self.vocab_size, self.segment_length = vocab_size, segment_length
-        self.num_kv_heads, self.head_width = num_kv_heads, d_model // num_heads
-        self._config: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "segment_length": segment_length,
-            "d_model": d_model,
-            "num_layers": num_layers,
-            "num_heads": num_heads,
-            "num_kv_heads": num_kv_heads,
-            "hidden_width": hidden_width,
-            "dropout": dropout,
-            "init_std": init_std,
-        }
-        self.embedding = nn.Embedding(vocab_size, d_model)
-        self.blocks = Stack(
-            Block(d_model, num_heads, num_kv_heads, hidden_width, dropout, attention, memory_gate)
-            for _ in range(num_layers)
-        )
-        self.norm = RMSNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
-        self.attention: Form = attention
-        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
-        self._stepper, self.is_gated = Stepper(), memory_gate is not None
-        self._init_weights(init_std)
-        if compile_blocks:
+        self.is_gated = memory_gate is not None
+        self.embedding = nn.Embedding(vocab_size, self.settings.d_model)
+        self.blocks = Stack(Block(self.settings, memory_gate) for _ in range(self.settings.num_layers))
+        self.norm = RMSNorm(self.settings.d_model)
+        self.dropout = nn.Dropout(self.settings.dropout)
+        self._token_decoder = TokenDecoder()
+        self._init_weights(self.settings.init_std)
+        if self.settings.compile_blocks:
             allow_kernels()
-            for compiled in [self.blocks] if compile_blocks == "together" else self.blocks:
+            for compiled in [self.blocks] if self.settings.compile_blocks == "together" else self.blocks:
                 compiled.compile(dynamic=False)
 
     def _init_weights(self, std: float) -> None:
@@ -125,22 +173,14 @@ class Decoder(Backbone):
                 nn.init.normal_(parameter, std=std / (2 * len(self.blocks)) ** 0.5 if is_output else std)
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments that rebuild this network."""
-        return dict(self._config)
-
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments that say how it is computed, not what: no part of `config`."""
-        return {name: getattr(self, name) for name in Decoder.OPTIONS}
-
-    def sizes(self) -> dict[str, Any]:
-        """Give the layers' sizes by name (`SIZES`), whatever the constructor of a derived network calls them."""
-        return {name: self._config[name] for name in SIZES}
+        """Return the constructor arguments that rebuild this network."""
+        return {"vocab_size": self.vocab_size, "segment_length": self.segment_length, **self.settings.as_dict()}
 
     @property
     def compiles_each_length(self) -> bool:
         """True with compiled attention or compiled layers; see `Backbone.compiles_each_length`."""
         compiled = any(module._compiled_call_impl is not None for module in (self.blocks, *self.blocks))
-        return compiled or is_compiled(self.attention, self.embedding.weight.device.type)
+        return compiled or compiles_each_length(self.settings.attention, self.embedding.weight.device.type)
 
     def stacked_rows(self) -> dict[Tensor, tuple[int, ...]]:
         """Query, key and value; gate and up: see `Backbone.stacked_rows`."""
@@ -151,23 +191,18 @@ class Decoder(Backbone):
         return rows
 
     def extra_repr(self) -> str:
-        """The summary, where the network is printed."""
+        """Show the summary where the network is printed."""
         return self.summary()
 
     @property
-    def kv_width(self) -> int:
-        """E_kv, key/value heads times head width."""
-        return self.num_kv_heads * self.head_width
-
-    @property
     def compute_dtype(self) -> torch.dtype:
-        """Of keys and values: autocast's where it is on, else the weights'."""
+        """Dtype of keys and values: autocast's where it is on, else the weights'."""
         weight = self.embedding.weight
         device = weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
-    def begin(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None) -> Tensor:
-        """How many tokens of its piece each lane has before the segment, (B,): 0 where a piece begins.
+    def lengths_before(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None) -> Tensor:
+        """Return how many tokens of its piece each lane has before the segment, (B,): 0 where a piece begins.
 
         Raises:
             UserError: more tokens than the segment has room for, or a piece that begins inside a segment.
@@ -178,183 +213,44 @@ class Decoder(Backbone):
         if is_start_B is None:
             return memory.length_B
         if memory.open_length:
-            raise UserError("a piece can begin only at a segment's start; give is_start_B=None inside it")
+            raise UserError("a piece can begin only at a segment's start; inside it, give is_start_B=None")
         return torch.where(is_start_B, 0, memory.length_B)
 
-    def run(
-        self, tokens_BT: Tensor, clock: int, pasts: Sequence[Past], views: Sequence[View]
+    def run_layers(
+        self, tokens_BT: Tensor, clock: int, pasts: Sequence[Past], visibilities: Sequence[Visibility]
     ) -> tuple[Tensor, list[KeysValues]]:
-        """All layers over tokens that begin at `clock`, each with its past and its view of it.
+        """Run all layers over tokens that begin at `clock`.
 
         Returns:
-            logits (B, T, V), and per layer the tokens' own rotated keys and values, (B, H, T, D).
+            logits (B, T, V), and per layer the tokens' own rotated keys and values, (B, K, T, D).
         """
-        new: list[KeysValues] = []
         x_BTE = self.dropout(self.embedding(tokens_BT))
-        if self.is_step(x_BTE):
-            rotation, x_BE = Rotation.one(clock, self.head_width, like=self.embedding.weight), x_BTE[:, 0]
-            blocks = cast(Sequence[Block], self.blocks)
-            if self.attention in ("auto", "merged") and not self.is_gated and self._stepper.can(x_BE):
-                x_BE, new = self._stepper(x_BE, blocks, rotation, pasts, views)
-            else:
-                for block, past, view in zip(blocks, pasts, views, strict=True):
-                    x_BE, key, value = block.step(x_BE, rotation, past, view)
-                    new.append((key, value))
-            return few_rows(normalised(x_BE, self.norm.weight), self.embedding.weight)[:, None], new
-        rotation = Rotation.at(clock, tokens_BT.shape[1], self.head_width, like=self.embedding.weight)
-        for view in views:
-            prepare(view, self.attention)
-        again = self.activation_checkpointing and torch.is_grad_enabled()
-        x_BTE, new = self.blocks(x_BTE, rotation, pasts, views, again)
+        if self._is_decoding(x_BTE):
+            return self._decode_token(x_BTE[:, 0], clock, pasts, visibilities)
+        rotation = Rotation.at(clock, tokens_BT.shape[1], self.settings.head_width, like=self.embedding.weight)
+        for visibility in visibilities:
+            prepare_visibility(visibility, self.settings.attention)
+        recompute = self.settings.activation_checkpointing and torch.is_grad_enabled()
+        x_BTE, new = self.blocks(x_BTE, rotation, pasts, visibilities, recompute)
         return F.linear(self.norm(x_BTE), self.embedding.weight), new
 
-    def is_step(self, x_BTE: Tensor) -> bool:
-        """Whether this is a single token per lane, on the CPU in one precision: decoding, where every call counts."""
+    def _is_decoding(self, x_BTE: Tensor) -> bool:
+        """True for a single token per lane, on the CPU in one precision: there, every call of torch counts."""
         on_cpu = x_BTE.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         return x_BTE.shape[1] == 1 and on_cpu and not self.training and not torch.is_grad_enabled()
 
-
-class Stack(nn.ModuleList):
-    """All layers, one after another."""
-
-    def forward(
-        self, x_BTE: Tensor, rotation: "Rotation", pasts: Sequence[Past], views: Sequence[View], again: bool
+    def _decode_token(
+        self, x_BE: Tensor, clock: int, pasts: Sequence[Past], visibilities: Sequence[Visibility]
     ) -> tuple[Tensor, list[KeysValues]]:
-        """The last layer's output (B, T, E), and every layer's rotated keys and values; see `Block.forward`.
-
-        Args:
-            x_BTE: embedded tokens.
-            rotation: of their positions.
-            pasts: of each layer.
-            views: of each layer's past.
-            again: keep only the layers' inputs for backward.
-        """
-        new: list[KeysValues] = []
-        for block, past, view in zip(cast(Sequence[Block], self), pasts, views, strict=True):
-            given = (x_BTE, rotation, past, view)
-            x_BTE, key, value = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
-            new.append((key, value))
-        return x_BTE, new
-
-
-class Block(nn.Module):
-    """One layer: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
-
-    memory_gate: nn.Parameter | None
-    ORDER = ("attention_norm", "query_key_value", "output", "mlp_norm", "gate_up", "down")
-
-    def __init__(
-        self,
-        d_model: int,
-        num_heads: int,
-        num_kv_heads: int,
-        hidden_width: int,
-        dropout: float,
-        attention: Form,
-        memory_gate: float | None = None,
-    ) -> None:
-        super().__init__()
-        gate_H = None if memory_gate is None else nn.Parameter(torch.full((num_heads,), float(memory_gate)))
-        self.register_parameter("memory_gate", gate_H)
-        self.attention: Form = attention
-        self.head_width = d_model // num_heads
-        self.widths = [d_model, num_kv_heads * self.head_width, num_kv_heads * self.head_width]
-        self.attention_norm = RMSNorm(d_model)
-        self.query_key_value = nn.Linear(d_model, sum(self.widths), bias=False)
-        self.output = nn.Linear(d_model, d_model, bias=False)
-        self.mlp_norm = RMSNorm(d_model)
-        self.gate_up = nn.Linear(d_model, 2 * hidden_width, bias=False)
-        self.down = nn.Linear(hidden_width, d_model, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_BTE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the layer's output (B, T, E) and the segment's rotated keys and values (B, H, T, D)."""
-        query, key, value = self.project(x_BTE, rotation)
-        attended_BHTD = attend(query, key, value, past, view, self.attention, self.memory_gate)
-        x_BTE = x_BTE + self.dropout(self.output(attended_BHTD.transpose(1, 2).flatten(2)))
-        return x_BTE + self.dropout(self.down(self.gate(self.gate_up(self.mlp_norm(x_BTE))))), key, value
-
-    def project(self, x_BTE: Tensor, rotation: "Rotation") -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values: (B, H, T, D), with as many heads as each has."""
-        heads_BTF = self.query_key_value(self.attention_norm(x_BTE))
-        widths = [width // self.head_width for width in self.widths]
-        if records(heads_BTF) and heads_BTF.dtype == rotation.cos_TD.dtype:
-            return split_and_rotate(heads_BTF, rotation.cos_TD, rotation.sin_TD, *widths[:2])
-        heads_BHTD = heads_BTF.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-        rotated, value = heads_BHTD.split([widths[0] + widths[1], widths[2]], dim=1)
-        query, key = rotation(rotated).split(widths[:2], dim=1)
-        return query, key, value
-
-    def step(self, x_BE: Tensor, rotation: "Rotation", past: Past, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        """What `forward` does, for one token per lane without autograd, in as few operations as it takes."""
-        num_lanes, rotated_width = len(x_BE), self.widths[0] + self.widths[1]
-        heads_BF = few_rows(normalised(x_BE, self.attention_norm.weight), self.query_key_value.weight)
-        heads_BHTD = heads_BF.view(num_lanes, -1, 1, self.head_width)
-        rotated, value = heads_BHTD.tensor_split((rotated_width // self.head_width,), dim=1)
-        query, key = rotation(rotated).tensor_split((self.widths[0] // self.head_width,), dim=1)
-        attended_BHTD = attend(query, key, value, past, view, self.attention, self.memory_gate)
-        x_BE = x_BE + few_rows(attended_BHTD.view(num_lanes, -1), self.output.weight)
-        gate, up = few_rows(normalised(x_BE, self.mlp_norm.weight), self.gate_up.weight).chunk(2, dim=-1)
-        return x_BE + few_rows(F.silu(gate).mul_(up), self.down.weight), key, value
-
-    def weights(self) -> tuple[Tensor, ...]:
-        """All of them, in the order of their use."""
-        modules = self._modules  # attributes of modules take ten times as long
-        return tuple(cast(nn.Module, modules[name])._parameters["weight"] for name in self.ORDER)  # type: ignore[misc]
-
-    def gate(self, gate_up_BTF: Tensor) -> Tensor:
-        """`silu(gate) * up`, of the two halves of what is given."""
-        if records(gate_up_BTF):
-            return gated(gate_up_BTF)
-        gate, up = gate_up_BTF.chunk(2, dim=-1)
-        return F.silu(gate) * up
-
-    def keys_values(self, x_BME: Tensor, rotation: "Rotation") -> KeysValues:
-        """Only the rotated keys and values of a layer's input, (B, H, M, D) each."""
-        weight = self.query_key_value.weight[self.widths[0] :]
-        parts = F.linear(self.attention_norm(x_BME), weight).split(self.widths[1:], dim=-1)
-        key, value = (part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in parts)
-        return rotation(key), value
-
-
-class Rotation:
-    """Rotary position embedding (arXiv 2104.09864) at given clock positions, the two halves of D being paired.
-
-    Angles are computed in float64: in float32 they err by 2e-2 at a clock of one million tokens.
-    The rotation itself is at least float32 and gives back the dtype that it was given.
-    """
-
-    BASE = 10_000.0
-
-    def __init__(self, cos_TD: Tensor, sin_TD: Tensor) -> None:
-        self.cos_TD, self.sin_TD = cos_TD, sin_TD
-
-    @classmethod
-    def at(cls, start: int, num_tokens: int, head_width: int, like: Tensor) -> "Rotation":
-        """Tables for positions start .. start + num_tokens - 1, on `like`'s device, at least float32."""
-        on: dict[str, Any] = {"dtype": torch.float64, "device": like.device if like.device.type == "cuda" else "cpu"}
-        frequencies = cls.BASE ** -(torch.arange(0, head_width, 2, **on) / head_width)
-        angles = torch.outer(torch.arange(start, start + num_tokens, **on), frequencies)
-        cos, sin = angles.cos(), angles.sin()
-        tables = torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)])
-        cos_TD, sin_TD = tables.to(torch.promote_types(like.dtype, torch.float32)).to(like.device)
-        return cls(cos_TD, sin_TD)
-
-    @classmethod
-    def one(cls, position: int, head_width: int, like: Tensor) -> "Rotation":
-        """Tables for a single position, out of those of a stretch of positions that are kept for the next ones."""
-        first = position // STRETCH * STRETCH
-        tables = _stretch(first, head_width, like.dtype, like.device)
-        here = slice(position - first, position - first + 1)
-        return cls(tables.cos_TD[here], tables.sin_TD[here])
-
-    def __call__(self, x_BHTD: Tensor) -> Tensor:
-        """Rotate queries or keys."""
-        x = x_BHTD.to(self.cos_TD.dtype)
-        swapped = x.roll(x.shape[-1] // 2, dims=-1)
-        return torch.addcmul(x * self.cos_TD, swapped, self.sin_TD).to(x_BHTD.dtype)
-
-
-@lru_cache(maxsize=2)
-def _stretch(first: int, head_width: int, dtype: torch.dtype, device: torch.device) -> Rotation:
-    return Rotation.at(first, STRETCH, head_width, like=torch.empty(0, dtype=dtype, device=device))
+        rotation = Rotation.one(clock, self.settings.head_width, like=self.embedding.weight)
+        blocks, new = cast(Sequence[Block], self.blocks), []
+        is_plain = self.settings.attention in ("auto", "merged") and not self.is_gated
+        if is_plain and self._token_decoder.supports(x_BE):
+            weights = [block.weights() for block in blocks]
+            tables = rotation.cos_TD[0], rotation.sin_TD[0]
+            x_BE, new = self._token_decoder(x_BE, weights, *tables, pasts, visibilities)
+        else:
+            for block, past, visibility in zip(blocks, pasts, visibilities, strict=True):
+                x_BE, key, value = block.decode(x_BE, rotation, past, visibility)
+                new.append((key, value))
+        return linear_few_rows(rms_norm(x_BE, self.norm.weight), self.embedding.weight)[:, None], new

@@ -1,14 +1,27 @@
 """Memory: detached keys and values that every layer keeps across segments.
 
-Shapes: B lanes, T segment, M memory slots (M = H_l, the layer's horizon), H key/value heads, D head width,
-L layers. `keys_BHMD` is a ring: the token at clock c lies in slot c mod M, so that writing T new tokens forgets
-the T oldest. One clock, counted in tokens, is shared by all lanes.
+Each layer has a ring of M = H_l slots, allocated once. The token at clock c lies in slot c mod M; one clock, counted in
+tokens, is shared by all lanes. Here M = 6, T = 4, and the segment at clocks 8 .. 11 has just been read:
 
-`Memory.commit` is the only place where anything is written or forgotten. A lane is emptied by its validity: a
-slot counts only if its token belongs to the lane's present piece (`length_B`), so nothing needs to be zeroed.
+    clock   2   3   4   5   6   7 | 8   9  10  11        before commit, clock = 8
+    age     6   5   4   3   2   1 | 0  -1  -2  -3        age 1 is the token just before the segment
+            '---- in the ring ---'   '- segment -'
+    slot    2   3   4   5   0   1
 
-Token by token, the segment that is still open is kept behind the ring's slots, since a query sees its own segment and
-the horizon before the segment's start; a full open segment is pushed into the ring at once.
+    slot    0   1   2   3   4   5
+    before  6   7   2   3   4   5
+    after   6   7   8   9  10  11                        after commit, clock = 12: 2, 3, 4, 5 are forgotten
+
+`Memory.commit` is the only place where anything is written or forgotten: `forward` returns the keys and values of its
+whole segment, and what does not fit a horizon is dropped here. A lane that begins a new piece is not zeroed: a slot
+counts only if its token belongs to the lane's present piece, `age <= length_B`.
+
+While decoding token by token, the segment that is still open is kept behind the ring's slots, because a query sees its
+own segment and the horizon before the segment's start. A full open segment is pushed into the ring at once:
+
+    |------- M slots -------|--- T open tokens ---|      one allocation, read without a copy as [slots, open so far]
+
+Shapes: B lanes, T segment, M memory slots, K key/value heads, D head width, L layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +37,13 @@ from dsmr.attention.visibility import Past
 
 @dataclass(frozen=True)
 class Update:
-    """What a forward pass leaves for `Memory.commit`: nothing has been written yet.
+    """Result of a forward pass that `Memory.commit` takes; nothing has been written yet.
 
     Attributes:
-        keys: per layer, the new detached keys (B, H, n, D), rotated; at least the last ones that the layer will keep,
-            and all of them for a memory that keeps an open segment.
-        values: likewise the values.
+        keys: per layer, the detached, rotated keys of all tokens of the pass, (B, K, n, D).
+        values: per layer, their values.
         length_B: tokens of the lane's present piece before this segment; 0 where a piece began.
-        num_tokens: how many tokens per lane the pass has read.
+        num_tokens: n, tokens per lane.
     """
 
     keys: list[Tensor]
@@ -39,9 +51,14 @@ class Update:
     length_B: Tensor
     num_tokens: int
 
+    @classmethod
+    def of(cls, keys_values: Sequence[tuple[Tensor, Tensor]], length_B: Tensor, num_tokens: int) -> "Update":
+        """Detach what the layers have computed: gradients stop at the segment's start."""
+        keys, values = ([pair[part].detach() for pair in keys_values] for part in (0, 1))
+        return cls(keys, values, length_B, num_tokens)
+
     def first(self, count: int) -> "Update":
-        """Give the update of a pass over the first `count` tokens only: attention is causal, so it is the same."""
-        assert all(part.shape[2] == self.num_tokens for part in (*self.keys, *self.values)), "the pass kept too few"
+        """Return the update of a pass over the first `count` tokens only: attention is causal, so it is the same."""
         keys, values = ([part[:, :, :count] for part in parts] for parts in (self.keys, self.values))
         return replace(self, keys=keys, values=values, num_tokens=count)
 
@@ -52,13 +69,13 @@ class Memory:
     Args:
         horizons: H_l per layer in tokens, bottom to top.
         num_lanes: B.
-        num_kv_heads: H, key/value heads.
+        num_kv_heads: K.
         head_width: D.
-        segment_length: T, the segment that is pushed into the rings as one.
-        dtype: of keys and values; the compute precision.
-        device: where they lie.
+        segment_length: T, tokens that are pushed into the rings at once.
+        dtype: of keys and values, the compute precision.
+        device: of keys and values.
         decoding: also keep the open segment, for passes shorter than T.
-        slots: per layer, where they are not the horizons: a subclass fills them.
+        slots: M per layer, where a subclass fills them itself; by default the horizons.
     """
 
     def __init__(
@@ -82,6 +99,7 @@ class Memory:
         self.slots = tuple(self.horizons if slots is None else slots)
         shapes = [(num_lanes, num_kv_heads, slots + room, head_width) for slots in self.slots]
         self._spans = [[torch.zeros(shape, dtype=dtype, device=device) for shape in shapes] for _ in range(2)]
+        # one allocation per layer, [slots, open segment], so that both are read without a copy
         self.keys, self.values = (
             [span[:, :, :slots] for span, slots in zip(spans, self.slots, strict=True)] for spans in self._spans
         )
@@ -101,30 +119,34 @@ class Memory:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the stored keys and values."""
+        """Dtype of keys and values."""
         return self.keys[0].dtype
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all keys and values, rings and open segment; counters are not among them."""
+        """Bytes of all keys and values, rings and open segment; counters not included."""
         return sum(span.numel() * span.element_size() for spans in self._spans for span in spans)
 
     def ages_M(self, layer: int) -> Tensor:
-        """Age of every slot's token, (M,): 1 is the token just before the segment's start, M the oldest."""
+        """Return the age of every slot's token, (M,): 1 is the token just before the segment, M the oldest."""
         horizon = self.horizons[layer]
         if horizon not in self._ages:
             slots_M = torch.arange(horizon, device=self.length_B.device)
+            # the youngest token, of clock - 1, lies in slot (clock - 1) % M and has age 1
             self._ages[horizon] = (self.clock - 1 - slots_M) % horizon + 1 if horizon else slots_M
         return self._ages[horizon]
 
     def read(self, layer: int) -> Past:
-        """Keys and values of one layer where they lie: the ring's M slots, and the open tokens after them."""
+        """Return a view of one layer's keys and values: the ring's M slots, then the open tokens."""
         end = self.slots[layer] + self.open_length
         return Past(*(spans[layer][:, :, :end] for spans in self._spans))
 
     @torch.no_grad()
     def commit(self, update: Update) -> None:
-        """Write an update; what falls out of a horizon is forgotten here.
+        """Write an update; tokens that fall out of a horizon are forgotten here, and nowhere else.
+
+        Call it when no gradient needs the old content any more: after the optimizer step in training (after backward
+        within an accumulation), at once in validation and generation.
 
         Raises:
             UserError: a pass shorter than a segment, in a memory that keeps no open segment.
@@ -148,25 +170,25 @@ class Memory:
             self._push(self.open_keys, self.open_values)
 
     def _push(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Close a segment: its last H_l tokens take the slots of the oldest ones."""
+        """Close a segment: its last H_l tokens overwrite the oldest ones."""
         end = self.clock + self.segment_length
         rings = zip((*self.keys, *self.values), (*keys, *values), self.horizons * 2, strict=True)
         for ring, new, horizon in rings:
             kept = min(horizon, self.segment_length)
             if not kept:
                 continue
-            new = new[:, :, new.shape[2] - kept :]
+            new = new[:, :, new.shape[2] - kept :]  # not [-kept:], which keeps everything at 0
             slot = (end - kept) % horizon
             head = min(kept, horizon - slot)
             ring[:, :, slot : slot + head] = new[:, :, :head]
-            if head < kept:
+            if head < kept:  # the ring's end was reached: the rest goes to its beginning
                 ring[:, :, : kept - head] = new[:, :, head:]
         self.clock = end
         self._ages.clear()
         self.length_B = self.length_B + self.segment_length
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and lists only, so that `torch.load(weights_only=True)` reads it."""
+        """Return tensors, numbers and lists only, so that `torch.load(weights_only=True)` can read it."""
         return {
             "keys": self.keys,
             "values": self.values,
@@ -179,7 +201,7 @@ class Memory:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the content of a memory of the same shape.
+        """Copy the content of a memory of the same shape.
 
         Raises:
             UserError: the state was saved with other horizons, lanes or head sizes.
@@ -199,17 +221,17 @@ class Memory:
 
 
 def ring_bytes(horizons: Sequence[int], *, num_lanes: int, kv_width: int, itemsize: int) -> int:
-    """Bytes of the rings: `2 * itemsize * B * E_kv * sum(H_l)`, with E_kv = key/value heads * head width."""
+    """Return the bytes of the rings: `2 * itemsize * B * E_kv * sum(H_l)`, with E_kv = key/value heads * head width."""
     return 2 * itemsize * num_lanes * kv_width * sum(horizons)
 
 
 def open_bytes(num_layers: int, *, segment_length: int, num_lanes: int, kv_width: int, itemsize: int) -> int:
-    """Bytes that decoding adds for the open segment: `2 * itemsize * B * E_kv * L * T`."""
+    """Return the bytes that decoding adds for the open segment: `2 * itemsize * B * E_kv * L * T`."""
     return 2 * itemsize * num_lanes * kv_width * num_layers * segment_length
 
 
-def over_lanes(memory: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """A memory's state whose tensors, all of them with the lanes first, are changed."""
+def map_lanes(memory: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Apply `change` to every tensor of a memory's state; the first dimension of each is the lanes."""
     changed: dict[str, Any] = {}
     for name, value in memory.items():
         if isinstance(value, Tensor):

@@ -1,9 +1,8 @@
 """The Perceiver-AR-like baseline: one cross-attention to a long prefix, then self-attention over the segment only.
 
-Shapes: B lanes, T segment, P prefix, H heads, D head width, N = P + T token ids that are kept.
+Shapes: B lanes, T segment, P prefix, K key/value heads, D head width, N = P + T token ids that are kept.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor
 
 from dsmr import UserError
-from dsmr.attention.attend import Form
-from dsmr.attention.visibility import Past, View
-from dsmr.model.blocks import Compilation, Decoder, KeysValues, Rotation
+from dsmr.attention.visibility import Past, Visibility
+from dsmr.model.blocks import Decoder, KeysValues
 from dsmr.model.horizons import FULL_HORIZON, MAESTRO_RATE, TokenRate
 from dsmr.model.memory import Memory, Update, open_bytes, ring_bytes
-from dsmr.model.schedules import Schedule
+from dsmr.model.rotary import Rotation
 
 ID_BYTES = 8
 
@@ -24,72 +22,34 @@ ID_BYTES = 8
 class PerceiverAR(Decoder):
     """A decoder whose lowest layer attends to [prefix, segment], all others to the segment.
 
-    After Perceiver AR (arXiv 2202.07765): our segment is its latents, our bottom block its cross-attention. The
-    prefix is the last `prefix_length` token ids of the piece before the segment, embedded and projected anew in
-    every pass, so that gradients reach its embeddings. Queries and prefix share one norm, so the parameters are
-    those of `RecurrentTransformer` of the same depth, to the number. With the same weights it also computes what
-    horizons of `1xP+(L-1)x0` compute: what differs is the gradient, the work, and that the state is ids.
+    After Perceiver AR (arXiv 2202.07765): our segment is its latents, our bottom block its cross-attention. The prefix
+    is the last `prefix_length` token ids of the piece before the segment, embedded and projected anew in every pass,
+    so that gradients reach its embeddings. Queries and prefix share one norm, so the parameters are those of
+    `RecurrentTransformer` of the same depth, to the number. With the same weights it also computes what horizons of
+    `1xP+(L-1)x0` compute: what differs is the gradient, the work, and that the state consists of ids.
 
     Args:
         vocab_size: V.
-        horizons: None; it has none.
         segment_length: T, tokens per lane and pass.
         prefix_length: P, tokens.
-        d_model: see `Decoder`, as for all that follow.
-        num_layers: L, the cross-attention included.
-        num_heads: query heads.
-        num_kv_heads: key/value heads; None means as many.
-        hidden_width: of the gated MLP; None means 8/3 of d_model.
-        dropout: on embeddings, those of the prefix included, and residual branches.
-        init_std: of the weights.
-        attention: the form that computes it, see `dsmr.attention.attend.attend`; all compute the same.
-        activation_checkpointing: keep only the layers' inputs for backward and compute the rest again.
-        compile_blocks: compile every layer (torch.compile), or all layers `together` as one graph.
+        settings: sizes (num_layers includes the cross-attention, dropout acts on the prefix too) and how to compute,
+            see `dsmr.model.sizes.Settings`.
 
     Raises:
-        UserError: horizons are given, or heads and widths do not fit together.
+        UserError: sizes that do not fit together.
     """
 
     def __init__(
-        self,
-        vocab_size: int,
-        horizons: Schedule | str | Sequence[int] | None,
-        segment_length: int,
-        *,
-        prefix_length: int = FULL_HORIZON,
-        d_model: int = 512,
-        num_layers: int = 12,
-        num_heads: int = 8,
-        num_kv_heads: int | None = None,
-        hidden_width: int | None = None,
-        dropout: float = 0.1,
-        init_std: float = 0.02,
-        attention: Form = "auto",
-        activation_checkpointing: bool = False,
-        compile_blocks: Compilation = False,
+        self, vocab_size: int, segment_length: int, *, prefix_length: int = FULL_HORIZON, **settings: Any
     ) -> None:
-        super().__init__(
-            vocab_size,
-            segment_length,
-            d_model=d_model,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            hidden_width=hidden_width,
-            dropout=dropout,
-            init_std=init_std,
-            attention=attention,
-            activation_checkpointing=activation_checkpointing,
-            compile_blocks=compile_blocks,
-        )
-        if horizons is not None:
-            raise UserError(
-                "PerceiverAR has no horizons: set model.horizons to null; what it remembers is its prefix_length"
-            )
+        super().__init__(vocab_size, segment_length, **settings)
         if prefix_length < 1:
             raise UserError(f"prefix_length is {prefix_length}; it must be at least 1")
-        self.horizons, self.prefix_length = (), prefix_length
-        self._config |= {"horizons": None, "prefix_length": prefix_length}
+        self.prefix_length = prefix_length
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor arguments that rebuild this network."""
+        return super().config() | {"prefix_length": self.prefix_length}
 
     def init_memory(self, num_lanes: int, *, decoding: bool = False) -> "PrefixMemory":
         """Make an empty memory; while decoding it keeps keys and values of the prefix and of the open segment."""
@@ -98,29 +58,25 @@ class PerceiverAR(Decoder):
     def forward(self, tokens_BT: Tensor, memory: Memory, is_start_B: Tensor | None = None) -> tuple[Tensor, Update]:
         """Read tokens after what `memory` holds; see `Backbone.forward`."""
         assert isinstance(memory, PrefixMemory)
-        length_B = self.begin(tokens_BT, memory, is_start_B)
+        length_B = self.lengths_before(tokens_BT, memory, is_start_B)
         num_layers, num_tokens = len(self.blocks), tokens_BT.shape[1]
         pasts = [memory.read(layer) for layer in range(num_layers)]
         if not memory.open_length:
             pasts[0] = Past(*self._read_prefix(memory))
         ages_P = torch.arange(self.prefix_length, 0, -1, device=length_B.device)
         lowest, other = (
-            View.of(ages, length_B, memory.open_length, num_tokens) for ages in (ages_P, memory.ages_M(0))
+            Visibility(ages, length_B, memory.open_length, num_tokens) for ages in (ages_P, memory.ages_M(0))
         )
-        logits_BTV, new = self.run(
-            tokens_BT,
-            memory.clock + memory.open_length,
-            pasts,
-            [lowest, *[other] * (num_layers - 1)],
-        )
-        keys, values = [key.detach() for key, _ in new], [value.detach() for _, value in new]
+        clock = memory.clock + memory.open_length
+        logits_BTV, new = self.run_layers(tokens_BT, clock, pasts, [lowest, *[other] * (num_layers - 1)])
+        update = Update.of(new, length_B, num_tokens)
         prefix = None if memory.open_length else Past(pasts[0].key.detach(), pasts[0].value.detach())
-        return logits_BTV, PrefixUpdate(keys, values, length_B, num_tokens, tokens_BT, prefix)
+        return logits_BTV, PrefixUpdate(**vars(update), tokens_BT=tokens_BT, prefix=prefix)
 
     def _read_prefix(self, memory: "PrefixMemory") -> KeysValues:
-        """Keys and values of the prefix, oldest token first, (B, H, P, D)."""
+        """Return keys and values of the prefix, oldest token first, (B, K, P, D)."""
         start = memory.clock - self.prefix_length
-        rotation = Rotation.at(start, self.prefix_length, self.head_width, like=self.embedding.weight)
+        rotation = Rotation.at(start, self.prefix_length, self.settings.head_width, like=self.embedding.weight)
         embedded_BPE = self.dropout(self.embedding(memory.tokens_from(start, self.prefix_length)))
         block: Any = self.blocks[0]
         return block.keys_values(embedded_BPE, rotation)
@@ -130,12 +86,12 @@ class PerceiverAR(Decoder):
         ids = ID_BYTES * num_lanes * (self.prefix_length + self.segment_length)
         if not decoding:
             return ids
-        sizes = {"num_lanes": num_lanes, "kv_width": self.kv_width, "itemsize": itemsize}
+        sizes = {"num_lanes": num_lanes, "kv_width": self.settings.kv_width, "itemsize": itemsize}
         opened = open_bytes(len(self.blocks), segment_length=self.segment_length, **sizes)
         return ids + opened + ring_bytes([self.prefix_length], **sizes)
 
     def summary(self, rate: TokenRate | None = MAESTRO_RATE) -> str:
-        """The prefix, in tokens and in seconds of music."""
+        """Return the length of the prefix, in tokens and in seconds of music."""
         time = "" if rate is None else f" ({rate.seconds(self.prefix_length):.0f} {rate.label})"
         return f"no horizons; a prefix of {self.prefix_length:,} token ids{time}"
 
@@ -146,22 +102,22 @@ class PrefixUpdate(Update):
 
     Attributes:
         tokens_BT: ids.
-        prefix: keys and values, (B, H, P, D), which an open segment goes on reading; None inside of one.
+        prefix: keys and values, (B, K, P, D), which the rest of an open segment reads too; None inside of one.
     """
 
     tokens_BT: Tensor
     prefix: Past | None
 
     def first(self, count: int) -> "PrefixUpdate":
-        """Give the update of a pass over the first `count` tokens only."""
+        """Return the update of a pass over the first `count` tokens only."""
         return replace(cast(PrefixUpdate, super().first(count)), tokens_BT=self.tokens_BT[:, :count])
 
 
 class PrefixMemory(Memory):
-    """Token ids of the last P + T tokens: a prefix is at hand wherever the open segment stands.
+    """Ids of the last P + T tokens, so that the prefix is known wherever the open segment begins.
 
     Args:
-        network: whose memory it is.
+        network: gives sizes, device and dtype.
         num_lanes: B.
         decoding: also keep keys and values of prefix and open segment, for passes shorter than T.
     """
@@ -171,8 +127,8 @@ class PrefixMemory(Memory):
         super().__init__(
             [0] * len(network.blocks),
             num_lanes=num_lanes,
-            num_kv_heads=network.num_kv_heads,
-            head_width=network.head_width,
+            num_kv_heads=network.settings.kv_heads,
+            head_width=network.settings.head_width,
             segment_length=network.segment_length,
             dtype=dtype,
             device=device,
@@ -184,11 +140,11 @@ class PrefixMemory(Memory):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the ids, and while decoding of all keys and values."""
+        """Bytes of the ids, and of the keys and values that decoding keeps."""
         return super().num_bytes + self.tokens_BN.numel() * self.tokens_BN.element_size()
 
     def tokens_from(self, start: int, count: int) -> Tensor:
-        """Ids that were read at the clocks start .. start + count - 1, (B, count)."""
+        """Return the ids that were read at clocks start .. start + count - 1, (B, count)."""
         return self.tokens_BN[:, self._slots(start, count)]
 
     @torch.no_grad()
@@ -211,7 +167,7 @@ class PrefixMemory(Memory):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the content of a memory of the same shape.
+        """Copy the content of a memory of the same shape.
 
         Raises:
             UserError: the state was saved with other lanes, another prefix or other sizes.

@@ -1,14 +1,14 @@
-"""Schedules: the rules that spend a budget of memory over the depth.
+"""Schedules: rules that spend a budget of memory over the depth.
 
-A schedule gives every layer its horizon in tokens, bottom layer first; it is configuration, never another model,
-and a checkpoint keeps what it expands to. A new one is a dataclass with one method:
+A schedule gives every layer its horizon in tokens, bottom layer first. It is configuration, never another model, and a
+checkpoint keeps what it expands to. A new one is a dataclass with one method:
 
     @dataclass(frozen=True)
     class Pyramid(Schedule):
         base: int
         def horizons(self, num_layers): return tuple(self.base >> layer for layer in range(num_layers))
 
-Give one of your own by its class path: `--model.horizons mysched.Pyramid --model.horizons.base 512`.
+Use one of your own by its class path: `--model.horizons mysched.Pyramid --model.horizons.base 512`.
 """
 
 import operator
@@ -32,18 +32,18 @@ class Schedule(ABC):
         """Horizons in tokens, bottom layer first.
 
         Raises:
-            UserError: the rule cannot be laid over `num_layers` layers.
+            UserError: the rule does not fit `num_layers` layers.
         """
 
     def fitted(self, budget: int, block: int = 128) -> "Fitted":
-        """The same rule with its horizons scaled so that their sum is exactly `budget` tokens."""
+        """Return the same rule, scaled so that the horizons sum to exactly `budget` tokens."""
         return Fitted(self, budget, block)
 
     def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
-        """Horizons of this rule's shape, in whole blocks, whose sum is `budget`.
+        """Return horizons of this rule's shape, multiples of `block`, that sum to `budget`.
 
-        Here, each layer gets its share of the blocks, rounded down, and the blocks that are left go to the
-        layers that lost most. A rule whose shape this would break refuses what it cannot express.
+        Each layer gets its share of the blocks, rounded down; the blocks that are left go to the layers that lost
+        most. A rule whose shape this would break overrides it.
 
         Raises:
             UserError: no horizons of this shape have that sum.
@@ -74,7 +74,7 @@ class Full(Schedule):
 
 @dataclass(frozen=True)
 class Uniform(Full):
-    """Every layer at the same horizon, shorter than the reference's: an equal share of the budget."""
+    """Every layer at the same horizon, shorter than the reference's: equal shares of the budget."""
 
     horizon: int = 1024
 
@@ -84,8 +84,8 @@ class TwoScale(Schedule):
     """A few layers with a long horizon, all others with a short one.
 
     Our `placement="lower"` is the paper's two-scale schedule: "long history windows to lower layers and a
-    uniform short window to the remaining layers". `interleaved` spreads the long layers evenly, the first of
-    them at the bottom. To spend a budget, the short horizon stays as it is.
+    uniform short window to the remaining layers". `interleaved` spreads the long layers evenly, starting at the
+    bottom. To spend a budget, only the long horizon is scaled.
     """
 
     long: int = 3584
@@ -101,11 +101,11 @@ class TwoScale(Schedule):
         """
         if self.long < self.short:
             raise UserError(f"two-scale: long ({self.long}) is below short ({self.short}); swap them")
-        chosen = placed(self.num_long, num_layers, self.placement, key="num_long")
-        return tuple(self.long if layer in chosen else self.short for layer in range(num_layers))
+        selected = placed_layers(self.num_long, num_layers, self.placement, key="num_long")
+        return tuple(self.long if layer in selected else self.short for layer in range(num_layers))
 
     def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
-        """The long layers share what the short ones leave."""
+        """Scale the long horizon; the short one stays."""
         long = _part(self, budget, self.num_long, num_layers, block, short=self.short)
         return replace(self, long=long).horizons(num_layers)
 
@@ -114,13 +114,13 @@ class TwoScale(Schedule):
 class Binary(Schedule):
     """Selective retention: some layers keep a horizon, the others keep nothing.
 
-    The paper's binary-horizon schedules; its "performance depends primarily on total allocated memory rather than
-    which layers carry it" is the claim to test with `placement` or with a list.
+    The paper's binary-horizon schedules. Its claim that "performance depends primarily on total allocated memory
+    rather than which layers carry it" can be tested with `placement`, or with a list of layers.
 
     Attributes:
-        long: tokens that a chosen layer keeps.
-        layers: how many layers are chosen, or a list of their numbers, 0 being the bottom layer.
-        placement: of a number of layers; a list has its own places.
+        long: tokens that a selected layer keeps.
+        layers: how many layers are selected, or a list of their numbers, 0 being the bottom layer.
+        placement: where they are, if `layers` is a number.
     """
 
     long: int = 4096
@@ -128,44 +128,42 @@ class Binary(Schedule):
     placement: Placement = "lower"
 
     def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """`long` tokens in the chosen layers, 0 in the others.
+        """`long` tokens in the selected layers, 0 in the others.
 
         Raises:
-            UserError: layers that the network does not have, or a list together with a placement.
+            UserError: the network has no such layers, or a list comes with a placement.
         """
-        chosen = self._chosen(num_layers)
-        return tuple(self.long if layer in chosen else 0 for layer in range(num_layers))
+        selected = self._selected(num_layers)
+        return tuple(self.long if layer in selected else 0 for layer in range(num_layers))
 
     def spend(self, budget: int, num_layers: int, block: int) -> tuple[int, ...]:
-        """The chosen layers share the budget."""
-        long = _part(self, budget, len(self._chosen(num_layers)), num_layers, block)
+        """Divide the budget among the selected layers."""
+        long = _part(self, budget, len(self._selected(num_layers)), num_layers, block)
         return replace(self, long=long).horizons(num_layers)
 
-    def _chosen(self, num_layers: int) -> frozenset[int]:
+    def _selected(self, num_layers: int) -> frozenset[int]:
         if isinstance(self.layers, int):
-            return placed(self.layers, num_layers, self.placement, key="layers")
-        chosen = frozenset(self.layers)
-        if len(chosen) != len(self.layers) or not chosen <= set(range(num_layers)):
+            return placed_layers(self.layers, num_layers, self.placement, key="layers")
+        selected = frozenset(self.layers)
+        if len(selected) != len(self.layers) or not selected <= set(range(num_layers)):
             raise UserError(
-                f"binary: layers {list(self.layers)} must be different numbers from 0, the bottom layer, to "
-                f"{num_layers - 1}, the top one"
+                f"binary: layers {list(self.layers)} must be different numbers from 0 (bottom layer) to "
+                f"{num_layers - 1} (top layer)"
             )
         if self.placement != "lower":
-            raise UserError(f"binary: a list of layers has its own places; leave out placement {self.placement}")
-        return chosen
+            raise UserError(f"binary: a list of layers takes no placement; leave out placement {self.placement}")
+        return selected
 
 
 @dataclass(frozen=True)
 class Ascending(Schedule):
-    """Progressive caps: the horizons grow from the bottom layer to the top.
-
-    The paper's progressive ascending schedule.
+    """Progressive caps: horizons grow from the bottom layer to the top. The paper's progressive ascending schedule.
 
     Attributes:
         shortest: tokens that the bottom layer keeps.
         longest: tokens that the top layer keeps.
-        growth: from layer to layer by the same number of tokens, or by the same factor.
-        block: every horizon is the multiple of so many tokens that lies nearest.
+        growth: by the same number of tokens from layer to layer, or by the same factor.
+        block: round each horizon to a multiple of `block` tokens.
     """
 
     shortest: int = 128
@@ -174,10 +172,10 @@ class Ascending(Schedule):
     block: int = 128
 
     def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """From `shortest` to `longest`.
+        """Return horizons from `shortest` to `longest`.
 
         Raises:
-            UserError: the longest horizon is below the shortest, or a factor would start from nothing.
+            UserError: the longest horizon is below the shortest, or geometric growth starts at 0.
         """
         name = type(self).__name__.lower()
         if self.longest < self.shortest or self.block < 1:
@@ -203,18 +201,18 @@ class Descending(Ascending):
     """Progressive caps that shrink from the bottom layer to the top: `Ascending` upside down."""
 
     def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """From `longest` to `shortest`."""
+        """Return horizons from `longest` to `shortest`."""
         return super().horizons(num_layers)[::-1]
 
 
 @dataclass(frozen=True)
 class Fitted(Schedule):
-    """A schedule of another's shape that spends a budget to the token.
+    """Another schedule, scaled to spend a budget to the token.
 
     Attributes:
-        schedule: the shape.
+        schedule: gives the shape.
         budget: sum of all horizons in tokens.
-        block: every horizon is a multiple of so many tokens; a multiple of the network's `memory_block`.
+        block: each horizon is a multiple of `block` tokens, itself a multiple of the network's `memory_block`.
     """
 
     schedule: Schedule
@@ -222,70 +220,70 @@ class Fitted(Schedule):
     block: int = 128
 
     def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """The schedule's horizons, scaled.
+        """Return the schedule's horizons, scaled.
 
         Raises:
-            UserError: the shape cannot have this sum; with the nearest ones that it can have.
+            UserError: the shape cannot have this sum; the message lists the nearest sums that it can have.
         """
         if self.block < 1:
             raise UserError(f"fitted: block is {self.block}; it must be at least 1")
         return self.schedule.spend(self.budget, num_layers, self.block)
 
 
-def placed(num_chosen: int, num_layers: int, placement: Placement, *, key: str) -> frozenset[int]:
-    """Layer numbers (0 = bottom) of `num_chosen` layers out of `num_layers`; `key` names the number in an error.
+def placed_layers(num_selected: int, num_layers: int, placement: Placement, *, key: str) -> frozenset[int]:
+    """Return the numbers of `num_selected` layers (0 = bottom); `key` names the setting in an error.
 
     Raises:
-        UserError: `num_chosen` is not within 0..num_layers, or the placement has no such name.
+        UserError: `num_selected` is not within 0..num_layers, or the placement is unknown.
     """
-    if not 0 <= num_chosen <= num_layers:
-        raise UserError(f"{key} is {num_chosen}, but the network has {num_layers} layers; give 0 to {num_layers}")
+    if not 0 <= num_selected <= num_layers:
+        raise UserError(f"{key} is {num_selected}, but the network has {num_layers} layers; give 0 to {num_layers}")
     if placement == "lower":
-        return frozenset(range(num_chosen))
+        return frozenset(range(num_selected))
     if placement == "upper":
-        return frozenset(range(num_layers - num_chosen, num_layers))
+        return frozenset(range(num_layers - num_selected, num_layers))
     if placement == "interleaved":
-        return frozenset(k * num_layers // num_chosen for k in range(num_chosen))
+        return frozenset(k * num_layers // num_selected for k in range(num_selected))
     raise UserError(f"placement {placement!r} is not one of lower, upper, interleaved")
 
 
-def expand(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple[int, ...]:
-    """Horizons of a schedule, a text or a list for a model of `num_layers` layers, bottom to top.
+def expand_horizons(horizons: "Schedule | str | Sequence[int]", num_layers: int) -> tuple[int, ...]:
+    """Return the horizons of a schedule, a string or a list for `num_layers` layers, bottom to top.
 
     Raises:
-        UserError: a text or list names another number of layers, or a schedule does not fit.
+        UserError: a string or list has another number of layers, or a schedule does not fit.
     """
     if isinstance(horizons, Schedule):
-        return _laid(horizons, num_layers)
+        return _checked(horizons, num_layers)
     expanded = parse_horizons(horizons) if isinstance(horizons, str) else tuple(horizons)
     if len(expanded) != num_layers:
         raise UserError(
-            f"horizons {format_horizons(expanded)} name {len(expanded)} layers, but num_layers is {num_layers}; "
+            f"horizons {format_horizons(expanded)} have {len(expanded)} layers, but num_layers is {num_layers}; "
             f"for {num_layers} layers write, for example, {_example(expanded, num_layers)}"
         )
     return expanded
 
 
-def _laid(schedule: Schedule, num_layers: int) -> tuple[int, ...]:
-    """Horizons of a schedule, which may be a user's own: as many whole numbers as there are layers."""
+def _checked(schedule: Schedule, num_layers: int) -> tuple[int, ...]:
+    """Return the horizons of a schedule, checked, since it may be a user's own."""
     name = type(schedule).__name__
     try:
         given = schedule.horizons(num_layers)
-    except ValueError as error:  # raised here as well, so that a user's own one is told in one line
+    except ValueError as error:  # of a user's own schedule
         raise UserError(str(error)) from error
     try:
         expanded = tuple(operator.index(tokens) for tokens in given)
     except TypeError as error:
-        raise UserError(f"{name}.horizons({num_layers}) gives {given!r}; it must give whole numbers") from error
+        raise UserError(f"{name}.horizons({num_layers}) returned {given!r}; it must return whole numbers") from error
     if len(expanded) != num_layers or min(expanded, default=0) < 0:
         raise UserError(
-            f"{name}.horizons({num_layers}) gives {expanded}; it must give {num_layers} numbers of tokens, at least 0"
+            f"{name}.horizons({num_layers}) returned {expanded}; it must return {num_layers} numbers of tokens, at least 0"
         )
     return expanded
 
 
 def _part(schedule: Schedule, budget: int, count: int, num_layers: int, block: int, *, short: int = 0) -> int:
-    """Horizon of `count` equal layers, in whole blocks, that spend what the others leave with `short` tokens each."""
+    """Return the horizon of `count` equal layers that spends the budget, the others having `short` tokens each."""
     fixed, unit = short * (num_layers - count), max(count, 1) * block
     long, rest = divmod(budget - fixed, unit)
     if count and not rest and block * long >= short:
@@ -296,13 +294,13 @@ def _part(schedule: Schedule, budget: int, count: int, num_layers: int, block: i
 
 
 def _around(tokens: int, unit: int) -> list[int]:
-    """The multiples of a unit below and above, none below 0."""
+    """Return the multiples of a unit below and above, none negative."""
     below = max(0, tokens // unit)
     return [below * unit, (below + 1) * unit]
 
 
 def _unspent(schedule: Schedule, budget: int, num_layers: int, block: int, legal: list[int]) -> UserError:
-    """The refusal of a budget, with those nearest to it that can be spent."""
+    """Return the error for a budget that cannot be spent, with the nearest ones that can."""
     name = type(schedule).__name__
     can = " or ".join(str(tokens) for tokens in sorted(set(legal)))
     return UserError(

@@ -18,7 +18,7 @@ from dsmr.analyze.layers import ablated_horizons, analyze_memory, check_layers, 
 from dsmr.analyze.notes import NoteSavings, note_savings, remembered_passages
 from dsmr.analyze.streams import piece_nll, score_pieces, window_nll
 from dsmr.analyze.suggest import check_budget, half_budget, suggest_horizons
-from dsmr.attention.attend import attend
+from dsmr.attention.backends import attend
 from dsmr.cli import main
 from dsmr.cli.by_piece import is_as_in_training
 from dsmr.cli.lightning import QUIET
@@ -26,7 +26,6 @@ from dsmr.data.datamodule import MusicData
 from dsmr.data.midi import read_midi
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, encode
-from dsmr.model.horizons import Rule
 from dsmr.results.bootstrap import NO_INTERVAL
 from dsmr.results.piece_table import PieceTable
 from dsmr.share.export import export_model
@@ -47,7 +46,7 @@ def recall_data(cache: Path) -> MusicData:
 
 
 @pytest.mark.parametrize("rule", ["boundary", "sliding"])
-def test_attention_without_a_preference_falls_where_the_rule_says(rule: Rule, tmp_path: Path) -> None:
+def test_attention_without_a_preference_falls_where_the_rule_says(rule: str, tmp_path: Path) -> None:
     model = tiny_transformer("1x16+1x4+1x0", vocab_size=392, rule=rule)
     for block in model.blocks:
         block.query_key_value.weight.data[:16] = 0  # queries: every key that is seen gets the same weight
@@ -80,7 +79,7 @@ def test_attention_without_a_preference_falls_where_the_rule_says(rule: Rule, tm
 @pytest.mark.parametrize("rule", ["boundary", "sliding"])
 @pytest.mark.parametrize("memory_gate", [None, -1.0])
 def test_the_weights_that_are_counted_are_those_that_attend(
-    memory_gate: float | None, rule: Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory_gate: float | None, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"d_model": 32, "num_heads": 4, "num_kv_heads": 2, "memory_gate": memory_gate, "rule": rule}
     model = tiny_transformer("1x16+1x4+1x0", vocab_size=392, **sizes)

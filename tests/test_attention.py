@@ -1,4 +1,4 @@
-"""Every form of attention equals the reference, forward and backward. B lanes, T segment, M slots, H heads."""
+"""Every implementation of attention equals the reference. B lanes, T segment, M slots, H heads."""
 
 import copy
 import logging
@@ -14,21 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention.flex_attention import create_block_mask
 
-from conftest import tiny_transformer
-from dsmr.attention import attend as attention_module
+from conftest import ALL_RULES, tiny_transformer
+from dsmr.attention import backends as attention_module
 from dsmr.attention import decode as step_module
-from dsmr.attention.attend import Form, attend, chosen, materialised, reference, single
+from dsmr.attention.backends import Backend, attend, select_backend
 from dsmr.attention.flex import flex, memory_blocks, own_blocks
-from dsmr.attention.fused import RMSNorm, few_rows, gated, normalised
+from dsmr.attention.fused import RMSNorm, gated_product, linear_few_rows, rms_norm
 from dsmr.attention.merged import merged
-from dsmr.attention.visibility import Past, View
+from dsmr.attention.reference import materialised, reference, single_query
+from dsmr.attention.visibility import Past, Visibility, find_rule
 from dsmr.data.workers import num_usable_cores
 from dsmr.model import Memory, PerceiverAR, RecurrentTransformer
-from dsmr.model.horizons import Rule
 
 # flex runs here as it is, which is slow but exact
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-RULES: list[Rule] = ["boundary", "sliding"]
 FORMS = {"merged": merged, "materialised": materialised, "flex": flex}
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 # lanes: at a piece's beginning, with a part of what fits, full, long full
@@ -42,8 +41,8 @@ def ages(num_slots: int, clock: int) -> Tensor:
 
 
 def given(
-    num_slots: int, num_queries: int, num_open: int, lengths: list[int], rule: Rule, kv_heads: int, dtype: torch.dtype
-) -> tuple[list[Tensor], Past, View]:
+    num_slots: int, num_queries: int, num_open: int, lengths: list[int], rule: str, kv_heads: int, dtype: torch.dtype
+) -> tuple[list[Tensor], Past, Visibility]:
     """Random queries, keys, values and past, and what is seen of it; the clock is such that the ring has turned."""
     draws = torch.Generator().manual_seed(num_slots + num_queries)
 
@@ -52,11 +51,11 @@ def given(
 
     own = [random(4, num_queries), random(kv_heads, num_queries), random(kv_heads, num_queries)]
     past = Past(*(random(kv_heads, num_slots + num_open) for _ in range(2)))
-    view = View.of(ages(num_slots, 40), torch.tensor(lengths), num_open, num_queries, rule)
+    view = Visibility(ages(num_slots, 40), torch.tensor(lengths), num_open, num_queries, find_rule(rule))
     return [part.requires_grad_() for part in own], past, view
 
 
-def results(form: object, own: list[Tensor], past: Past, view: View, gate: Tensor | None = None) -> list[Tensor]:
+def results(form: object, own: list[Tensor], past: Past, view: Visibility, gate: Tensor | None = None) -> list[Tensor]:
     out = form(*own, past, view, gate)  # type: ignore[operator]
     weight = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), own if gate is None else [*own, gate])]
@@ -65,10 +64,10 @@ def results(form: object, own: list[Tensor], past: Past, view: View, gate: Tenso
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize(("num_slots", "num_queries"), [(16, 8), (4, 8), (0, 8), (256, 130), (24, 1)])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("name", ["merged", "materialised"])
 def test_a_form_equals_the_reference_forward_and_backward(
-    name: str, rule: Rule, num_slots: int, num_queries: int, kv_heads: int, lengths: list[int]
+    name: str, rule: str, num_slots: int, num_queries: int, kv_heads: int, lengths: list[int]
 ) -> None:
     own, past, view = given(num_slots, num_queries, 0, lengths, rule, kv_heads, torch.float64)
     for mine, plain in zip(results(FORMS[name], own, past, view), results(reference, own, past, view), strict=True):
@@ -77,14 +76,14 @@ def test_a_form_equals_the_reference_forward_and_backward(
 
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize(("name", "num_slots", "num_queries"), [*product(FORMS, (16, 4, 0), (8,)), ("single", 24, 1)])
 def test_a_gate_shifts_what_is_remembered_in_every_form(
-    name: str, rule: Rule, num_slots: int, num_queries: int, kv_heads: int, lengths: list[int]
+    name: str, rule: str, num_slots: int, num_queries: int, kv_heads: int, lengths: list[int]
 ) -> None:
     own, past, view = given(num_slots, num_queries, 0, lengths, rule, kv_heads, torch.float64)
     gate_H = torch.tensor([0.0, -3.0, 1.5, -0.7], dtype=torch.float64, requires_grad=True)
-    form = single if name == "single" else FORMS[name]
+    form = single_query if name == "single" else FORMS[name]
     wanted = results(reference, own, past, view, gate_H)
     found = [] if name == "flex" else results(form, own, past, view, gate_H)  # flex has no backward here
     for mine, plain in zip(found, wanted, strict=name != "flex"):
@@ -95,9 +94,9 @@ def test_a_gate_shifts_what_is_remembered_in_every_form(
         plain = reference(*own, past, view)
         torch.testing.assert_close(wanted[0][:, 0], plain[:, 0], **EXACT)  # 0 leaves it as it is
         closed = reference(*own, past, view, gate_H - 200)
-        nothing = Past(past.key[:, :, :0], past.value[:, :, :0])
-        alone = View(view.ages_M[:0], view.length_B, 0, num_queries, view.window)
-        torch.testing.assert_close(closed, reference(*own, nothing, alone), **EXACT)
+        mask, grouped = view.own_mask, kv_heads != 4
+        alone = F.scaled_dot_product_attention(*own, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        torch.testing.assert_close(closed, alone, **EXACT)
 
 
 def test_a_gated_network_decodes_as_it_trains_and_its_gates_always_have_gradients() -> None:
@@ -121,11 +120,11 @@ def test_a_gated_network_decodes_as_it_trains_and_its_gates_always_have_gradient
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize(("num_slots", "num_queries", "num_open"), [(16, 3, 5), (4, 2, 6), (0, 4, 3)])
 @pytest.mark.parametrize("name", FORMS)
 def test_a_form_equals_the_reference_inside_an_open_segment(
-    name: str, rule: Rule, num_slots: int, num_queries: int, num_open: int, lengths: list[int]
+    name: str, rule: str, num_slots: int, num_queries: int, num_open: int, lengths: list[int]
 ) -> None:
     own, past, view = given(num_slots, num_queries, num_open, lengths, rule, 2, torch.float64)
     own = [part.detach() for part in own]
@@ -133,36 +132,36 @@ def test_a_form_equals_the_reference_inside_an_open_segment(
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize(("num_slots", "num_open"), [(16, 0), (16, 5), (4, 6), (0, 3), (0, 0)])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_one_query_equals_the_reference(
-    kv_heads: int, num_slots: int, num_open: int, rule: Rule, lengths: list[int]
+    kv_heads: int, num_slots: int, num_open: int, rule: str, lengths: list[int]
 ) -> None:
     own, past, view = given(num_slots, 1, num_open, lengths, rule, kv_heads, torch.float64)
-    for mine, plain in zip(results(single, own, past, view), results(reference, own, past, view), strict=True):
+    for mine, plain in zip(results(single_query, own, past, view), results(reference, own, past, view), strict=True):
         torch.testing.assert_close(mine, plain, **EXACT)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("num_slots", [16, 4, 0])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_flex_sees_what_the_reference_sees(kv_heads: int, num_slots: int, rule: Rule, lengths: list[int]) -> None:
+def test_flex_sees_what_the_reference_sees(kv_heads: int, num_slots: int, rule: str, lengths: list[int]) -> None:
     # uncompiled and without backward, which it has only on CUDA: this proves the masks and the merging
     own, past, view = given(num_slots, 8, 0, lengths, rule, kv_heads, torch.float64)
     own = [part.detach() for part in own]
     torch.testing.assert_close(flex(*own, past, view), reference(*own, past, view), **EXACT)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize(("num_slots", "num_queries"), [(16, 8), (128, 128), (200, 130), (1024, 512)])
 @pytest.mark.parametrize("clock", [0, 40, 1000])
 def test_blocks_of_the_memory_are_those_that_torch_finds(
-    clock: int, num_slots: int, num_queries: int, rule: Rule
+    clock: int, num_slots: int, num_queries: int, rule: str
 ) -> None:
     for lengths, num_open in product([[0, 8, num_slots], [num_slots - 1, num_slots + 7, 127]], [0, 3]):
-        view = View.of(ages(num_slots, clock), torch.tensor(lengths), num_open, num_queries, rule)
+        view = Visibility(ages(num_slots, clock), torch.tensor(lengths), num_open, num_queries, find_rule(rule))
         mine = memory_blocks(view)
         plain = create_block_mask(mine.mask_mod, 3, None, num_queries, num_slots, device="cpu")
         for part, wanted in zip(mine.as_tuple(), plain.as_tuple(), strict=True):
@@ -175,15 +174,15 @@ def test_blocks_of_the_memory_are_those_that_torch_finds(
 
 def test_blocks_of_the_segment_are_made_once_and_serve_training_after_a_validation() -> None:
     with torch.inference_mode():
-        made = own_blocks(0, 128, 0, torch.device("cpu"))
-    assert own_blocks(0, 128, 0, torch.device("cpu")) is made
+        made = own_blocks((0,) * 128, 0, torch.device("cpu"))
+    assert own_blocks((0,) * 128, 0, torch.device("cpu")) is made
     assert not any(part.is_inference() for part in made.as_tuple() if isinstance(part, Tensor))
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("name", ["merged", "materialised"])
-def test_lower_precision_stays_within_its_bound(name: str, rule: Rule, dtype: torch.dtype, bound: float) -> None:
+def test_lower_precision_stays_within_its_bound(name: str, rule: str, dtype: torch.dtype, bound: float) -> None:
     own, past, view = given(128, 64, 0, [0, 64, 999], rule, 2, dtype)
     exact = Past(*(part.double() for part in past))
     wanted = results(reference, [part.detach().double().requires_grad_() for part in own], exact, view)
@@ -219,8 +218,8 @@ def test_a_detached_memory_is_not_copied_for_backward() -> None:
 
 
 @pytest.mark.parametrize("name", ["merged", "reference", "materialised"])
-@pytest.mark.parametrize("rule", RULES)
-def test_a_network_learns_the_same_in_every_form(name: Form, rule: Rule) -> None:
+@pytest.mark.parametrize("rule", ALL_RULES)
+def test_a_network_learns_the_same_in_every_form(name: Backend, rule: str) -> None:
     grads = []
     for form in (name, "reference"):
         model = tiny_transformer("1x16+1x4+1x0", rule=rule, attention=form, num_kv_heads=1).train()
@@ -268,19 +267,19 @@ def test_how_it_is_computed_is_no_part_of_what_a_checkpoint_says() -> None:
 
 @pytest.mark.parametrize(("form", "device"), [("auto", "mps"), ("flex", "cpu"), ("merged", "cuda")])
 def test_a_form_that_is_not_there_falls_back_with_one_line(
-    form: Form, device: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    form: Backend, device: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_module, "_chosen", {})
+    monkeypatch.setattr(attention_module, "_selected", {})
     with caplog.at_level(logging.WARNING):
-        assert chosen(form, device) is reference
-        assert chosen(form, device) is reference
+        assert select_backend(form, device) == "reference"
+        assert select_backend(form, device) == "reference"
     assert len(caplog.records) == 1
     assert device in caplog.text
 
 
 def test_the_quick_form_is_the_default_on_the_cpu() -> None:
-    assert chosen("auto", "cpu") is merged
-    assert chosen("auto", "cuda") is flex
+    assert select_backend("auto", "cpu") == "merged"
+    assert select_backend("auto", "cuda") == "flex"
 
 
 def test_an_unknown_form_is_refused() -> None:
@@ -291,7 +290,7 @@ def test_an_unknown_form_is_refused() -> None:
 def test_one_query_takes_the_single_form_unless_the_reference_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     own, past, view = given(16, 1, 0, [16], "boundary", 4, torch.float64)
     calls = []
-    monkeypatch.setattr("dsmr.attention.attend.single", lambda *_: calls.append("single"))
+    monkeypatch.setattr("dsmr.attention.backends.single_query", lambda *_: calls.append("single"))
     attend(*own, past, view, "auto")
     attend(*own, past, view, "reference")
     assert calls == ["single"]
@@ -303,7 +302,7 @@ def test_normalisation_and_gate_equal_their_plain_forms() -> None:
     torch.nn.init.normal_(norm.weight)
     for quick, plain in [
         (lambda: norm(x), lambda: F.rms_norm(x, (12,), norm.weight)),
-        (lambda: gated(x), lambda: F.silu(x[..., :6]) * x[..., 6:]),
+        (lambda: gated_product(x), lambda: F.silu(x[..., :6]) * x[..., 6:]),
     ]:
         torch.testing.assert_close(quick(), plain(), **EXACT)
         inputs = [x, norm.weight]
@@ -313,27 +312,26 @@ def test_normalisation_and_gate_equal_their_plain_forms() -> None:
             if mine is not None:
                 torch.testing.assert_close(mine, wanted, **EXACT)
     rows, weight = x.detach()[0], torch.randn(8, 12, dtype=torch.float64)
-    torch.testing.assert_close(few_rows(rows, weight), rows @ weight.T, **EXACT)
-    torch.testing.assert_close(few_rows(rows, weight[:7]), rows @ weight[:7].T, **EXACT)
-    torch.testing.assert_close(normalised(rows, norm.weight), F.rms_norm(rows, (12,), norm.weight), **EXACT)
+    torch.testing.assert_close(linear_few_rows(rows, weight), rows @ weight.T, **EXACT)
+    torch.testing.assert_close(linear_few_rows(rows, weight[:7]), rows @ weight[:7].T, **EXACT)
+    torch.testing.assert_close(rms_norm(rows, norm.weight), F.rms_norm(rows, (12,), norm.weight), **EXACT)
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])
 @pytest.mark.parametrize("num_lanes", [1, 3, 9])
-@pytest.mark.parametrize("backbone", ["recurrent", "sliding", "perceiver"])
+@pytest.mark.parametrize("backbone", [*ALL_RULES, "perceiver"])
 def test_quick_decoding_equals_plain_decoding(
     backbone: str, num_lanes: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_compiled:
         pytest.importorskip("numba")
     else:
-        monkeypatch.setattr(step_module, "kernel", lambda: None)
+        monkeypatch.setattr(step_module, "decode_kernel", lambda: None)
     if backbone == "perceiver":
         sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "prefix_length": 24, "init_std": 0.4}
-        model: RecurrentTransformer | PerceiverAR = PerceiverAR(11, None, 8, **sizes).double().eval()
+        model: RecurrentTransformer | PerceiverAR = PerceiverAR(11, 8, **sizes).double().eval()
     else:
-        rule: Rule = "sliding" if backbone == "sliding" else "boundary"
-        model = tiny_transformer("1x16+1x4+1x0", rule=rule, num_kv_heads=1)
+        model = tiny_transformer("1x16+1x4+1x0", rule=backbone, num_kv_heads=1)
     tokens_BN = torch.randint(0, 11, (num_lanes, 40), generator=torch.Generator().manual_seed(3))
     found = []
     for grad in (False, True):  # with autograd the layers are called as in training
@@ -350,7 +348,7 @@ def test_quick_decoding_equals_plain_decoding(
 
 TWO_THREADS = """
 import torch
-from conftest import tiny_transformer
+from conftest import ALL_RULES, tiny_transformer
 torch.set_num_threads(2)
 model, found = tiny_transformer("1x16+1x4+1x0"), []
 tokens_BN = torch.randint(0, 11, (3, 40), generator=torch.Generator().manual_seed(3))
@@ -411,15 +409,15 @@ def test_decoding_allocates_nothing_that_grows() -> None:
     assert (now, memory.num_bytes) == (places, size)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("together", [False, True])
 def test_compiled_layers_are_compiled_once_for_a_whole_epoch(
-    together: bool, rule: Rule, monkeypatch: pytest.MonkeyPatch
+    together: bool, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the layers that run on CUDA, traced here without generating code
     model = tiny_transformer("1x256+1x128+1x0", 128, rule=rule, attention="flex").float()
     plain = tiny_transformer("1x256+1x128+1x0", 128, rule=rule, attention="reference").float()
-    monkeypatch.setattr(attention_module, "chosen", lambda form, device: flex if form == "flex" else reference)
+    monkeypatch.setattr(attention_module, "select_backend", lambda name, device: name)
     torch._dynamo.reset()
     for compiled in [model.blocks] if together else model.blocks:
         compiled.compile(dynamic=False, backend="eager", fullgraph=True)

@@ -67,7 +67,7 @@ def test_bytes_are_those_of_the_formula(result: dict) -> None:
 
 
 def test_a_form_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsmr.attention import attend as attention
+    from dsmr.attention import backends as attention
 
     plain = attention.materialised
     monkeypatch.setattr(attention, "materialised", lambda *given: plain(*given) * 1.01)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.benchmark import Settings, Workload
 from dsmr.benchmark.training_speed import our_step, saved_bytes
 from dsmr.benchmark.variants import Row, Sizes, build, variant_rows
@@ -40,7 +40,7 @@ def workload(**sizes: Any) -> Workload:
 ROWS = {"long": Row((512, 512, 512)), "mixed": Row((512, 128, 0)), "perceiver": Row(None)}
 
 
-KEPT: list[tuple[str, Form, str]] = [
+KEPT: list[tuple[str, Backend, str]] = [
     *((row, "merged", precision) for row in ROWS for precision in ("32-true", "bf16-mixed")),
     ("mixed", "reference", "32-true"),
     ("long", "materialised", "32-true"),
@@ -48,7 +48,7 @@ KEPT: list[tuple[str, Form, str]] = [
 
 
 @pytest.mark.parametrize(("row", "form", "precision"), KEPT)
-def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, form: Form, precision: str) -> None:
+def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, form: Backend, precision: str) -> None:
     work = workload().at(precision)
     network = work.network(ROWS[row], form)
     measured = saved_bytes(our_step(work, ROWS[row], form))

@@ -23,7 +23,7 @@ PERFORMANCE = {"name": "performance", "config": {}}
 def network(kind: str) -> Backbone:
     torch.manual_seed(0)
     if kind == "perceiver":
-        return PerceiverAR(392, None, 16, prefix_length=32, d_model=32, num_layers=2, num_heads=2)
+        return PerceiverAR(392, 16, prefix_length=32, d_model=32, num_layers=2, num_heads=2)
     return RecurrentTransformer(392, "1x32+1x16", 16, d_model=32, num_layers=2, num_heads=2, memory_block=16)
 
 

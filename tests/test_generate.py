@@ -32,7 +32,7 @@ VARIANTS: dict[str, Callable[[], Backbone]] = {
     "binary": lambda: recurrent("1x0+1x64+1x0"),
     "memoryless": lambda: recurrent("3x0"),
     "sliding": lambda: recurrent("1x64+1x16+1x0", rule="sliding"),
-    "perceiver": lambda: PerceiverAR(392, None, 16, prefix_length=48, num_layers=3, **SIZES),
+    "perceiver": lambda: PerceiverAR(392, 16, prefix_length=48, num_layers=3, **SIZES),
 }
 
 

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer, decode, encode
 from dsmr.generate import Generator, Sampling
 from dsmr.model import RecurrentTransformer
-from dsmr.model.blocks import Compilation
-from dsmr.model.horizons import Rule
+from dsmr.model.sizes import Compilation
 from dsmr.training.module import RecurrentLM
 from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
 from test_memory import boundary_mask, one_pass
@@ -64,7 +63,7 @@ def logits_and_gradients(model: RecurrentTransformer, device: str, count: int = 
 @pytest.mark.parametrize("form", ["auto", "materialised"])
 @pytest.mark.parametrize("rule", ["boundary", "sliding"])
 @pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 1}, {"memory_gate": -1.0}], ids=["plain", "grouped", "gate"])
-def test_every_form_equals_the_reference(device: str, form: Form, rule: Rule, changes: dict[str, Any]) -> None:
+def test_every_form_equals_the_reference(device: str, form: Backend, rule: str, changes: dict[str, Any]) -> None:
     mine, plain = (
         logits_and_gradients(network(device, attention=each, rule=rule, **changes), device)
         for each in (form, "reference")
@@ -77,7 +76,7 @@ def test_every_form_equals_the_reference(device: str, form: Form, rule: Rule, ch
 @pytest.mark.parametrize("rule", ["boundary", "sliding"])
 @pytest.mark.parametrize("compile_blocks", [False, True, "together"])
 @pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores.*")
-def test_an_epoch_compiles_nothing_anew(device: str, rule: Rule, compile_blocks: Compilation) -> None:
+def test_an_epoch_compiles_nothing_anew(device: str, rule: str, compile_blocks: Compilation) -> None:
     torch._dynamo.reset()
     model = network(device, rule=rule, compile_blocks=compile_blocks)
     plain = network(device, rule=rule, attention="reference")
@@ -122,7 +121,7 @@ def test_streamed_in_bfloat16_stays_near_one_pass_in_float32(device: str, horizo
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("rule", ["boundary", "sliding"])
-def test_token_by_token_equals_segment_by_segment(device: str, rule: Rule) -> None:
+def test_token_by_token_equals_segment_by_segment(device: str, rule: str) -> None:
     model = network(device, rule=rule).eval()
     memory, token_by_token = model.init_memory(2), model.init_memory(2, decoding=True)
     for number in range(3):
@@ -179,7 +178,7 @@ def test_a_killed_and_resumed_run_goes_where_the_uninterrupted_one_goes(tmp_path
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("rule", ["boundary", "sliding"])
 @pytest.mark.filterwarnings("ignore:.*TensorFloat32 tensor cores.*")
-def test_prompts_of_all_lengths_are_read_without_compiling_anew(device: str, rule: Rule) -> None:
+def test_prompts_of_all_lengths_are_read_without_compiling_anew(device: str, rule: str) -> None:
     torch._dynamo.reset()
     tokenizer = build_tokenizer(TokenizerSpec())
     sizes: dict[str, Any] = {"d_model": 64, "num_layers": 3, "num_heads": 2, "init_std": 0.2, "rule": rule}
@@ -200,7 +199,7 @@ def test_what_is_drawn_is_music_that_encodes_back(device: str) -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer(TokenizerSpec())
     sizes: dict[str, Any] = {"d_model": 64, "num_layers": 2, "num_heads": 2, "dropout": 0.0, "init_std": 0.3}
-    form: Form = "materialised" if device == "cuda" else "auto"
+    form: Backend = "materialised" if device == "cuda" else "auto"
     model = RecurrentTransformer(len(tokenizer), "1x256+1x128", SEGMENT, attention=form, **sizes).to(device).eval()
     generator = Generator(model, tokenizer, Sampling(top_p=1.0))
     steps = generator.tokens(num=2, may_end=False)

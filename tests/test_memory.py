@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from conftest import tiny_transformer
+from conftest import ALL_RULES, tiny_transformer
+from dsmr.attention.visibility import earliest_position, receptive_field
 from dsmr.model import Memory, RecurrentTransformer
-from dsmr.model.blocks import Rotation
-from dsmr.model.horizons import Rule, earliest, receptive_field
 from dsmr.model.memory import open_bytes, ring_bytes
+from dsmr.model.rotary import Rotation
 
 HORIZONS = ["1x16+1x4+1x0", "3x8", "3x0", "1x32+2x8", "1x0+1x12+1x20"]
-RULES: list[Rule] = ["boundary", "sliding"]
 
 
 def random_tokens(num_lanes: int, length: int, seed: int = 1) -> Tensor:
@@ -36,14 +35,14 @@ def stream(model: RecurrentTransformer, tokens_BN: Tensor, starts: set[int] = fr
 def one_pass(model: RecurrentTransformer, tokens_BN: Tensor, masks: list[Tensor]) -> Tensor:
     """The same function written out plainly: one pass over a whole piece with a mask per layer, (N, N)."""
     length = tokens_BN.shape[1]
-    rotation = Rotation.at(0, length, model.head_width, like=model.embedding.weight)
+    rotation = Rotation.at(0, length, model.settings.head_width, like=model.embedding.weight)
     x_BNE = model.embedding(tokens_BN)
     for block, mask_NN in zip(model.blocks, masks, strict=True):
         parts = block.query_key_value(block.attention_norm(x_BNE)).split(block.widths, dim=-1)
-        query, key, value = (p.unflatten(-1, (-1, model.head_width)).transpose(1, 2) for p in parts)
+        query, key, value = (p.unflatten(-1, (-1, model.settings.head_width)).transpose(1, 2) for p in parts)
         groups = query.shape[1] // key.shape[1]
         key, value = rotation(key).repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = rotation(query) @ key.transpose(-1, -2) / model.head_width**0.5
+        scores = rotation(query) @ key.transpose(-1, -2) / model.settings.head_width**0.5
         weights = scores.masked_fill(~mask_NN, -torch.inf).softmax(dim=-1)
         x_BNE = x_BNE + block.output((weights @ value).transpose(1, 2).flatten(2))
         gate, up = block.gate_up(block.mlp_norm(x_BNE)).chunk(2, dim=-1)
@@ -65,13 +64,18 @@ def sliding_mask(length: int, segment_length: int, horizon: int) -> Tensor:
     return (key <= query) & (key > query - horizon)
 
 
-MASKS = {"boundary": boundary_mask, "sliding": sliding_mask}
+def quarter_mask(length: int, segment_length: int, horizon: int) -> Tensor:
+    """Own segment, and `horizon` tokens before it but for the oldest quarter of them."""
+    return boundary_mask(length, segment_length, horizon - horizon // 4)
 
 
-@pytest.mark.parametrize("rule", RULES)
+MASKS = {"boundary": boundary_mask, "sliding": sliding_mask, "not_the_oldest_quarter": quarter_mask}
+
+
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("horizons", HORIZONS)
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
-def test_streamed_equals_one_pass_under_the_same_rule(horizons: str, num_kv_heads: int, rule: Rule) -> None:
+def test_streamed_equals_one_pass_under_the_same_rule(horizons: str, num_kv_heads: int, rule: str) -> None:
     model = tiny_transformer(horizons, num_kv_heads=num_kv_heads, rule=rule)
     tokens_BN = random_tokens(2, 72)
     masks = [MASKS[rule](72, 8, horizon) for horizon in model.horizons]
@@ -79,8 +83,8 @@ def test_streamed_equals_one_pass_under_the_same_rule(horizons: str, num_kv_head
 
 
 @pytest.mark.parametrize("horizons", ["3x64", "1x64+1x96+1x512"])
-@pytest.mark.parametrize("rule", RULES)
-def test_streamed_equals_plain_causal_attention_when_the_horizons_cover_the_piece(horizons: str, rule: Rule) -> None:
+@pytest.mark.parametrize("rule", ["boundary", "sliding"])
+def test_streamed_equals_plain_causal_attention_when_the_horizons_cover_the_piece(horizons: str, rule: str) -> None:
     model = tiny_transformer(horizons, rule=rule)
     tokens_BN = random_tokens(2, 64)
     causal = [torch.ones(64, 64, dtype=torch.bool).tril()] * 3
@@ -98,10 +102,10 @@ def test_sliding_does_not_depend_on_the_segments_when_every_layer_remembers() ->
     assert not torch.allclose(*boundary), "under `boundary` the segments matter"
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("horizons", HORIZONS)
 @pytest.mark.parametrize("parts", [[1] * 8, [8], [3, 5], [1, 2, 5]])
-def test_token_by_token_equals_segment_by_segment(horizons: str, parts: list[int], rule: Rule) -> None:
+def test_token_by_token_equals_segment_by_segment(horizons: str, parts: list[int], rule: str) -> None:
     model = tiny_transformer(horizons, rule=rule)
     tokens_BN = random_tokens(2, 56)
     memory = model.init_memory(2, decoding=True)
@@ -113,8 +117,8 @@ def test_token_by_token_equals_segment_by_segment(horizons: str, parts: list[int
     torch.testing.assert_close(torch.cat(logits, dim=1), stream(model, tokens_BN), atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_lanes_that_begin_at_different_times_equal_each_piece_alone(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", ALL_RULES)
+def test_lanes_that_begin_at_different_times_equal_each_piece_alone(rule: str) -> None:
     model = tiny_transformer("1x16+1x4+1x12", rule=rule)
     pieces = [random_tokens(1, 8 * length, seed) for seed, length in enumerate([5, 3, 6, 2, 4, 4])]
     lanes = [[0, 1], [2, 3], [4, 5]]
@@ -130,17 +134,18 @@ def test_lanes_that_begin_at_different_times_equal_each_piece_alone(rule: Rule) 
     torch.testing.assert_close(torch.cat(logits, dim=1), alone_BNV, atol=1e-10, rtol=0)
 
 
-def reach(start: int, segment_length: int, horizons: tuple[int, ...], rule: Rule) -> int:
+def reach(start: int, segment_length: int, horizons: tuple[int, ...], rule: str) -> int:
     """Earliest position whose token a query can depend on, from the top layer down."""
     for horizon in reversed(horizons):
+        before = horizon - horizon // 4 if rule == "not_the_oldest_quarter" else horizon
         is_window = rule == "sliding" and horizon
-        start = start - (horizon - 1) if is_window else start // segment_length * segment_length - horizon
+        start = start - (horizon - 1) if is_window else start // segment_length * segment_length - before
     return start
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("horizons", ["1x16+1x4+1x0", "1x0+1x8+1x4", "3x4"])
-def test_a_changed_token_changes_just_the_positions_that_the_horizons_allow(horizons: str, rule: Rule) -> None:
+def test_a_changed_token_changes_just_the_positions_that_the_horizons_allow(horizons: str, rule: str) -> None:
     model = tiny_transformer(horizons, rule=rule)
     tokens_BN = random_tokens(2, 80)
     before_BNV = stream(model, tokens_BN)
@@ -150,7 +155,7 @@ def test_a_changed_token_changes_just_the_positions_that_the_horizons_allow(hori
         differs_BN = (stream(model, changed_BN) != before_BNV).any(dim=-1)
         reached = [place <= i and reach(i, 8, model.horizons, rule) <= place for i in range(80)]
         assert differs_BN[0].tolist() == reached
-        assert reached == [place <= i and earliest(i, model.horizons, 8, rule) <= place for i in range(80)]
+        assert reached == [place <= i and earliest_position(i, model.horizons, 8, rule) <= place for i in range(80)]
         assert not differs_BN[1].any(), "another lane"
     assert receptive_field(model.horizons, 8, rule)[-1] == 72 - reach(72, 8, model.horizons, rule)
 

@@ -361,7 +361,7 @@ def test_muon_hears_which_projections_a_matrix_stacks(tmp_path: Path) -> None:
     block = lm.backbone.blocks[0]
     rows = {names[p]: counts for p, counts in muon._rows.items()}
     d_model, hidden = lm.backbone.embedding.embedding_dim, block.down.in_features
-    kv = lm.backbone.num_kv_heads * lm.backbone.head_width
+    kv = lm.backbone.settings.kv_width
     assert rows["blocks.0.query_key_value.weight"] == [d_model, kv, kv]
     assert rows["blocks.0.gate_up.weight"] == [hidden, hidden]
     assert rows["blocks.0.down.weight"] == [d_model]

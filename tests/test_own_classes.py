@@ -20,8 +20,8 @@ from dsmr.cli import main
 from dsmr.cli.lightning import QUIET
 from dsmr.generate import Generator
 from dsmr.model import RecurrentTransformer, Schedule
-from dsmr.model.backbone import Backbone, twin
-from dsmr.model.schedules import expand
+from dsmr.model.backbone import Backbone, evaluation_copy
+from dsmr.model.schedules import expand_horizons
 from dsmr.results.run_files import read_checkpoint, read_run_section
 from dsmr.results.runs import collect_results
 from dsmr.share.description import check_rebuilds, network_class
@@ -644,7 +644,7 @@ def test_a_schedule_that_gives_no_horizons_is_refused(given: object, said: str) 
             return given  # type: ignore[return-value]
 
     with pytest.raises(ValueError, match=said) as caught:
-        expand(Odd(), 2)
+        expand_horizons(Odd(), 2)
     assert caught.traceback[-1].path.name == "schedules.py"  # which is told in one line
 
 
@@ -653,7 +653,7 @@ def test_whole_numbers_of_numpy_become_pythons() -> None:
         def horizons(self, num_layers: int) -> tuple[int, ...]:
             return torch.full((num_layers,), 64).numpy()  # type: ignore[return-value]
 
-    expanded = expand(Numbers(), 3)
+    expanded = expand_horizons(Numbers(), 3)
     assert expanded == (64, 64, 64)
     assert {type(tokens) for tokens in expanded} == {int}
 
@@ -676,7 +676,7 @@ def test_the_share_of_a_peak_is_left_out_where_operations_are_not_known(
 def test_a_twin_of_a_users_network_needs_neither_its_config_nor_meta_tensors(folder: Path) -> None:
     for name in NETWORKS:
         backbone = load_model(folder / "runs" / name).backbone
-        made = twin(backbone)
+        made = evaluation_copy(backbone)
         ids = torch.arange(4, 40)[None]
         with torch.no_grad():
             pair = [one(ids, one.init_memory(1, decoding=True))[0] for one in (backbone, made)]

@@ -1,12 +1,15 @@
 """Theorems about the Perceiver-AR-like baseline. B lanes, T segment, P prefix, V vocabulary."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from conftest import tiny_transformer
+from dsmr import UserError
 from dsmr.model import PerceiverAR, RecurrentTransformer
+from dsmr.training.module import build_backbone
 from test_memory import boundary_mask, one_pass, random_tokens, stream
 
 PREFIXES = [1, 5, 8, 20, 200]
@@ -16,7 +19,7 @@ def tiny_perceiver(prefix_length: int = 20, **changes: object) -> PerceiverAR:
     """A float64 network of width 16 with the weights of `tiny_transformer`."""
     torch.manual_seed(0)
     sizes: dict = {"d_model": 16, "num_layers": 3, "num_heads": 2, "dropout": 0.0, "init_std": 0.4} | changes
-    return PerceiverAR(11, None, 8, prefix_length=prefix_length, **sizes).double().eval()
+    return PerceiverAR(11, 8, prefix_length=prefix_length, **sizes).double().eval()
 
 
 @pytest.mark.parametrize("prefix_length", PREFIXES)
@@ -119,16 +122,18 @@ def test_its_config_rebuilds_it_and_it_says_what_it_remembers() -> None:
 
 
 def test_what_it_cannot_do_is_refused_with_what_would_be_legal() -> None:
-    with pytest.raises(ValueError, match=r"model\.horizons to null.*prefix_length"):
-        PerceiverAR(11, "3x8", 8, d_model=16, num_layers=3, num_heads=2)
+    perceiver = partial(PerceiverAR, d_model=16, num_layers=3, num_heads=2)
+    with pytest.raises(UserError, match=r"no horizons; set model\.horizons to null"):
+        build_backbone(perceiver, 11, 8, "3x8")
     with pytest.raises(ValueError, match="prefix_length is 0"):
         tiny_perceiver(0)
-    with pytest.raises(ValueError, match="needs horizons"):
-        RecurrentTransformer(11, None, 8, d_model=16, num_layers=3, num_heads=2)
+    with pytest.raises(UserError, match="needs horizons"):
+        build_backbone(partial(RecurrentTransformer, d_model=16, num_layers=3, num_heads=2), 11, 8, None)
+    assert build_backbone(perceiver, 11, 8, None).horizons == ()
 
 
 def test_the_parameters_at_base_size_are_those_of_the_recurrent_transformer() -> None:
     with torch.device("meta"):
-        networks = PerceiverAR(392, None, 512), RecurrentTransformer(392, "2x3584+10x512", 512)
+        networks = PerceiverAR(392, 512), RecurrentTransformer(392, "2x3584+10x512", 512)
     first, second = (sum(p.numel() for p in network.parameters()) for network in networks)
     assert first == second

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from conftest import tiny_transformer
-from dsmr.attention import attend as attention_module
+from dsmr.attention import backends as attention_module
+from dsmr.attention.backends import Implementation
 from dsmr.attention.flex import flex, own_blocks
-from dsmr.attention.visibility import View
+from dsmr.attention.visibility import Visibility
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.generate import Generator
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
-from dsmr.model.backbone import twin
+from dsmr.model.backbone import evaluation_copy
 from dsmr.model.memory import Memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -29,7 +30,7 @@ AROUND_BOUNDARIES = [1, 2, 3, T - 1, T, T + 1, 2 * T - 1, 2 * T, 2 * T + 1, 2 * 
 def network(name: str, **changes: object) -> Backbone:
     torch.manual_seed(0)
     if name == "perceiver":
-        return PerceiverAR(392, None, T, prefix_length=24, **SIZES, **changes).double().eval()  # type: ignore[arg-type]
+        return PerceiverAR(392, T, prefix_length=24, **SIZES, **changes).double().eval()  # type: ignore[arg-type]
     horizons = {"short sliding": "1x8+1x16+1x0", "sliding": "1x32+1x16+1x0"}.get(name, "1x32+1x8+1x0")
     own: dict = {"rule": "sliding" if "sliding" in name else "boundary", "memory_block": 8}
     if name == "grouped and gated":
@@ -58,12 +59,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[tuple[int, ...]]]:
     """Let `auto` be FlexAttention, as on CUDA; holds the shapes of all its calls."""
     shapes: set[tuple[int, ...]] = set()
 
-    def recorded(query: Tensor, key: Tensor, value: Tensor, past: object, view: View, *gate: object) -> Tensor:
-        shapes.add((len(query), view.num_open, view.num_queries, len(view.ages_M), view.window))
-        return flex(query, key, value, past, view, *gate)  # type: ignore[arg-type]
+    def recorded(
+        query: Tensor, key: Tensor, value: Tensor, past: object, visibility: Visibility, *gate: object
+    ) -> Tensor:
+        sizes = visibility.num_open, visibility.num_queries, len(visibility.ages_M)
+        shapes.add((len(query), *sizes, visibility.rule.__name__))
+        return flex(query, key, value, past, visibility, *gate)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(attention_module, "flex", recorded)
-    monkeypatch.setitem(attention_module._chosen, ("auto", "cpu"), recorded)
+    monkeypatch.setitem(attention_module.IMPLEMENTATIONS, "flex", Implementation(recorded, is_compiled=True))
+    monkeypatch.setitem(attention_module._selected, ("auto", "cpu"), "flex")
     own_blocks.cache_clear()
     yield shapes
     own_blocks.cache_clear()
@@ -132,13 +136,13 @@ def test_layers_that_are_compiled_read_one_length_and_a_twin_has_none(monkeypatc
     for compiled in (True, "together"):
         backbone = network("boundary", compile_blocks=compiled)
         assert backbone.compiles_each_length
-        assert not twin(backbone).compiles_each_length
+        assert not evaluation_copy(backbone).compiles_each_length
 
 
 def test_a_twin_shares_weights_and_leaves_activations_out() -> None:
     backbone = tiny_transformer()
     backbone.kept = backbone.embedding.weight * 2  # type: ignore[assignment]
-    made = twin(backbone)
+    made = evaluation_copy(backbone)
     assert made.embedding.weight is backbone.embedding.weight
     assert not made.kept.requires_grad
     assert not made.training

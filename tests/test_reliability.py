@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_transformer, trial
-from dsmr.attention import attend as attention
-from dsmr.attention.attend import Form
+from dsmr.attention import backends as attention
+from dsmr.attention.backends import Backend
 from dsmr.attention.flex import flex
 from dsmr.batch import IGNORED
 from dsmr.cli import main
@@ -23,7 +23,6 @@ from dsmr.cli.lightning import QUIET
 from dsmr.data.lanes import LaneReader, plan_stream
 from dsmr.data.store import Piece
 from dsmr.model import Backbone
-from dsmr.model.horizons import Rule
 from dsmr.results.run_files import FORMAT_VERSION, read_checkpoint
 from dsmr.share.loading import load_model
 from dsmr.training.module import token_nll
@@ -56,8 +55,8 @@ def test_no_token_depends_on_another_piece_or_lane(data: st.DataObject) -> None:
     """NLL of every token of a random mix is that of its piece alone, whatever else is read beside and before it."""
     lengths = data.draw(st.lists(st.integers(3, 60), min_size=1, max_size=7), label="lengths")
     num_lanes = data.draw(st.integers(1, 4), label="lanes")
-    rule: Rule = data.draw(st.sampled_from(["boundary", "sliding"]), label="rule")
-    form: Form = data.draw(st.sampled_from(["reference", "merged", "materialised", "flex"]), label="form")
+    rule: str = data.draw(st.sampled_from(["boundary", "sliding"]), label="rule")
+    form: Backend = data.draw(st.sampled_from(["reference", "merged", "materialised", "flex"]), label="form")
     horizons = data.draw(st.lists(st.integers(0, 6).map(lambda n: 4 * n), min_size=3, max_size=3), label="horizons")
     segment_length = data.draw(st.sampled_from([4, 8]), label="T")
     seed = data.draw(st.integers(0, 2**31), label="seed")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.model import Ascending, Binary, Descending, Full, Schedule, TwoScale, Uniform
-from dsmr.model.schedules import expand
+from dsmr.model.schedules import expand_horizons
 
 SHAPES = [
     Full(),
@@ -23,9 +23,14 @@ SHAPES = [
 
 
 def test_schedules_spend_their_budget() -> None:
-    assert expand(Full(), 12) == (4096,) * 12
-    assert expand(TwoScale(), 12) == expand("2x3584+10x512", 12)
-    assert sum(expand(TwoScale(), 12)) == sum(expand(Uniform(), 12)) == sum(expand(Full(), 12)) // 4 == 12_288
+    assert expand_horizons(Full(), 12) == (4096,) * 12
+    assert expand_horizons(TwoScale(), 12) == expand_horizons("2x3584+10x512", 12)
+    assert (
+        sum(expand_horizons(TwoScale(), 12))
+        == sum(expand_horizons(Uniform(), 12))
+        == sum(expand_horizons(Full(), 12)) // 4
+        == 12_288
+    )
 
 
 def test_placements_of_the_long_layers() -> None:
@@ -108,7 +113,7 @@ def test_a_fitted_schedule_of_its_own_budget_is_itself() -> None:
         (Uniform().fitted(1000), "it can spend 512 or 1024"),
         (Ascending().fitted(1000), "it can spend 896 or 1024"),
         (Binary(layers=5), "0 to 4"),
-        (Binary(layers=(0, 4)), r"from 0, the bottom layer, to 3, the top one"),
+        (Binary(layers=(0, 4)), r"from 0 \(bottom layer\) to 3 \(top layer\)"),
         (Binary(layers=(0, 0)), "different numbers"),
         (Binary(layers=(0, 1), placement="upper"), "leave out placement"),
         (Ascending(8, 4), "at least shortest"),
@@ -123,5 +128,5 @@ def test_what_a_schedule_cannot_do_is_refused_with_what_would_be_legal(schedule:
 
 
 def test_a_network_without_horizons_is_told_so() -> None:
-    with pytest.raises(ValueError, match="name 2 layers, but num_layers is 3"):
-        expand((8, 8), 3)
+    with pytest.raises(ValueError, match="have 2 layers, but num_layers is 3"):
+        expand_horizons((8, 8), 3)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.benchmark.machine import current_commit, package_versions
 from dsmr.benchmark.settings import Settings, Workload
 from dsmr.benchmark.training_speed import our_step, saved_bytes
@@ -45,7 +45,7 @@ def horizons_of(num_layers: int, long: int, segment_length: int) -> dict[str, Ro
     }
 
 
-def compare(size: str, name: str, form: Form, precision: str, dropout: float) -> dict[str, Any]:
+def compare(size: str, name: str, form: Backend, precision: str, dropout: float) -> dict[str, Any]:
     arguments, lanes, long = SIZES[size]
     given: dict[str, Any] = dict(arguments)
     length = given.pop("segment_length")
@@ -73,13 +73,13 @@ def compare(size: str, name: str, form: Form, precision: str, dropout: float) ->
 class DropoutWorkload(Workload):
     """With the network's own dropout, which the benchmark leaves out."""
 
-    def network(self, row: Row, form: Form) -> Any:  # noqa: D102
+    def network(self, row: Row, form: Backend) -> Any:  # noqa: D102
         return build(row, self.like, prefix_length=self.prefix_length, attention=form)
 
 
-def cases() -> list[tuple[str, str, Form, str, float]]:
+def cases() -> list[tuple[str, str, Backend, str, float]]:
     first, base, laptop, grouped = SIZES
-    found: list[tuple[str, str, Form, str, float]] = []
+    found: list[tuple[str, str, Backend, str, float]] = []
     for name in ("full", "two_scale", "binary", "perceiver_ar"):
         found.append((first, name, "merged", "32-true", 0.0))
     found += [(first, "two_scale", "merged", "32-true", 0.1), (first, "two_scale", "merged", "bf16-mixed", 0.0)]

@@ -26,10 +26,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dsmr.attention.visibility import earliest_position
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cost import MIB
 from dsmr.data.synthetic import NUM_MARKS
-from dsmr.model.horizons import earliest, format_horizons, parse_horizons
+from dsmr.model.horizons import format_horizons, parse_horizons
 from dsmr.model.memory import Memory
 from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
 
@@ -208,7 +209,7 @@ def reach(name: str) -> tuple[int, int]:
     horizons = (16 * scale.unit, 0, 0, 0) if variant.horizons is None else miniature(variant, scale)
     rule = "sliding" if "--model.backbone.rule=sliding" in variant.overrides else "boundary"
     last = scale.segment_length * (sum(horizons) + 1) - 1  # the last place of a segment: it sees furthest
-    return max(horizons), last - earliest(last, horizons, scale.segment_length, rule)
+    return max(horizons), last - earliest_position(last, horizons, scale.segment_length, rule)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmr.attention.visibility import Past, View
+from dsmr.attention.visibility import Past, Visibility
 from dsmr.batch import IGNORED, Segment
 from dsmr.model.blocks import Block, Decoder
 
@@ -31,7 +31,7 @@ class AttentionDistances:
         exponents = range(max(longest, 1).bit_length() + 1)
         self.starts = (0, *(2**k for k in exponents if 2**k <= longest))
         device = next(backbone.parameters()).device
-        num_heads = backbone.sizes()["num_heads"]
+        num_heads = backbone.settings.num_heads
         self.starts_N = torch.tensor(self.starts[1:], device=device)
         shape = (len(backbone.blocks), num_heads, len(self.starts))
         self.mass_LHN = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -66,29 +66,29 @@ class AttentionDistances:
         return (self.memory_LH / max(self.num_queries, 1)).cpu()
 
     def _count(self, layer: int, block: Any, arguments: Sequence[Any]) -> None:
-        x_BTE, rotation, past, view = arguments
+        x_BTE, rotation, past, visibility = arguments
         assert isinstance(block, Block)
         query_BHTD, key_BKTD, _ = block.project(x_BTE, rotation)
         assert self._is_real_BT is not None
         for first in range(0, query_BHTD.shape[2], QUERIES_AT_ONCE):
             queries = slice(first, first + QUERIES_AT_ONCE)
-            weights_BHTS = attention_weights(query_BHTD, key_BKTD, past, view, queries, block.memory_gate)
+            weights_BHTS = attention_weights(query_BHTD, key_BKTD, past, visibility, queries, block.memory_gate)
             weights_BHTS = weights_BHTS * self._is_real_BT[:, None, queries, None]
-            class_TS = torch.bucketize(distances(view, queries), self.starts_N, right=True)
+            class_TS = torch.bucketize(distances(visibility, queries), self.starts_N, right=True)
             mass_HTS = weights_BHTS.sum(dim=0, dtype=torch.float64)
             self.mass_LHN[layer].index_add_(1, class_TS.flatten(), mass_HTS.flatten(1))
-            self.memory_LH[layer] += mass_HTS[:, :, : len(view.ages_M)].sum(dim=(1, 2))
+            self.memory_LH[layer] += mass_HTS[:, :, : len(visibility.ages_M)].sum(dim=(1, 2))
 
 
-def distances(view: View, queries: slice) -> Tensor:
+def distances(visibility: Visibility, queries: slice) -> Tensor:
     """Tokens from each query back to each key, (T, S); 0 for itself, and for what it cannot see ahead."""
-    place_T1 = view.place_T[queries, None]
-    own_T = torch.arange(view.num_open + view.num_queries, device=place_T1.device)
-    return torch.cat([place_T1 + view.ages_M, (place_T1 - own_T).clamp(min=0)], dim=1)
+    place_T1 = visibility.place_T[queries, None]
+    own_T = torch.arange(visibility.num_open + visibility.num_queries, device=place_T1.device)
+    return torch.cat([place_T1 + visibility.ages_M, (place_T1 - own_T).clamp(min=0)], dim=1)
 
 
 def attention_weights(
-    query_BHTD: Tensor, key_BKTD: Tensor, past: Past, view: View, queries: slice, gate_H: Tensor | None
+    query_BHTD: Tensor, key_BKTD: Tensor, past: Past, visibility: Visibility, queries: slice, gate_H: Tensor | None
 ) -> Tensor:
     """Softmax weights of some queries over all keys, (B, H, T, S), in float32 at least."""
     query_BHTD = query_BHTD[:, :, queries]
@@ -98,6 +98,6 @@ def attention_weights(
     scores_BKGTS = query_BKGTD @ key_BKSD.mT[:, :, None] * width**-0.5
     scores_BHTS = scores_BKGTS.flatten(1, 2)
     if gate_H is not None:
-        scores_BHTS[..., : len(view.ages_M)] += gate_H[:, None, None]
-    scores_BHTS = scores_BHTS.masked_fill(~view.mask_B1TS[:, :, queries], -torch.inf)
+        scores_BHTS[..., : len(visibility.ages_M)] += gate_H[:, None, None]
+    scores_BHTS = scores_BHTS.masked_fill(~visibility.mask_B1TS[:, :, queries], -torch.inf)
     return scores_BHTS.softmax(dim=-1, dtype=torch.promote_types(scores_BHTS.dtype, torch.float32))

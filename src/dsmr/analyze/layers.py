@@ -12,7 +12,7 @@ from dsmr.analyze.distances import AttentionDistances
 from dsmr.analyze.memory_plots import plot_distances
 from dsmr.analyze.streams import score_pieces
 from dsmr.data.sources import Split
-from dsmr.model.backbone import Backbone, name_of
+from dsmr.model.backbone import Backbone, network_name
 from dsmr.model.blocks import Decoder
 from dsmr.results.bootstrap import Comparison, Interval, compare_tables, missing_interval_note
 from dsmr.results.piece_table import PieceTable
@@ -135,8 +135,8 @@ def check_layers(backbone: Backbone) -> Decoder:
     """
     if not isinstance(backbone, Decoder):
         raise UserError(
-            f"{name_of(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive the network "
-            "from dsmr.model.RecurrentTransformer"
+            f"{network_name(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive "
+            "the network from dsmr.model.RecurrentTransformer"
         )
     if not any(backbone.horizons):
         raise UserError("the model keeps no memory by layer: there is nothing to analyze; give one with horizons")

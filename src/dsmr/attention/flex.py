@@ -18,12 +18,19 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 
 from dsmr.attention.visibility import FAR, Past, Visibility
 
-KERNELS = 256  # a schedule may have as many horizons as layers, each with kernels of its own, with and without backward
+KERNELS = (
+    256  # a schedule may have as many horizons as layers, each with kernels of its own, with and without backward
+)
 BLOCK = 128  # queries or keys per block: FlexAttention's default
 
 
 def flex(
-    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, past: Past, visibility: Visibility, gate_H: Tensor | None = None
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    past: Past,
+    visibility: Visibility,
+    gate_H: Tensor | None = None,
 ) -> Tensor:
     """Attend to segment and memory apart, and merge both by log-sum-exp; see `attend`."""
     if visibility.num_open:
@@ -45,9 +52,7 @@ def flex(
     alone = query_BHTD.device.type == "cuda" and not torch.compiler.is_compiling()
     kernel: Any = compiled_kernel() if alone else flex_attention
     wanted = AuxRequest(lse=True)
-    own, own_aux = kernel(
-        query_BHTD, key_BKTD, value_BKTD, block_mask=own_mask, enable_gqa=grouped, return_aux=wanted
-    )
+    own, own_aux = kernel(query_BHTD, key_BKTD, value_BKTD, block_mask=own_mask, enable_gqa=grouped, return_aux=wanted)
     remembered, memory_aux = kernel(
         query_BHTD, past.key, past.value, block_mask=memory_mask, enable_gqa=grouped, return_aux=wanted
     )

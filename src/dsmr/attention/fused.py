@@ -65,7 +65,7 @@ def _constant(value: float, dtype: torch.dtype) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Root mean square normalisation (arXiv 1910.07467); in CPU training it keeps its input and one number per token."""
+    """Root mean square normalisation (arXiv 1910.07467); CPU training keeps the input and one number per token."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""

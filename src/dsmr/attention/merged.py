@@ -97,7 +97,7 @@ class Biases:
 
 
 class _Merged(torch.autograd.Function):
-    """Both parts; gradients of the queries and of the segment's keys and values, and of the memory if it needs them."""
+    """Both parts, with gradients of the queries and the segment, and of the memory only if it needs them."""
 
     @staticmethod
     def forward(

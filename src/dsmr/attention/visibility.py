@@ -175,7 +175,8 @@ def find_rule(name: str | Rule) -> Rule:
         raise UserError(f"{expected} that can be imported ({reason})") from error
     if not callable(rule):
         raise UserError(f"{expected}: it is a {type(rule).__name__}")
-    return rule  # type: ignore[no-any-return]
+    found: Rule = rule
+    return found
 
 
 def check_rule(name: str, horizons: Sequence[int], segment_length: int) -> None:
@@ -185,11 +186,13 @@ def check_rule(name: str, horizons: Sequence[int], segment_length: int) -> None:
         UserError: the rule fails, returns another shape than (B, T), or hides a part of the segment that depends on
             the length of the piece.
     """
-    rule, place_T = find_rule(name), torch.arange(segment_length)
-    lengths_B1 = torch.tensor([[0], [1], [segment_length], [max(*horizons, 1)], [FAR]])
-    for horizon in {horizon for horizon in horizons if horizon}:
+    rule = find_rule(name)
+    with torch.device("cpu"):  # a network may be built on torch's meta device, which has no values
+        place_T, lengths_B1 = torch.arange(segment_length), torch.tensor([[0], [1], [segment_length], [FAR]])
+    for horizon in sorted({horizon for horizon in horizons if horizon}):
         try:
-            oldest = torch.as_tensor(rule(lengths_B1, place_T, horizon)).expand(len(lengths_B1), segment_length)
+            with torch.device("cpu"):
+                oldest = torch.as_tensor(rule(lengths_B1, place_T, horizon)).expand(len(lengths_B1), segment_length)
         except Exception as error:  # a user's rule may raise anything
             raise UserError(
                 f"rule {name} fails for horizon {horizon} ({' '.join(str(error).split())}); it must return whole "

@@ -28,7 +28,7 @@ def our_decoding(name: str, work: Workload, row: Row, num_lanes: int, bandwidth:
             memory.commit(update)
 
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    sizes = {"num_lanes": num_lanes, "kv_width": network.kv_width, "itemsize": memory.dtype.itemsize}
+    sizes = {"num_lanes": num_lanes, "kv_width": network.settings.kv_width, "itemsize": memory.dtype.itemsize}
     room = open_bytes(len(network.blocks), segment_length=network.segment_length, **sizes)
     opened = room * work.settings.steps * count / 2 / network.segment_length
     kept = memory.num_bytes - room

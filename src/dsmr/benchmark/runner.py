@@ -191,11 +191,10 @@ def figures(contestant: Contestant, all_of_them: dict[str, Contestant]) -> dict[
 
 def config(work: Workload) -> dict[str, Any]:
     """What rows have in common: sizes, tokens per step, seed; and the settings."""
-    given = work.like.config() | work.like.sizes()
+    given = work.like.config() | vars(work.like.settings)
     sizes = {key: value for key, value in given.items() if key not in ("horizons", "rule", "dropout")}
     return {
         **sizes,
-        **work.like.options(),
         "num_lanes": work.num_lanes,
         "tokens_per_step": work.num_lanes * work.segment_length,
         "precision": work.precision,

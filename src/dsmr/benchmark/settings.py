@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dsmr import UserError
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, Row, Sizes, build, named_rows, variant_rows
-from dsmr.model.backbone import name_of
+from dsmr.model.backbone import network_name
 from dsmr.model.blocks import Decoder
 from dsmr.model.memory import Memory
 
@@ -98,7 +98,7 @@ class Workload:
     def __post_init__(self) -> None:
         if not isinstance(self.like, Decoder):
             raise UserError(
-                f"{name_of(type(self.like))} is not made of dsmr's layers, whose sizes the rows have; leave out "
+                f"{network_name(type(self.like))} is not made of dsmr's layers, whose sizes the rows have; leave out "
                 "model.backbone, or derive the network from dsmr.model.RecurrentTransformer"
             )
         if self.precision not in DTYPES:
@@ -119,9 +119,9 @@ class Workload:
         return self.like.vocab_size
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Backend:
         """Of all our rows but the materialised ones."""
-        return self.like.attention
+        return self.like.settings.attention
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +153,7 @@ class Workload:
         """B, of windows a quarter: as many tokens in a step."""
         return self.num_lanes // WINDOW_SEGMENTS if row.windows else self.num_lanes
 
-    def network(self, row: Row, form: Form, *, is_compiled: bool = True) -> Decoder:
+    def network(self, row: Row, form: Backend, *, is_compiled: bool = True) -> Decoder:
         """A row's network, with the same weights in every form, without dropout.
 
         Args:
@@ -166,7 +166,7 @@ class Workload:
         changes = {
             "attention": form,
             "dropout": 0.0,
-            "compile_blocks": False if is_plain else self.like.compile_blocks,
+            "compile_blocks": False if is_plain else self.like.settings.compile_blocks,
         }
         return build(row, self.like, prefix_length=self.prefix_length, **changes).to(self.place)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsmr.attention.attend import Form, chosen
+from dsmr.attention.backends import Backend, select_backend
 from dsmr.benchmark.peers import PerceiverARPytorch, XTransformersXL
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.variants import Row
@@ -65,7 +65,7 @@ class Step:
     length: int
 
 
-def our_step(work: Workload, row: Row, form: Form) -> Step:
+def our_step(work: Workload, row: Row, form: Backend) -> Step:
     """A training step of one of our networks."""
     network, lanes = work.network(row, form), work.lanes_of(row)
     memory = work.filled(network, lanes)
@@ -87,7 +87,7 @@ def our_step(work: Workload, row: Row, form: Form) -> Step:
 
 def peer_sizes(work: Workload) -> dict[str, int]:
     """Our sizes, with the width of our gated MLP."""
-    sizes = work.like.sizes()
+    sizes = work.like.settings.as_dict()
     return {key: sizes[key] for key in ("d_model", "num_layers", "num_heads", "hidden_width")}
 
 
@@ -143,11 +143,11 @@ def peer_training(peer: str, name: str, work: Workload) -> Contestant:
     return training(name, work, PEERS[peer](work), {})
 
 
-def our_training(name: str, work: Workload, row: Row, form: Form) -> Contestant:
+def our_training(name: str, work: Workload, row: Row, form: Backend) -> Contestant:
     """A row of one of our networks, once its form has been held against the reference."""
     difference = check_form(work, row, form)
     extra: dict[str, Any] = {
-        "attention": chosen(form, work.place.type).__name__,
+        "attention": select_backend(form, work.place.type),
         "difference_from_reference": difference,
     }
     if row.horizons is not None:
@@ -193,7 +193,7 @@ def saved_bytes(step: Step) -> int:
     return size
 
 
-def check_form(work: Workload, row: Row, form: Form) -> float:
+def check_form(work: Workload, row: Row, form: Backend) -> float:
     """Largest difference of logits and gradients from the reference form, relative to the largest value.
 
     Raises:

@@ -13,8 +13,8 @@ from typing import Any
 
 from dsmr.model import Ascending, Binary, Descending, PerceiverAR, RecurrentTransformer, Schedule, TwoScale, Uniform
 from dsmr.model.blocks import Decoder
-from dsmr.model.horizons import Rule, check_horizons
-from dsmr.model.schedules import Placement, expand
+from dsmr.model.horizons import check_horizons
+from dsmr.model.schedules import Placement, expand_horizons
 
 FULL_BUDGETS = 4  # the full reference spends this many times the budget of the others
 WINDOW_SEGMENTS = 4  # length of an isolated window, in segments
@@ -58,7 +58,7 @@ class Sizes:
         Raises:
             UserError: no horizons of this shape have exactly that sum.
         """
-        return expand(schedule.fitted(self.budget if budget is None else budget, self.block), self.num_layers)
+        return expand_horizons(schedule.fitted(self.budget if budget is None else budget, self.block), self.num_layers)
 
     def two_scale(self, placement: Placement = "lower") -> TwoScale:
         """Return the two-scale shape; `spend` then sets its long horizon."""
@@ -88,7 +88,7 @@ class Variant:
     overlay: str
     summary: str
     horizons: Callable[[Sizes], tuple[int, ...]] | None
-    rule: Rule = "boundary"
+    rule: str = "boundary"
     paper: str = ""
     published: tuple[float, float, int] | None = None
     windows: bool = False
@@ -179,7 +179,7 @@ class Row:
     """
 
     horizons: tuple[int, ...] | None
-    rule: Rule = "boundary"
+    rule: str = "boundary"
     windows: bool = False
 
 
@@ -204,7 +204,7 @@ def named_rows(horizons: Mapping[str, str], num_layers: int) -> dict[str, Row]:
     Raises:
         UserError: horizons of another number of layers.
     """
-    return {name: Row(expand(text, num_layers)) for name, text in horizons.items()}
+    return {name: Row(expand_horizons(text, num_layers)) for name, text in horizons.items()}
 
 
 def build(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Decoder:
@@ -216,9 +216,9 @@ def build(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Dec
         prefix_length: of the Perceiver.
         changes: constructor arguments to override.
     """
-    given = like.sizes() | like.options() | changes
+    given = vars(like.settings) | changes
     length = like.segment_length * (WINDOW_SEGMENTS if row.windows else 1)
     if row.horizons is None:
-        return PerceiverAR(like.vocab_size, None, length, prefix_length=prefix_length, **given)
+        return PerceiverAR(like.vocab_size, length, prefix_length=prefix_length, **given)
     given["memory_block"] = like.memory_block
     return RecurrentTransformer(like.vocab_size, row.horizons, length, rule=row.rule, **given)

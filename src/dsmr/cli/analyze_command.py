@@ -26,7 +26,7 @@ from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
 from dsmr.cli.torch_device import check_device
 from dsmr.data.files import atomic_write
-from dsmr.model.backbone import summary_of
+from dsmr.model.backbone import network_summary
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.results.piece_table import PieceTable
@@ -74,7 +74,7 @@ def run(command: str, arguments: list[str]) -> int:
     if settings.piece is None:
         data.pieces(settings.split)  # refuses an empty split before a folder is made
     folder = make_folder(Path(settings.folder) if settings.folder else cli.folder / "analysis")
-    print(summary_of(backbone, loaded.rate), flush=True)
+    print(network_summary(backbone, loaded.rate), flush=True)
     if settings.piece is not None:
         result = report_piece(backbone, data.tokenizer, Path(settings.piece), folder, draw=settings.picture)
     else:

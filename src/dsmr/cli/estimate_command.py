@@ -16,7 +16,7 @@ from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device
 from dsmr.cost.estimate import TrainingPlan
-from dsmr.model.backbone import without_weights
+from dsmr.model.backbone import build_on_meta
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import format_horizons
 
@@ -81,7 +81,7 @@ def fitted(plan: TrainingPlan, epoch_tokens: int) -> dict[str, Any]:
     """The largest budget in the config's shape, and the most lanes at the config's horizons."""
     horizons = costs.largest_horizons(plan, plan.network.memory_block)
     given: dict[str, Any] = plan.network.config() | {"horizons": horizons}
-    network = without_weights(lambda: type(plan.network).rebuild(given, **plan.network.options()))
+    network = build_on_meta(lambda: type(plan.network).rebuild(given, **vars(plan.network.settings)))
     larger = TrainingPlan(network, plan.num_lanes, plan.precision, plan.device)
     # where horizons hold the longest piece, what is left goes into lanes
     larger = replace(larger, num_lanes=max(plan.num_lanes, costs.largest_lanes(larger)))

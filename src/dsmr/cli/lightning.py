@@ -45,7 +45,7 @@ from dsmr.generate.continuer import Continuer
 from dsmr.generate.midi_writer import MidiWriter
 from dsmr.generate.samples import Samples
 from dsmr.model import Schedule
-from dsmr.model.backbone import without_weights
+from dsmr.model.backbone import build_on_meta
 from dsmr.model.horizons import format_horizons
 from dsmr.results.run_files import (
     BEST_FILE,
@@ -345,7 +345,7 @@ class SizesCLI(DsmrCLI):
     def instantiate_classes(self) -> None:
         """Build datamodule and network, on no device."""
         with one_line(self.config):
-            self.config_init = without_weights(lambda: self.parser.instantiate_classes(self.config))
+            self.config_init = build_on_meta(lambda: self.parser.instantiate_classes(self.config))
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from dsmr.cost import MIB
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import Split
-from dsmr.model.backbone import summary_of
+from dsmr.model.backbone import network_summary
 from dsmr.model.horizons import TokenRate
 from dsmr.results.run_files import BEST_FILE, LAST_FILE
 from dsmr.training.module import RecurrentLM
@@ -23,7 +23,7 @@ def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
     backbone, precision = model.backbone, str(trainer.precision)
     parameters = sum(p.numel() for p in backbone.parameters())
     size = backbone.state_bytes(data.num_lanes, 2 if "16" in precision else 8 if "64" in precision else 4)
-    print(summary_of(backbone, TokenRate(data.tokens_per_second)))
+    print(network_summary(backbone, TokenRate(data.tokens_per_second)))
     print(f"{parameters:,} parameters, memory {size / MIB:,.1f} MiB at {data.num_lanes} lanes", flush=True)
 
 

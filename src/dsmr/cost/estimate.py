@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsmr import UserError
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.cost import GIB
 from dsmr.cost.devices import Device, Peak
-from dsmr.cost.operations import Sizes, flops, saved_bytes
+from dsmr.cost.operations import CostSizes, flops, saved_bytes
 from dsmr.model import Backbone
-from dsmr.model.backbone import is_ours, name_of
+from dsmr.model.backbone import is_builtin, network_name
 from dsmr.model.blocks import Decoder
 from dsmr.model.schedules import Schedule
 
@@ -56,10 +56,10 @@ class TrainingPlan:
         return 4 if self.precision == "32-true" else 2
 
     @property
-    def form(self) -> Form:
+    def form(self) -> Backend:
         """Attention backend that training will use."""
-        if self.network.attention != "auto":
-            return self.network.attention
+        if self.network.settings.attention != "auto":
+            return self.network.settings.attention
         return "merged" if self.device is None else "flex"
 
 
@@ -69,7 +69,7 @@ def peak_parts(plan: TrainingPlan) -> dict[str, int]:
     `workspace` holds what backward needs in addition: gradients of the logits and of the widest layer. `optimizer`
     holds the two moments of AdamW; Muon keeps only one for matrices.
     """
-    network, sizes = plan.network, Sizes.of(plan.network)
+    network, sizes = plan.network, CostSizes.of(plan.network)
     parameters = sum(p.numel() for p in network.parameters())
     itemsize = 2 if plan.precision.endswith("16-true") else 4
     tokens = plan.num_lanes * network.segment_length
@@ -139,8 +139,8 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
         }
         if price_per_hour is not None:
             result["epoch_cost"] = [fast * price_per_hour, slow * price_per_hour]
-    name = name_of(type(network))
-    if not is_ours(name):
+    name = network_name(type(network))
+    if not is_builtin(name):
         result["note"] = f"operations and bytes cover dsmr's layers in {name}, not what it adds to them"
     return result
 
@@ -159,7 +159,7 @@ def estimate_unknown_network(
     Raises:
         UserError: a device is given.
     """
-    name = name_of(type(network))
+    name = network_name(type(network))
     if device is not None:
         raise UserError(
             f"{name} is not made of dsmr's layers, so its cost on {device.name} is unknown; leave out --device"

@@ -14,7 +14,7 @@ from dsmr.generate.generator import Generator, check_seed
 from dsmr.generate.prompt import Prompt, cut
 from dsmr.generate.sampling import Sampling
 from dsmr.model import RecurrentTransformer, Schedule
-from dsmr.model.backbone import twin
+from dsmr.model.backbone import evaluation_copy
 from dsmr.training.module import BackboneCallable, RecurrentLM
 from dsmr.training.optimizers import AdamW, WarmupCosine
 
@@ -94,7 +94,7 @@ class Continuer(RecurrentLM):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         tokenizer: MusicTokenizer = data.tokenizer
         prompt = self.prompt_of(tokenizer, batch.ids.tolist(), batch.name, data.tokens_per_second)
-        generator = Generator(twin(self.backbone), tokenizer, self.sampling, self.max_note_seconds)
+        generator = Generator(evaluation_copy(self.backbone), tokenizer, self.sampling, self.max_note_seconds)
         made = continuations(generator, prompt, seconds=self.seconds, num=self.num, seed=self.seed)
         return Predicted(batch.name, prompt, made)
 

@@ -11,13 +11,13 @@ from symusic import Score
 from torch import Tensor
 
 from dsmr import UserError
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.data.tokenizer import BOS, EOS, PAD, TICKS_PER_SECOND, Performance, TokenizerSpec, build_tokenizer
 from dsmr.generate.grammar import NOTE_OFF, NOTE_ON, VELOCITY, Grammar, PerformanceGrammar, grammar_of
 from dsmr.generate.prompt import NOTHING, Prompt, read_prompt
 from dsmr.generate.sampling import Sampling, draw
 from dsmr.model import Backbone
-from dsmr.model.memory import Memory, over_lanes
+from dsmr.model.memory import Memory, map_lanes
 from dsmr.share.loading import load_model
 
 DRAWN_AT_ONCE = 256  # random numbers of a lane
@@ -68,7 +68,7 @@ class Generator:
         sampling: Sampling | None = None,
         max_note_seconds: float | None = None,
         device: torch.device | str = "cpu",
-        attention: Form = "auto",
+        attention: Backend = "auto",
     ) -> "Generator":
         """Generator of a run (its best), a checkpoint file or an exported folder.
 
@@ -78,7 +78,7 @@ class Generator:
             sampling: how tokens are drawn.
             max_note_seconds: after which notes are ended; None leaves it to the network.
             device: where the network runs.
-            attention: see `dsmr.attention.attend.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
+            attention: see `dsmr.attention.backends.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
                 once for all prompts; `materialised` compiles nothing.
 
         Raises:
@@ -217,7 +217,7 @@ class Generator:
         if num_lanes == 1:
             return logits_BV, memory
         wide = self.backbone.init_memory(num_lanes, decoding=True)
-        wide.load_state_dict(over_lanes(memory.state_dict(), lambda one: one.expand(num_lanes, *one.shape[1:])))
+        wide.load_state_dict(map_lanes(memory.state_dict(), lambda one: one.expand(num_lanes, *one.shape[1:])))
         return logits_BV.repeat(num_lanes, 1), wide
 
 

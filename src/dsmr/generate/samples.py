@@ -13,7 +13,7 @@ from dsmr import UserError
 from dsmr.data.tokenizer import BOS, decode
 from dsmr.generate import Generator, Sampling
 from dsmr.generate.piano_roll import plot_piano_roll
-from dsmr.model.backbone import twin
+from dsmr.model.backbone import evaluation_copy
 from dsmr.training.callbacks.throughput import Throughput
 
 
@@ -58,7 +58,7 @@ class Samples(Callback):
     def _write(self, trainer: Trainer, pl_module: Any, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer, count = data.tokenizer, round(self.seconds * data.tokens_per_second)
-        drawn = Generator(twin(pl_module.backbone), tokenizer, Sampling(top_p=1.0)).tokens(may_end=False)
+        drawn = Generator(evaluation_copy(pl_module.backbone), tokenizer, Sampling(top_p=1.0)).tokens(may_end=False)
         ids = [BOS, *(token for (token,) in islice(drawn, count))]
         score = decode(tokenizer, ids)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""Networks and their memory: plain torch, no Lightning, no data. Read in this order, as the paper reads:
+"""Networks and their memory: plain torch, no Lightning, no data.
+
+Read in this order, as the paper reads:
 
 `sizes` (settings of the layers) -> `horizons`, `schedules` (how much each layer keeps) -> `memory` (where it is kept
 and forgotten) -> `rotary` (positions) -> `blocks` (the layers) -> `backbone` (the interface) -> `transformer`,

@@ -98,7 +98,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Return the constructor arguments that rebuild this network: numbers, strings and lists, horizons expanded."""
+        """Return the constructor arguments that rebuild this network: numbers, strings, lists; horizons expanded."""
 
     @abstractmethod
     def state_bytes(self, num_lanes: int, itemsize: int, *, decoding: bool = False) -> int:

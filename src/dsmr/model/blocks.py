@@ -243,7 +243,7 @@ class Decoder(Backbone):
         self, x_BE: Tensor, clock: int, pasts: Sequence[Past], visibilities: Sequence[Visibility]
     ) -> tuple[Tensor, list[KeysValues]]:
         rotation = Rotation.one(clock, self.settings.head_width, like=self.embedding.weight)
-        blocks, new = cast(Sequence[Block], self.blocks), []
+        blocks, new = cast(Sequence[Block], self.blocks), list[KeysValues]()
         is_plain = self.settings.attention in ("auto", "merged") and not self.is_gated
         if is_plain and self._token_decoder.supports(x_BE):
             weights = [block.weights() for block in blocks]

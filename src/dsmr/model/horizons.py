@@ -1,7 +1,7 @@
 """Horizons: how many past tokens each layer keeps.
 
-A horizon `H_l` is the number of tokens whose keys and values layer l keeps. `horizons` lists them from the bottom layer
-to the top; their sum is the budget. Their one spelling, `2x3584+10x512`, reads bottom to top: two layers of 3,584
+A horizon `H_l` is the number of tokens whose keys and values layer l keeps. `horizons` lists them from bottom to
+top; their sum is the budget. Their one spelling, `2x3584+10x512`, reads bottom to top: two layers of 3,584
 tokens, then ten of 512. Budgeting memory over the depth is the idea of Depth-Structured Music Recurrence (arXiv
 2602.19816), whose window lengths are not public: the numbers here are ours.
 
@@ -107,7 +107,7 @@ def check_horizons(horizons: Sequence[int], segment_length: int, memory_block: i
 
 
 def describe_horizons(horizons: Sequence[int], rate: TokenRate | None = MAESTRO_RATE) -> str:
-    """Return one line: the spelling, the budget in tokens, and the longest horizon in seconds unless `rate` is None."""
+    """Return the spelling, the budget in tokens, and the longest horizon in seconds (unless `rate` is None)."""
     longest = max(horizons)
     time = "" if rate is None else f", longest {rate.seconds(longest):.0f} {rate.label}"
     return f"{format_horizons(horizons)} (budget {sum(horizons):,} tokens{time})"

@@ -1,7 +1,7 @@
 """Memory: detached keys and values that every layer keeps across segments.
 
-Each layer has a ring of M = H_l slots, allocated once. The token at clock c lies in slot c mod M; one clock, counted in
-tokens, is shared by all lanes. Here M = 6, T = 4, and the segment at clocks 8 .. 11 has just been read:
+Each layer has a ring of M = H_l slots, allocated once. The token at clock c lies in slot c mod M; one clock in tokens
+is shared by all lanes. Here M = 6, T = 4, and the segment at clocks 8 .. 11 has just been read:
 
     clock   2   3   4   5   6   7 | 8   9  10  11        before commit, clock = 8
     age     6   5   4   3   2   1 | 0  -1  -2  -3        age 1 is the token just before the segment
@@ -221,7 +221,7 @@ class Memory:
 
 
 def ring_bytes(horizons: Sequence[int], *, num_lanes: int, kv_width: int, itemsize: int) -> int:
-    """Return the bytes of the rings: `2 * itemsize * B * E_kv * sum(H_l)`, with E_kv = key/value heads * head width."""
+    """Return the bytes of the rings: `2 * itemsize * B * E_kv * sum(H_l)`, with E_kv = K * D."""
     return 2 * itemsize * num_lanes * kv_width * sum(horizons)
 
 

@@ -277,7 +277,8 @@ def _checked(schedule: Schedule, num_layers: int) -> tuple[int, ...]:
         raise UserError(f"{name}.horizons({num_layers}) returned {given!r}; it must return whole numbers") from error
     if len(expanded) != num_layers or min(expanded, default=0) < 0:
         raise UserError(
-            f"{name}.horizons({num_layers}) returned {expanded}; it must return {num_layers} numbers of tokens, at least 0"
+            f"{name}.horizons({num_layers}) returned {expanded}; it must return {num_layers} numbers of tokens, none "
+            "negative"
         )
     return expanded
 

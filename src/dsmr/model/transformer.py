@@ -109,4 +109,5 @@ class RecurrentTransformer(Decoder):
 
     def summary(self, rate: TokenRate | None = MAESTRO_RATE) -> str:
         """Return the horizons in one line, and as a bar chart with one line per layer."""
-        return f"horizons {describe_horizons(self.horizons, rate)}, rule {self.rule}\n{draw_horizons(self.horizons, rate)}"
+        line, chart = describe_horizons(self.horizons, rate), draw_horizons(self.horizons, rate)
+        return f"horizons {line}, rule {self.rule}\n{chart}"

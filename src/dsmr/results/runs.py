@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from dsmr import UserError
-from dsmr.model.horizons import Rule, TokenRate, format_horizons, parse_horizons, token_rate
+from dsmr.model.horizons import TokenRate, format_horizons, parse_horizons, token_rate
 from dsmr.results.piece_table import PIECES_FILE, PieceTable
 from dsmr.results.run_files import CONFIG_FILE, METRICS_FILE, SECTION_FILE, read_run_section
 
@@ -51,10 +51,10 @@ class Run:
         return parse_horizons(given) if isinstance(given, str) else None
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> str:
         """Visibility rule."""
         settings = (self.config["model"].get("backbone") or {}).get("init_args") or {}
-        rule: Rule = (self.section or settings).get("rule", "boundary")
+        rule: str = (self.section or settings).get("rule", "boundary")
         return rule
 
     @property

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsmr.model.horizons import Rule, TokenRate, format_horizons, receptive_field
+from dsmr.attention.visibility import receptive_field
+from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.results.plotting import BAR, FAINT, LINE, common_rate, make_panels, token_ticks, token_unit
 
 
@@ -21,7 +22,7 @@ class ScheduleShape:
 
     horizons: tuple[int, ...]
     segment_length: int
-    rule: Rule = "boundary"
+    rule: str = "boundary"
     rate: TokenRate | None = None
 
 

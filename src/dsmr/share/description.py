@@ -7,6 +7,7 @@ are kept expanded, never as a schedule's class.
 import importlib
 import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import yaml
 from dsmr import UserError
 from dsmr import model as networks
 from dsmr.model import Backbone, format_horizons
-from dsmr.model.backbone import is_ours, name_of, without_weights
+from dsmr.model.backbone import build_on_meta, is_builtin, network_name
+from dsmr.model.sizes import Settings
 from dsmr.results.run_files import CONFIG_FILE, FORMAT_VERSION
 
 
@@ -33,7 +35,7 @@ def describe_network(
     """
     return {
         "format_version": FORMAT_VERSION,
-        "backbone": name_of(type(backbone)),
+        "backbone": network_name(type(backbone)),
         "config": plain_config(backbone),
         "rule": backbone.rule,
         "horizons": list(backbone.horizons),
@@ -57,7 +59,7 @@ def plain_config(backbone: Backbone) -> dict[str, Any]:
             plain[key] = json.loads(json.dumps(value))
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{name_of(type(backbone))}: config() holds {key} = {value!r} ({type(value).__name__}), which a "
+                f"{network_name(type(backbone))}: config() holds {key} = {value!r} ({type(value).__name__}), which a "
                 "checkpoint cannot keep; give numbers, strings, lists or None"
             ) from error
     return plain
@@ -70,14 +72,16 @@ def check_rebuilds(backbone: Backbone) -> None:
         UserError: its class cannot be imported, or `config()` leaves out arguments or gives other ones.
     """
     network, config = type(backbone), plain_config(backbone)
-    name = name_of(network)
-    if is_ours(name):
+    name = network_name(network)
+    if is_builtin(name):
         return
     fix = "let config() give every argument of the constructor"
     if "<locals>" in name or network.__module__ == "__main__":
         raise UserError(f"{name} cannot be imported again; define the network at the top of a module of its own")
-    known = next((base for base in network.__mro__ if issubclass(base, Backbone) and is_ours(name_of(base))), None)
-    inherited = inspect.signature(known).parameters if known else {}
+    known = next(
+        (base for base in network.__mro__ if issubclass(base, Backbone) and is_builtin(network_name(base))), None
+    )
+    inherited = {*inspect.signature(known).parameters, *(field.name for field in fields(Settings))} if known else set()
     missing = [
         key
         for key, parameter in inspect.signature(network).parameters.items()
@@ -88,7 +92,7 @@ def check_rebuilds(backbone: Backbone) -> None:
         raise UserError(f"{name} takes {', '.join(missing)}, but its config() leaves this out; {fix}")
     try:
         with torch.random.fork_rng(devices=[]):
-            rebuilt = without_weights(lambda: network.rebuild(config))
+            rebuilt = build_on_meta(lambda: network.rebuild(config))
     except (TypeError, ValueError) as error:
         raise UserError(f"{name} cannot be built again from its config() ({error}); {fix}") from error
     shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (backbone, rebuilt)]
@@ -107,7 +111,7 @@ def check_same_network(saved: dict[str, Any], present: dict[str, Any], *, horizo
     """
     names = ("backbone", "rule")
     settings = [{name: section[name] for name in names} | section["config"] for section in (saved, present)]
-    if not hasattr(networks, saved["backbone"]) and is_ours(saved["backbone"]):  # before class paths were kept
+    if not hasattr(networks, saved["backbone"]) and is_builtin(saved["backbone"]):  # before class paths were kept
         settings[1]["backbone"] = present["backbone"].rpartition(".")[2]
     free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons", "prefix_length"})
     for known in settings:  # whether there is one, not where it began
@@ -134,8 +138,8 @@ def network_class(section: dict[str, Any], path: Path) -> type[Backbone]:
     network = getattr(networks, name, None)
     if isinstance(network, type) and issubclass(network, Backbone):
         return network
-    name = _class_path_in_config(name, path) if is_ours(name) else name
-    if is_ours(name):
+    name = _class_path_in_config(name, path) if is_builtin(name) else name
+    if is_builtin(name):
         raise UserError(f"{path}: unknown network {name!r}; update dsmr")
     network = import_class(name, f"{path}: the network {name} is not part of dsmr, and")
     if not (isinstance(network, type) and issubclass(network, Backbone)):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from dsmr import UserError
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.model import format_horizons
-from dsmr.model.backbone import name_of
+from dsmr.model.backbone import network_name
 from dsmr.results.run_files import find_run_folder
 from dsmr.results.runs import Run, read_run
 from dsmr.share.description import describe_network
@@ -139,5 +139,5 @@ def user_classes(loaded: LoadedModel, tokenizer: dict[str, Any], run: Run | None
     """Return class paths of the user's own network, tokenizer and training classes, whose source is needed."""
     settings = {} if run is None else run.config["model"]
     chosen = [settings[key].get("class_path", "") for key in CLASS_SETTINGS if isinstance(settings.get(key), dict)]
-    paths = [name_of(type(loaded.backbone)), str(tokenizer["name"]), *chosen]
+    paths = [network_name(type(loaded.backbone)), str(tokenizer["name"]), *chosen]
     return list(dict.fromkeys(path for path in paths if "." in path and path.partition(".")[0] not in PUBLIC_PACKAGES))

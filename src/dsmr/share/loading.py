@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from dsmr import UserError
-from dsmr.attention.attend import Form
+from dsmr.attention.backends import Backend
 from dsmr.model import Backbone
 from dsmr.model.horizons import TokenRate, token_rate
 from dsmr.results.run_files import BEST_FILE, LAST_FILE, SECTION, check_format_version, read_checkpoint
@@ -65,13 +65,13 @@ def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
     raise UserError(f"run {given} holds no {preferred}; it has not saved one yet{begin}")
 
 
-def load_model(given: str | Path, *, horizons: str | None = None, attention: Form = "auto") -> LoadedModel:
+def load_model(given: str | Path, *, horizons: str | None = None, attention: Backend = "auto") -> LoadedModel:
     """Network and tokenizer of a run's best checkpoint, of a checkpoint file or of an exported model.
 
     Args:
         given: a run folder, a file, an exported folder or a hub address of one (`hf://OWNER/NAME`).
         horizons: other horizons than the trained ones, with the same weights; None keeps those.
-        attention: the form that computes it, see `dsmr.attention.attend.attend`.
+        attention: the form that computes it, see `dsmr.attention.backends.attend`.
 
     Raises:
         UserError: there is none, or it cannot be used.
@@ -84,7 +84,11 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: For
         content, vocabulary = read_checkpoint(path), None
         section, weights = content[SECTION], backbone_weights(content)
     check_format_version(section, path)
-    needed = [name for name in (section["backbone"], (section["tokenizer"] or {}).get("name", "")) if "." in name]
+    needed = [
+        name
+        for name in (section["backbone"], section["rule"], (section["tokenizer"] or {}).get("name", ""))
+        if "." in name
+    ]
     if needed and str(given).startswith(exported.HUB):
         raise UserError(
             f"checkpoint {given} needs code that is not part of dsmr ({', '.join(needed)}), which is not imported for "
@@ -93,7 +97,7 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: For
     network = network_class(section, path)
     config: dict[str, Any] = section["config"]
     if horizons is not None:
-        if "horizons" not in config:
+        if config.get("horizons") is None:
             raise UserError(f"{section['backbone']} has no horizons that could be changed; leave out --horizons")
         config = config | {"horizons": horizons}
     try:

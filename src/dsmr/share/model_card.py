@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsmr.model import format_horizons
-from dsmr.model.backbone import is_ours
+from dsmr.model.backbone import is_builtin
 from dsmr.model.horizons import token_rate
 from dsmr.results.runs import Run
 
@@ -97,7 +97,7 @@ def _size_lines(description: Mapping[str, Any], run: Run | None) -> list[str]:
         "|---|---|",
         f"| parameters | {description['parameters']:,} |",
         *([f"| layers, width, heads | {', '.join(sizes)} |"] if len(sizes) == 3 else []),
-        *([] if is_ours(model["backbone"]) else [f"| network | `{model['backbone']}` |"]),
+        *([] if is_builtin(model["backbone"]) else [f"| network | `{model['backbone']}` |"]),
         f"| horizons, bottom to top | `{spelling}` |",
         f"| segment | {length} tokens{music} |",
         f"| tokenizer, vocabulary size | {model['tokenizer']['name']}, {model['vocab_size']} |",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dsmr import UserError
 from dsmr.batch import IGNORED, Segment
 from dsmr.model import Backbone, RecurrentTransformer, Schedule
-from dsmr.model.memory import Memory, Update, over_lanes
+from dsmr.model.memory import Memory, Update, map_lanes
 from dsmr.results.piece_table import PieceTable
 from dsmr.results.run_files import SECTION
 from dsmr.share.description import check_same_network, describe_network
@@ -30,7 +30,8 @@ from dsmr.training.checkpoint import is_resumable
 from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
 from dsmr.training.optimizers import AdamW, WarmupCosine
 
-BackboneCallable = Callable[[int, Schedule | str | None, int], Backbone]
+BackboneCallable = Callable[..., Backbone]
+"""Called with vocab_size, segment_length, and horizons unless they are None."""
 
 
 class NotFiniteError(UserError):
@@ -52,7 +53,7 @@ class RecurrentLM(LightningModule):
     Args:
         horizons: tokens that each layer remembers, bottom to top (`2x3584+10x512`), or a schedule; None for a
             network that has none.
-        backbone: the network; called with (vocab_size, horizons, segment_length).
+        backbone: the network; called with vocab_size, segment_length, and horizons unless they are None.
         optimizer: called with two parameter groups, matrices and the rest; the rest is never decayed.
         lr_scheduler: called with the optimizer; stepped after every optimizer step.
         asked_weight: weight in the loss of the tokens that generated pieces ask for; the others have 1.
@@ -77,10 +78,7 @@ class RecurrentLM(LightningModule):
         super().__init__()
         if asked_weight < 0:
             raise UserError(f"model.asked_weight is {asked_weight}; it must be at least 0")
-        try:
-            self.backbone = backbone(vocab_size, horizons, segment_length)
-        except ValueError as error:  # raised here as well, so that one of a user's own network is told in one line
-            raise UserError(str(error)) from error
+        self.backbone = build_backbone(backbone, vocab_size, segment_length, horizons)
         self.optimizer, self.lr_scheduler, self.asked_weight = optimizer, lr_scheduler, asked_weight
         self._memories: dict[str, Memory] = {}
         self._update: Update | None = None
@@ -115,7 +113,7 @@ class RecurrentLM(LightningModule):
         """
         backbone = load_model(checkpoint_path).backbone
         sizes = {"vocab_size": backbone.vocab_size, "segment_length": backbone.segment_length}
-        made = cls(None, lambda *_: backbone, **{**sizes, **settings})
+        made = cls(None, lambda **_: backbone, **{**sizes, **settings})
         return made.to(map_location or "cpu").train()
 
     def setup(self, stage: str) -> None:
@@ -373,13 +371,13 @@ class RecurrentLM(LightningModule):
             torch.distributed.all_gather(parts, tensor.contiguous())
             return torch.cat([part.cpu() for part in parts])
 
-        return memory if self.trainer.world_size == 1 else over_lanes(memory, lanes)
+        return memory if self.trainer.world_size == 1 else map_lanes(memory, lanes)
 
     def _own_lanes(self, memory: dict[str, Any]) -> dict[str, Any]:
         """Of a saved memory, the lanes of this process."""
         lanes = len(memory["length_B"]) // self.trainer.world_size
         own = slice(self.global_rank * lanes, (self.global_rank + 1) * lanes)
-        return over_lanes(memory, lambda tensor: tensor[own])
+        return map_lanes(memory, lambda tensor: tensor[own])
 
     def _collected(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """A state of each process."""
@@ -439,6 +437,29 @@ class RecurrentLM(LightningModule):
         is_shared = self._trainer is not None and self.trainer.world_size > 1
         named = {f"{prefix}/{name}": value.float().to(self.device) for name, value in figures.items()}
         self.log_dict(named, sync_dist=is_shared, reduce_fx="max")
+
+
+def build_backbone(
+    build: BackboneCallable, vocab_size: int, segment_length: int, horizons: Schedule | str | None
+) -> Backbone:
+    """Build a network, with horizons if there are any.
+
+    Raises:
+        UserError: the constructor's own error, or a network without horizons was given some, or none where it needs
+            them.
+    """
+    given = {} if horizons is None else {"horizons": horizons}
+    try:
+        return build(vocab_size=vocab_size, segment_length=segment_length, **given)
+    except TypeError as error:
+        if "'horizons'" not in str(error):
+            raise
+        needs = "this network has no horizons; set model.horizons to null"
+        if horizons is None:
+            needs = "this network needs horizons; set model.horizons, for example to 2x3584+10x512"
+        raise UserError(needs) from error
+    except ValueError as error:  # a user's own network may raise any
+        raise UserError(str(error)) from error
 
 
 def piece_table(metric: PieceNLL, data: Any) -> PieceTable:

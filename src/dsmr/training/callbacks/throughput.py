@@ -7,7 +7,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from dsmr.attention.attend import chosen
+from dsmr.attention.backends import select_backend
 from dsmr.cost.devices import match_device
 from dsmr.cost.operations import flops
 from dsmr.model.blocks import Decoder
@@ -76,7 +76,7 @@ class Throughput(Callback):
         backbone = pl_module.backbone
         if peak is None or not isinstance(backbone, Decoder):
             return {}
-        needed = flops(backbone, chosen(backbone.attention, device.type).__name__).model  # type: ignore[arg-type]
+        needed = flops(backbone, select_backend(backbone.settings.attention, device.type)).model
         return {"perf/peak_flops_share": per_second * needed / (peak * trainer.world_size)}
 
 

@@ -21,8 +21,7 @@ from dsmr.cli.configs import find_config, shipped
 from dsmr.cli.lightning import QUIET, continue_wandb
 from dsmr.generate.audio import find_sound_font, render
 from dsmr.results.run_files import read_checkpoint
-from dsmr.training.csv_logger import MetricsLogger
-from dsmr.training.csv_logger import read as read_metrics
+from dsmr.training.csv_logger import MetricsLogger, read_metrics
 
 SMOKE = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
 

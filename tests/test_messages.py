@@ -662,7 +662,7 @@ def test_errors_of_our_own_stay_tracebacks(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(KeyError, match="ours"):
             main([*FIT])
     with monkeypatch.context() as patch:
-        patch.setattr("dsmr.training.module.token_nll", broken)  # while it trains
+        patch.setattr("dsmr.training.step.token_nll", broken)  # while it trains
         with pytest.raises(KeyError, match="ours"):
             main([*FIT])
     with monkeypatch.context() as patch:
@@ -675,7 +675,7 @@ def test_a_runtime_error_of_torch_that_no_setting_explains_stays_a_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dsmr.training.module.token_nll", lambda *given: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr("dsmr.training.step.token_nll", lambda *given: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main([*FIT])
 

@@ -20,8 +20,9 @@ from dsmr.share.description import check_same_network, describe_network
 from dsmr.share.loading import find_checkpoint, load_model
 from dsmr.training.callbacks import BestCheckpoint, LastCheckpoint
 from dsmr.training.checkpoint import is_resumable
+from dsmr.training.losses import NotFiniteError, token_nll
 from dsmr.training.metrics import TokenNLL
-from dsmr.training.module import NotFiniteError, RecurrentLM, token_nll
+from dsmr.training.module import RecurrentLM
 from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
 from test_memory import boundary_mask, one_pass, stream
 
@@ -151,14 +152,14 @@ def test_validation_leaves_the_training_memory_untouched(tmp_path: Path) -> None
     class Watched(RecurrentLM):
         def on_validation_epoch_start(self) -> None:
             super().on_validation_epoch_start()
-            self.before = copy.deepcopy(self._memories["train"].state_dict())
+            self.before = copy.deepcopy(self.memories["train"].state_dict())
 
         def on_validation_epoch_end(self) -> None:
-            assert self._memories["validation"].clock > 0
+            assert self.memories["validation"].clock > 0
             super().on_validation_epoch_end()
-            assert set(self._memories) == {"train"}
-            torch.testing.assert_close(self._memories["train"].state_dict(), self.before, atol=0, rtol=0)
-            seen.append(self._memories["train"].clock)
+            assert set(self.memories) == {"train"}
+            torch.testing.assert_close(self.memories["train"].state_dict(), self.before, atol=0, rtol=0)
+            seen.append(self.memories["train"].clock)
 
     data = recall_data()
     lm = Watched("1x128+1x32", backbone, vocab_size=data.vocab_size, segment_length=64)
@@ -186,7 +187,7 @@ def test_memory_is_written_after_the_optimizer_step_or_within_an_accumulation_af
 
     class Watched(RecurrentLM):
         def note(self, when: str) -> None:
-            clocks.append((when, self._memories["train"].clock))
+            clocks.append((when, self.memories["train"].clock))
 
         def on_before_backward(self, loss: torch.Tensor) -> None:
             self.note("backward")
@@ -376,7 +377,8 @@ def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
         nll_BT = token_nll(logits_BTV, targets_BT)
         return nll_BT * torch.tensor([1.0, 1.0, value, 1.0])[:, None] if len(calls) == call else nll_BT
 
-    monkeypatch.setattr("dsmr.training.module.token_nll", token_nll_or_worse)
+    for user in ("step", "scores"):
+        monkeypatch.setattr(f"dsmr.training.{user}.token_nll", token_nll_or_worse)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

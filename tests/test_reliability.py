@@ -25,7 +25,7 @@ from dsmr.data.store import Piece
 from dsmr.model import Backbone
 from dsmr.results.run_files import FORMAT_VERSION, read_checkpoint
 from dsmr.share.loading import load_model
-from dsmr.training.module import token_nll
+from dsmr.training.losses import token_nll
 from test_perceiver import tiny_perceiver
 
 # flex runs here as it is, which is slow but exact

@@ -7,6 +7,8 @@ The names below are what most programs need; they are imported at their first us
 """
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,15 @@ PUBLIC = {
 
 class UserError(ValueError):
     """A mistake of the user: the message says in one line what to do, and the command line prints nothing else."""
+
+
+@contextmanager
+def as_user_error(prefix: str = "") -> Iterator[None]:
+    """Turn a ValueError of a library, or of a class of the user's own, into a UserError with the same message."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 from processes import counted, fill, in_process, last_line, run, small_disk, wrap
 
-import dsmr.training.checkpoint_io
+import dsmr.training.checkpoint
 import dsmr.training.csv_logger
 from dsmr.cli import lightning, main
 from dsmr.results.run_files import read_checkpoint
@@ -159,17 +159,17 @@ def end_at(moment: Moment) -> None:
         wrap(RecurrentLM, "validation_step", before=counted(moment.number, strike))
     elif moment.place == "checkpoint":
         due = counted(moment.number, lambda: True)
-        whole = dsmr.training.checkpoint_io.atomic_write
+        whole = dsmr.training.checkpoint.atomic_write
 
         @contextmanager
         def partly(path: Path) -> Iterator[Any]:
             with whole(path) as file:
                 yield Partly(file, moment.share, strike) if path.name == "last.ckpt" and due() else file
 
-        dsmr.training.checkpoint_io.atomic_write = partly
+        dsmr.training.checkpoint.atomic_write = partly
     elif moment.place == "metrics":
         due = counted(moment.number, lambda: True)
-        text = dsmr.training.csv_logger.as_text
+        text = dsmr.training.csv_logger.rows_to_csv
 
         def cut(rows: Any, columns: Any, *, header: bool) -> str:
             given = text(rows, columns, header=header)
@@ -180,7 +180,7 @@ def end_at(moment: Moment) -> None:
             strike()
             return given
 
-        dsmr.training.csv_logger.as_text = cut
+        dsmr.training.csv_logger.rows_to_csv = cut
 
 
 def lightning_folder() -> Path:

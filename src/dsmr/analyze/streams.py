@@ -11,8 +11,9 @@ from dsmr.batch import IGNORED, Segment
 from dsmr.data.sources import Split
 from dsmr.model import Backbone
 from dsmr.results.piece_table import PieceTable
+from dsmr.training.losses import token_nll
 from dsmr.training.metrics import PieceNLL
-from dsmr.training.module import piece_table, token_nll
+from dsmr.training.scores import build_piece_table
 
 
 @torch.no_grad()
@@ -48,7 +49,7 @@ def score_pieces(
             family_BT = family_V[batch.targets_BT.clamp(min=0)]
             is_real_BT = batch.targets_BT != IGNORED
             metric.update(nll_BT, is_real_BT, batch.piece_B, batch.position_B, family_BT, batch.microseconds_B)
-    return piece_table(metric, data)
+    return build_piece_table(metric, data)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from dsmr.benchmark.variants import Row
 from dsmr.cost import MIB
 from dsmr.cost.measuring import SavedBytes
 from dsmr.model.horizons import format_horizons
-from dsmr.training.module import token_nll
+from dsmr.training.losses import token_nll
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 """Largest difference of logits and gradients from the reference form, relative to the largest value."""

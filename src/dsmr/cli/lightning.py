@@ -70,10 +70,8 @@ from dsmr.training.callbacks import (
     Throughput,
 )
 from dsmr.training.callbacks.last_checkpoint import METRICS_ROWS
-from dsmr.training.checkpoint import is_resumable
-from dsmr.training.checkpoint_io import AtomicCheckpointIO
-from dsmr.training.csv_logger import MetricsLogger, rows_before
-from dsmr.training.csv_logger import read as read_metrics
+from dsmr.training.checkpoint import AtomicCheckpointIO, is_resumable
+from dsmr.training.csv_logger import MetricsLogger, count_rows_before, read_metrics
 from dsmr.training.module import RecurrentLM
 
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -399,7 +397,7 @@ def known_rows(checkpoint: dict[str, Any], metrics: Path) -> int:
     states = checkpoint.get("callbacks", {}).values()
     known = next((int(state[METRICS_ROWS]) for state in states if METRICS_ROWS in state), None)
     if known is None:
-        return rows_before(metrics, int(checkpoint["global_step"]))
+        return count_rows_before(metrics, int(checkpoint["global_step"]))
     return min(known, len(read_metrics(metrics)[0]))  # the last one may have been lost with the process
 
 

@@ -53,7 +53,7 @@ class Samples(Callback):
             if trainer.is_global_zero:
                 self._write(trainer, pl_module, step)
             if self.clock:
-                self.clock.go_on(pl_module)
+                self.clock.resume(pl_module)
 
     def _write(self, trainer: Trainer, pl_module: Any, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

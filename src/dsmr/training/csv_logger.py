@@ -1,98 +1,109 @@
-"""`metrics.csv`: appended to while a run goes on, and whole again after it was killed."""
+"""`metrics.csv`: appended to during a run, and without gap or duplicate after a kill."""
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from dsmr import UserError
 from dsmr.data.files import atomic_write
+from dsmr.results.run_files import METRICS_FILE
 
 Row = dict[str, Any]
+FLUSH_EVERY_N_STEPS = 100
 
 
-class MetricsWriter(ExperimentWriter):
-    """Appends rows; where columns are added, and when it begins, the file is replaced as a whole.
+class MetricsLogger(Logger):
+    """Logs to `metrics.csv` of a run: one row for each logged step and each validation.
 
-    Of a run that goes on, the rows that its checkpoint knows are kept; those after them are computed again.
+    Rows are appended; with a new column, and at the first writing, the file is replaced as a whole. Of a resumed run
+    the rows that its checkpoint knows are kept, since those after them are computed again.
 
     Args:
         folder: of the run.
-        num_kept: rows that stay of a file that is there.
+        num_kept: rows to keep of an existing file; 0 begins anew.
+
+    Attributes:
+        num_rows: rows in the file.
     """
 
-    def __init__(self, folder: str, num_kept: int) -> None:
-        super().__init__(folder)
-        self.path, self.num_rows = Path(self.metrics_file_path), num_kept
-        self._has_begun = False
+    def __init__(self, folder: Path, num_kept: int = 0) -> None:
+        super().__init__()
+        self.path, self.num_rows = folder / METRICS_FILE, num_kept
+        self._rows: list[Row] = []
+        self._columns: list[str] | None = None
 
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Empty: a run has one version."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the run, for Lightning's own callbacks."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `config.yaml` has all settings."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row; rows are written every 100 steps, and with each checkpoint."""
+        assert step is not None
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._rows.append(row | {"step": step})
+        if (step + 1) % FLUSH_EVERY_N_STEPS == 0:
+            self.save()
+
+    @rank_zero_only
     def save(self) -> None:
-        """Write what was logged since the last time.
+        """Write the rows that were logged since the last time.
 
         Raises:
-            UserError: there is no room, or no right to write.
+            UserError: the disk is full, or the folder cannot be written to.
         """
-        if not self.metrics:
+        if not self._rows:
             return
         try:
             self._write()
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path} ({error.strerror or error}): make room, then go on with "
+                f"cannot write {self.path} ({error.strerror or error}): make room, then resume with "
                 f"dsmr fit --resume {self.path.parent}"
             ) from error
-        self.num_rows += len(self.metrics)
-        self.metrics = []
+        self.num_rows += len(self._rows)
+        self._rows = []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
 
     def _write(self) -> None:
-        if self._has_begun and not self._record_new_keys():
+        new = {name for row in self._rows for name in row}
+        if self._columns is not None and new <= set(self._columns):
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(as_text(self.metrics, self.metrics_keys, header=False))
+                file.write(rows_to_csv(self._rows, self._columns, header=False))
             return
-        rows, columns = read(self.path) if self.num_rows else ([], [])
-        self.metrics_keys = columns
-        self._record_new_keys()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows, columns = read_metrics(self.path) if self.num_rows else ([], [])
+        self._columns = sorted({*columns, *new})
         with atomic_write(self.path) as file:
-            file.write(as_text([*rows[: self.num_rows], *self.metrics], self.metrics_keys, header=True).encode())
-        self._has_begun = True
-
-    def _check_log_dir_exists(self) -> None:
-        """Lightning would delete the file of a run that goes on."""
+            file.write(rows_to_csv([*rows[: self.num_rows], *self._rows], self._columns, header=True).encode())
 
 
-class MetricsLogger(CSVLogger):
-    """Lightning's CSV logger for a run's folder.
-
-    Args:
-        folder: of the run.
-        num_kept: rows that stay of a run that goes on; 0 begins anew.
-    """
-
-    def __init__(self, folder: Path, num_kept: int = 0) -> None:
-        super().__init__(folder.parent, name=folder.name, version="")
-        self.num_kept = num_kept
-        self._writer: MetricsWriter | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Rows in the file, as far as it was saved."""
-        return self.num_kept if self._writer is None else self._writer.num_rows
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """What writes the file, on the first process."""
-        if self._writer is None:
-            self._experiment = self._writer = MetricsWriter(self.log_dir, self.num_kept)
-        return self._writer
-
-
-def read(path: Path) -> tuple[list[Row], list[str]]:
-    """Whole rows of a file and its columns; a last line that was cut off is left out, a missing file has none."""
+def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
+    """Return the complete rows of a file and its columns; a last line that was cut off is dropped."""
     if not path.is_file():
         return [], []
     text = path.read_text(encoding="utf-8")
@@ -100,13 +111,13 @@ def read(path: Path) -> tuple[list[Row], list[str]]:
     return [row for row in reader if None not in row.values()], list(reader.fieldnames or [])
 
 
-def rows_before(path: Path, step: int) -> int:
-    """How many rows stand before those that were logged at an optimizer step or after it."""
-    return sum(row["step"].isdigit() and int(row["step"]) < step for row in read(path)[0])
+def count_rows_before(path: Path, step: int) -> int:
+    """Return the number of rows that were logged before an optimizer step."""
+    return sum(row["step"].isdigit() and int(row["step"]) < step for row in read_metrics(path)[0])
 
 
-def as_text(rows: list[Row], columns: list[str], *, header: bool) -> str:
-    """Rows as CSV."""
+def rows_to_csv(rows: list[Row], columns: list[str], *, header: bool) -> str:
+    """Return rows as CSV."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     if header:

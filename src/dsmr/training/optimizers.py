@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedule that are used unless a config names others, and Muon.
+"""AdamW and Muon, the learning-rate schedule, and how a step is skipped on the device.
 
 Shapes: N matrices of one shape, R rows, C columns.
 """
@@ -15,15 +15,36 @@ from torch.optim.lr_scheduler import LambdaLR
 from dsmr import UserError
 
 
+def set_found_inf(optimizer: object, is_bad: Tensor | None) -> bool:
+    """Let the next step change nothing if a flag on the device is set, which the host has not read.
+
+    Args:
+        optimizer: of any kind.
+        is_bad: bool, on the device of the parameters; None clears an earlier flag.
+
+    Returns:
+        False if the optimizer does not obey `found_inf`; it then steps in any case.
+    """
+    if not (isinstance(optimizer, AdamW | Muon) and optimizer.obeys_found_inf):
+        return False
+    optimizer.found_inf = None if is_bad is None else is_bad.float()
+    return True
+
+
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW with the settings that are usual for language models.
+    """torch's AdamW with the usual settings for language models, fused on CUDA.
 
     Args:
         params: parameter groups; a group's own `weight_decay` wins.
         lr: peak learning rate.
-        betas: of the running averages.
-        weight_decay: of the groups that name none.
+        betas: coefficients of the running averages.
+        weight_decay: for groups without their own.
+
+    Attributes:
+        found_inf: 0-dim float tensor; if it is 1, a fused step leaves parameters, moments and step counts unchanged.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -33,6 +54,15 @@ class AdamW(torch.optim.AdamW):
         weight_decay: float = 0.1,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
+        if all(p.is_cuda for group in self.param_groups for p in group["params"]):
+            # the argument `fused` would also let GradScaler unscale within the step, after the clipping
+            for group in self.param_groups:
+                group["fused"] = True
+
+    @property
+    def obeys_found_inf(self) -> bool:
+        """True if torch takes the step in fused kernels; groups of an old checkpoint say None, and keep it so."""
+        return all(group.get("fused") for group in self.param_groups)
 
 
 class Muon(Optimizer):
@@ -50,11 +80,16 @@ class Muon(Optimizer):
         lr: peak learning rate, of all groups.
         momentum: of Muon.
         betas: of AdamW's running averages.
-        weight_decay: of the groups that name none.
+        weight_decay: for groups without their own.
+
+    Attributes:
+        found_inf: see `AdamW`.
 
     Raises:
         UserError: there is no matrix.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -74,18 +109,23 @@ class Muon(Optimizer):
         marked = [group for group in self.param_groups if group["use_muon"]]
         others = [group for group in self.param_groups if not group["use_muon"]]
         if not marked:
-            raise UserError("no parameter is a matrix, so that there is nothing for Muon to do")
-        self.parts: tuple[Optimizer, ...] = (
+            raise UserError("no parameter is a matrix, so Muon has nothing to train")
+        self.parts: tuple[BatchedMuon | AdamW, ...] = (
             BatchedMuon(marked, lr, weight_decay, momentum, rows=rows),
-            *([torch.optim.AdamW(others, lr, betas, weight_decay=weight_decay)] if others else []),
+            *([AdamW(others, lr, betas, weight_decay)] if others else []),
         )
         self._share()
 
     def _share(self) -> None:
-        """The two optimizers work on this one's groups and state, which schedules and checkpoints see."""
+        """Let both optimizers work on the groups and the state of this one, which schedules and checkpoints see."""
         for part, is_marked in zip(self.parts, (True, False), strict=False):
             part.param_groups = [group for group in self.param_groups if group["use_muon"] == is_marked]
             part.state = self.state
+
+    @property
+    def obeys_found_inf(self) -> bool:
+        """True if both optimizers obey it; that of the matrices always does."""
+        return all(part.obeys_found_inf for part in self.parts if isinstance(part, AdamW))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load groups and state, as `torch.optim.Optimizer` does."""
@@ -100,15 +140,16 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for part in self.parts:
+            part.found_inf = self.found_inf
             part.step()
         return loss
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon with matrices of one shape as one batch, and stacked projections apart.
+    """torch's Muon with matrices of one shape in one batch, and stacked projections apart.
 
-    Batching takes a sixth of the operations, whose launches a GPU waits for. State and checkpoints are those of
-    torch's Muon: one momentum buffer per parameter, which stacking does not change.
+    Batching takes a sixth of the kernel launches. State and checkpoints are those of torch's Muon: one momentum buffer
+    per parameter, whether it stacks projections or not.
 
     Args:
         params: parameters or groups of them, matrices.
@@ -117,9 +158,14 @@ class BatchedMuon(torch.optim.Muon):
         momentum: of the gradient's running average.
         rows: row counts of the projections that a parameter stacks; a parameter that is missing is one matrix.
 
+    Attributes:
+        found_inf: see `AdamW`.
+
     Raises:
         UserError: the rows of a parameter do not add up to its height.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -139,7 +185,7 @@ class BatchedMuon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take one step of all groups."""
-        assert closure is None, "it belongs to the optimizer around this one"
+        assert closure is None, "the closure belongs to Muon"
         for group in self.param_groups:
             lr = float(group["lr"])
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -151,11 +197,15 @@ class BatchedMuon(torch.optim.Muon):
             for shape, pairs in alike.items():
                 matrices = [matrix for matrix, _ in pairs]  # views: writing to them writes to the parameters
                 updates_NRC = orthogonalised(torch.stack([part for _, part in pairs]), group)
-                torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+                decay: float | Tensor = 1 - lr * group["weight_decay"]
+                if self.found_inf is not None:  # x * 1 - 0 is x; a factor of 0 would not do, since NaN * 0 is NaN
+                    updates_NRC = updates_NRC.where(self.found_inf == 0, 0)
+                    decay = torch.where(self.found_inf == 0, decay, 1.0)
+                torch._foreach_mul_(matrices, decay)
                 torch._foreach_add_(matrices, list(updates_NRC), alpha=-0.2 * math.sqrt(max(shape)) * lr)
 
     def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> Sequence[Tensor]:
-        """Average the gradients over the steps, with Nesterov's look ahead."""
+        """Return the running averages of the gradients, with Nesterov's look-ahead."""
         if not parameters:
             return []
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -163,12 +213,23 @@ class BatchedMuon(torch.optim.Muon):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(grad)
         averages = [self.state[p]["momentum_buffer"] for p in parameters]
-        torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+        if self.found_inf is None:
+            torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
+        else:
+            for average, new in zip(
+                averages, torch._foreach_lerp(averages, grads, 1 - group["momentum"]), strict=True
+            ):
+                average.copy_(new.where(self.found_inf == 0, average))
         return torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages
 
 
 def orthogonalised(update_NRC: Tensor, group: dict[str, Any]) -> Tensor:
-    """Each matrix with its singular values near 1, by the Newton-Schulz iteration of torch's Muon in bfloat16."""
+    """Return matrices with singular values near 1, by the Newton-Schulz iteration of torch's Muon in bfloat16.
+
+    The coefficients make the quintic steep at 0, so that five steps suffice; they leave the singular values between
+    about 0.7 and 1.2 rather than at 1, which does not hurt (Jordan et al., Muon, 2024). The norm divides first, since
+    the iteration converges only for singular values up to 1; tall matrices are transposed for the smaller product.
+    """
     a, b, c = group["ns_coefficients"]
     is_tall = update_NRC.shape[1] > update_NRC.shape[2]
     x_NRC = (update_NRC.mT if is_tall else update_NRC).bfloat16()
@@ -181,7 +242,7 @@ def orthogonalised(update_NRC: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A parameter group as the group of its matrices and the group of all else, where there are any."""
+    """Split a parameter group into its matrices and everything else, leaving out empty groups."""
     parameters = group["params"]
     flags = group.get("is_embedding", [False] * len(parameters))
     is_matrix = [p.dim() == 2 and not flag for p, flag in zip(parameters, flags, strict=True)]
@@ -189,17 +250,17 @@ def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
     parts = [
         (use, [p for p, matrix in zip(parameters, is_matrix, strict=True) if matrix == use]) for use in (True, False)
     ]
-    return [{**shared, "params": chosen, "use_muon": use} for use, chosen in parts if chosen]
+    return [{**shared, "params": members, "use_muon": use} for use, members in parts if members]
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up, then a cosine down to a share of the peak.
+    """Linear warm-up, then a cosine down to a share of the peak learning rate.
 
     Args:
-        optimizer: whose learning rates are the peaks.
+        optimizer: its learning rates are the peaks.
         warmup_steps: optimizer steps of linear warm-up.
         total_steps: optimizer steps until the lowest rate; None means all steps of `max_steps` or `max_epochs`.
-        final_share: the lowest rate over the peak.
+        final_share: lowest rate, as a share of the peak.
 
     Raises:
         UserError: invalid steps or final_share.
@@ -221,12 +282,12 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, self.share_at)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the schedule; its shape stays a matter of configuration, so that a run can be made longer."""
+        """Return the state without the shape, which comes from the configuration: a resumed run can be made longer."""
         shape = ("warmup_steps", "total_steps", "final_share")
         return {name: value for name, value in super().state_dict().items() if name not in shape}
 
     def share_at(self, step: int) -> float:
-        """Learning rate at an optimizer step, over its peak."""
+        """Return the learning rate at an optimizer step, as a share of the peak."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.total_steps is None:

@@ -1,4 +1,4 @@
-"""Lightning callbacks on public hooks, one idea each."""
+"""Lightning callbacks of a training run, one idea each."""
 
 from dsmr.training.callbacks.best_checkpoint import BestCheckpoint
 from dsmr.training.callbacks.epoch_time import EpochTime

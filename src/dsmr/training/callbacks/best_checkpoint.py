@@ -14,7 +14,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps `best.ckpt`, weights only, and its `pieces.csv`; a run that was moved still knows its best score.
 
     Args:
-        folder: the run.
+        folder: of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,12 +24,12 @@ class BestCheckpoint(ModelCheckpoint):
             monitor="val/perplexity",
             mode="min",
             save_weights_only=True,
-            save_on_train_epoch_end=False,  # which Lightning chooses for one validation an epoch: after `last.ckpt`
+            save_on_train_epoch_end=False,  # Lightning's choice for one validation an epoch would save after last.ckpt
             enable_version_counter=False,
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep weights and pieces where they are the best."""
+        """Save weights and results by piece if they are the best so far."""
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
         table = getattr(pl_module, "piece_table", None)
@@ -40,11 +40,11 @@ class BestCheckpoint(ModelCheckpoint):
         path = Path(self.dirpath) / PIECES_FILE
         if table.is_complete(trainer.datamodule.store.pieces):  # type: ignore[attr-defined]
             table.write(path)
-        else:  # those of other weights would be worse than none
+        else:  # results of earlier weights beside these would be worse than none
             path.unlink(missing_ok=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state, with the paths of the run's present folder."""
+        """Restore a saved state, with the paths of the run's present folder."""
         assert self.dirpath is not None
         path = str(Path(self.dirpath) / BEST_FILE)
         moved: dict[str, Any] = {"dirpath": self.dirpath}

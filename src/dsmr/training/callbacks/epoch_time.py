@@ -1,4 +1,4 @@
-"""How long an epoch will take, measured on the first steps of a run."""
+"""The time that an epoch will take, measured on the first steps of a run."""
 
 import time
 from typing import Any
@@ -11,8 +11,8 @@ class EpochTime(Callback):
     """Prints tokens per second and the time per epoch after a few steps, once in a run.
 
     Args:
-        warmup_steps: batches that are not timed.
-        timed_steps: batches that are, from the start of their step to its end; validations in between do not count.
+        warmup_steps: first batches, which are not timed.
+        timed_steps: batches that are timed, without validations in between.
     """
 
     def __init__(self, warmup_steps: int = 5, timed_steps: int = 15) -> None:
@@ -21,13 +21,13 @@ class EpochTime(Callback):
         self._began = self._seconds = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Look at the clock."""
+        """Start the clock of a batch."""
         self._began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up the batches between warm-up and the message."""
+        """Add up the timed batches, and print after the last one."""
         self._batches += 1
         if self._batches > self.warmup_steps:
             self._seconds += time.perf_counter() - self._began
@@ -36,17 +36,17 @@ class EpochTime(Callback):
 
     def _print(self, trainer: Trainer, batch_tokens: int) -> None:
         seconds = self._seconds / self.timed_steps
-        epoch = duration(seconds * float(trainer.num_training_batches))
+        epoch = format_duration(seconds * float(trainer.num_training_batches))
         message = f"{batch_tokens / seconds:,.0f} tokens/s: one epoch takes {epoch}"
         steps = trainer.max_steps - trainer.global_step
         if steps > 0:
-            rest = duration(seconds * steps * trainer.accumulate_grad_batches)
+            rest = format_duration(seconds * steps * trainer.accumulate_grad_batches)
             message += f", the {steps:,} steps to come {rest}"
         trainer.print(f"{message} (validation not counted)")
 
 
-def duration(seconds: float) -> str:
-    """`2 h 05 min`, `3.4 min` or `12 s`."""
+def format_duration(seconds: float) -> str:
+    """Return `2 h 05 min`, `3.4 min` or `12 s`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,4 +1,4 @@
-"""One line where another process of a run is lost."""
+"""A line on the screen when another process of a distributed run is lost."""
 
 import os
 import re
@@ -11,30 +11,30 @@ LOST_PROCESS = re.compile(r"gloo|NCCL|Connection|Timed out|Socket|Broken pipe|ti
 
 
 class LostProcess(Callback):
-    """Says that another process has ended, as soon as this one hears of it.
+    """Reports that another process has ended, as soon as a collective operation fails.
 
-    Lightning looks for ended processes every five seconds and then kills all others, this one too: what is printed
-    after its teardown may never be read.
+    Lightning looks for ended processes every five seconds and then kills all others, this one too: a line printed
+    after its teardown may never be seen.
 
     Args:
-        folder: the run.
+        folder: of the run.
 
     Attributes:
-        is_lost: whether another process was lost.
+        is_lost: True if another process was lost.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.is_lost = folder, False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print one line if the exception is that of a lost connection."""
+        """Print one line for the exception of a lost connection."""
         is_lost = isinstance(exception, RuntimeError) and LOST_PROCESS.search(str(exception)) is not None
         if trainer.world_size == 1 or not is_lost:
             return
         self.is_lost = True
         reason = str(exception).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         line = (
-            f"dsmr: error: another process of this run has ended, or does not answer ({reason}); see what it said, "
+            f"dsmr: error: another process of this run has ended, or does not answer ({reason}); see its own message, "
             f"then resume with dsmr fit --resume {self.folder}\n"
         )
         os.write(2, line.encode())

@@ -1,4 +1,4 @@
-"""How much memory training takes."""
+"""Memory that training takes."""
 
 from typing import Any
 
@@ -10,18 +10,19 @@ from torch import Tensor
 from dsmr.cost import GIB, MIB
 from dsmr.cost.measuring import SavedBytes, peak_memory, reset_peak_memory
 from dsmr.training.callbacks.throughput import is_logged
+from dsmr.training.module import RecurrentLM
 
 
 class PeakMemory(Callback):
-    """Logs memory, each figure named for what it is.
+    """Logs memory under names that say what is counted.
 
-    `perf/state_mib`: the ring memories of training, in MiB. On CUDA, since training began and of this process's
-    device: `perf/peak_memory_gib`, allocated by torch, and `perf/peak_reserved_gib`, what its allocator holds. On a
-    CPU: `perf/saved_mib`, what autograd keeps of one step for its backward pass, and `perf/peak_rss_gib`, the largest
+    `perf/state_mib`: the ring memories of training. On CUDA, of this process since training began:
+    `perf/peak_memory_gib`, allocated by torch, and `perf/peak_reserved_gib`, reserved by its allocator. On a CPU:
+    `perf/saved_mib`, saved by autograd in one step for its backward pass, and `perf/peak_rss_gib`, the largest
     resident size of the process.
 
     Args:
-        at_batch: the batch whose kept tensors are counted.
+        at_batch: the batch whose saved tensors are counted.
     """
 
     def __init__(self, at_batch: int = 2) -> None:
@@ -31,29 +32,33 @@ class PeakMemory(Callback):
         self._saved_mib: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new peak."""
+        """Reset the peak."""
         reset_peak_memory(pl_module.device)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Count what one step keeps."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin to count the saved tensors of one step."""
         self._batches += 1
+        assert isinstance(pl_module, RecurrentLM)
         if self._batches == self.at_batch and pl_module.device.type == "cpu":
-            self._saved = SavedBytes([*pl_module.parameters(), *pl_module.training_state()])
+            self._saved = SavedBytes([*pl_module.parameters(), *pl_module.memories.training_tensors()])
             self._saved.__enter__()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Stop counting."""
+        """Count them."""
         if self._saved is not None:
             self._saved.__exit__(None, None, None)
             self._saved_mib = self._saved.total / MIB
             self._saved.release()
             self._saved = None
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log, where a logger will be given it."""
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log at the steps that loggers record."""
         if not is_logged(trainer):
             return
-        state = sum(tensor.numel() * tensor.element_size() for tensor in pl_module.training_state())
+        assert isinstance(pl_module, RecurrentLM)
+        state = sum(tensor.numel() * tensor.element_size() for tensor in pl_module.memories.training_tensors())
         metrics = {"perf/state_mib": state / MIB}
         metrics |= {f"perf/{name}": value for name, value in peak_memory(pl_module.device).items()}
         if pl_module.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a person, a batch system or a power cut with a warning."""
+"""Signals that ask training to stop: from a person, a batch system, or a machine that is shutting down."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ class Stopped(BaseException):
     """Training was asked to end early, and has been saved.
 
     Args:
-        reason: who asked.
-        status: the exit status that says so, 128 + the signal's number; 0 where the run's own limit ended it.
+        reason: the signal or the limit that ended it.
+        status: exit status, 128 + the signal's number; 0 for the run's own limit.
     """
 
     def __init__(self, reason: str, status: int = 0) -> None:
@@ -34,14 +34,14 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals over, Lightning's own handlers included; only a main thread can."""
+        """Replace the handlers of the signals, Lightning's included; only the main thread can."""
         self.received = 0
         if threading.current_thread() is threading.main_thread():
             for number in STOPPING:
                 self._previous[number] = signal.signal(number, self._note)
 
     def leave(self) -> None:
-        """Give them back."""
+        """Restore the previous handlers."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
@@ -50,16 +50,16 @@ class StopSignals:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt
         again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
-        say(f"{describe(number)}: finishing the step, then saving{again}")
+        write_stderr(f"{signal_name(number)}: finishing the step, then saving{again}")
         self.received = number
 
 
 @rank_zero_only
-def say(line: str) -> None:
-    """Tell it once, not by each process; a handler may interrupt a print, and must not print itself."""
+def write_stderr(line: str) -> None:
+    """Write a line to stderr from the first process; not by `print`, which a signal handler may interrupt."""
     os.write(2, f"{line}\n".encode())
 
 
-def describe(number: int) -> str:
-    """What a person calls a signal."""
+def signal_name(number: int) -> str:
+    """Return the usual name of a signal: `Ctrl-C`, or `SIGTERM`."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

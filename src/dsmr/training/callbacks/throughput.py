@@ -1,4 +1,4 @@
-"""Tokens per second, and how much of the device's peak that is."""
+"""Tokens per second, and the share of the device's peak."""
 
 import time
 from typing import Any
@@ -19,11 +19,11 @@ class Throughput(Callback):
     """Logs `perf/tokens_per_second`, of all processes.
 
     Waiting for data and saving count; validation, samples and warm-up do not. On a GPU of `dsmr.cost.devices` also
-    `perf/peak_flops_share`: operations of the network, each counted once, by what the device could do in this
+    `perf/peak_flops_share`: operations of the network, each counted once, over the peak of the device in this
     precision (model FLOPs utilisation, arXiv 2204.02311).
 
     Args:
-        warmup_steps: batches before the first measurement begins.
+        warmup_steps: first batches, which are not measured.
     """
 
     def __init__(self, warmup_steps: int = 5) -> None:
@@ -51,16 +51,16 @@ class Throughput(Callback):
         self.pause(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let it run on."""
-        self.go_on(pl_module)
+        """Resume the clock."""
+        self.resume(pl_module)
 
     def pause(self, pl_module: LightningModule) -> None:
-        """Stop the clock: what follows is no training."""
+        """Stop the clock for something that is not training."""
         synchronise(pl_module)
         self._held = time.perf_counter()
 
-    def go_on(self, pl_module: LightningModule) -> None:
-        """Let it run on."""
+    def resume(self, pl_module: LightningModule) -> None:
+        """Resume the clock."""
         synchronise(pl_module)
         self._began += time.perf_counter() - self._held
 
@@ -81,12 +81,12 @@ class Throughput(Callback):
 
 
 def is_logged(trainer: Trainer) -> bool:
-    """Whether loggers will be given what is logged for this batch: at other steps nothing need be measured."""
+    """Return True if loggers record this step; at other steps nothing needs to be measured."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and trainer.global_step % every == 0
 
 
 def synchronise(pl_module: LightningModule) -> None:
-    """Wait for what was started on a GPU."""
+    """Wait until a GPU has done all its work."""
     if pl_module.device.type == "cuda":
         torch.cuda.synchronize(pl_module.device)

@@ -1,0 +1,40 @@
+"""Token losses, and the error for a loss or gradient that is NaN or Inf. B lanes, T segment, V vocabulary."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from dsmr import UserError
+from dsmr.batch import IGNORED, Segment
+
+
+class NotFiniteError(UserError):
+    """A loss or gradient became NaN or Inf; the message names the step, the piece and the position.
+
+    Args:
+        message: the text of the error.
+        is_undone: weights, optimizer, memory, data stream and RNG are as they were before the failed step.
+    """
+
+    def __init__(self, message: str, *, is_undone: bool) -> None:
+        super().__init__(message)
+        self.is_undone = is_undone
+
+
+def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Return the nats of every target in float32, (B, T); 0 where the target is ignored."""
+    dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
+    return F.cross_entropy(
+        logits_BTV.to(dtype).flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(targets_BT)
+
+
+def first_not_finite(known: Tensor, nll_BT: Tensor, batch: Segment) -> Tensor:
+    """Return (piece, position) of the first segment whose NLL is NaN or Inf, (-1, -1) if there is none so far.
+
+    Stays on the device: an evaluation reads it once, at its end.
+    """
+    bad_B = ~nll_BT.isfinite().all(dim=1)
+    lane = bad_B.int().argmax()
+    here = torch.stack([batch.piece_B[lane], batch.position_B[lane]])
+    return torch.where(bad_B.any() & (known[0] < 0), here, known)

@@ -1,0 +1,113 @@
+"""Score a split: all metrics of an evaluation, and the results by piece."""
+
+import torch
+from torch import Tensor, nn
+
+from dsmr.batch import IGNORED, Segment
+from dsmr.data.datamodule import MusicData
+from dsmr.results.piece_table import PieceTable
+from dsmr.training.losses import NotFiniteError, first_not_finite, token_nll
+from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
+
+
+class SplitScores(nn.Module):
+    """Metrics of a validation or test split, summed over its segments and over all processes.
+
+    Args:
+        vocab_size: V.
+
+    Attributes:
+        piece_table: results by piece of the last split that was scored; None without a datamodule.
+    """
+
+    note_on_V: Tensor
+    family_V: Tensor
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.nll, self.positions = TokenNLL(), PositionPerplexity()
+        self.recall: RecallPerplexity | None = None
+        self.pieces: PieceNLL | None = None
+        self.piece_table: PieceTable | None = None
+        self.data: MusicData | None = None
+        self._first_bad = torch.full((2,), -1)
+        self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
+        self.register_buffer("family_V", torch.zeros(vocab_size, dtype=torch.long), persistent=False)
+
+    def use_data(self, data: MusicData) -> None:
+        """Take from the data what its tokens are, which pieces it has, and what generated pieces ask for."""
+        device = self.note_on_V.device
+        self.data = data
+        self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))
+        self.family_V.copy_(torch.from_numpy(data.token_families))
+        self.pieces = PieceNLL(len(data.store.pieces), len(data.families)).to(device)
+        self.recall = RecallPerplexity(data.recall_distances).to(device) if data.recall_distances else None
+
+    def reset(self) -> None:
+        """Begin a split."""
+        self._first_bad = torch.full((2,), -1, device=self.note_on_V.device)
+        self.piece_table = None
+        for metric in (self.nll, self.positions, self.pieces, self.recall):
+            if metric:
+                metric.reset()
+
+    def update(self, batch: Segment, logits_BTV: Tensor) -> None:
+        """Add a segment of every lane."""
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        is_real_BT = batch.targets_BT != IGNORED
+        known_BT = batch.targets_BT.clamp(min=0)
+        self._first_bad = first_not_finite(self._first_bad, nll_BT, batch)
+        self.nll.update(nll_BT, is_real_BT, self.note_on_V[known_BT], batch.microseconds_B)
+        self.positions.update(nll_BT, is_real_BT, batch.position_B)
+        if self.pieces:
+            where = (batch.piece_B, batch.position_B, self.family_V[known_BT], batch.microseconds_B)
+            self.pieces.update(nll_BT, is_real_BT, *where)
+        if self.recall:
+            self.recall.update(nll_BT, batch.distance_BT)
+
+    def compute(self, split: str) -> dict[str, Tensor]:
+        """Return all metrics by name, and fill `piece_table`.
+
+        Raises:
+            NotFiniteError: the NLL is NaN or Inf; the message names the first piece where it was.
+        """
+        metrics = self.nll.compute()
+        if not bool(metrics["nll"].isfinite()) and bool(metrics["tokens"]):
+            piece, position = self._first_bad
+            raise NotFiniteError(
+                f"the {split} loss is not finite, first in {place_in_piece(self.data, piece, position)}; the weights "
+                "cannot be used in this precision",
+                is_undone=False,
+            )
+        by_position = self.positions.compute()
+        metrics |= {f"position/{name}": value for name, value in by_position.items() if value.isfinite()}
+        if self.recall:
+            metrics |= {f"recall/{name}": value for name, value in self.recall.compute().items()}
+        if self.pieces:
+            assert self.data is not None
+            self.piece_table = build_piece_table(self.pieces, self.data)
+            metrics |= {f"family/{name}": value for name, value in family_nll(self.piece_table).items()}
+        return metrics
+
+
+def build_piece_table(metric: PieceNLL, data: MusicData) -> PieceTable:
+    """Return the results by piece, of all processes."""
+    sums = {name: total.cpu().double().numpy() for name, total in metric.compute().items()}
+    names = [piece.name for piece in data.store.pieces]
+    return PieceTable.from_sums(**sums, names=names, families=data.families, starts=PositionPerplexity.STARTS)
+
+
+def family_nll(table: PieceTable) -> dict[str, Tensor]:
+    """Return the nats per token of each family of tokens in the table."""
+    nll_F, tokens_F = table.nll_PF.sum(axis=0), table.tokens_PF.sum(axis=0)
+    families = zip(table.families, nll_F, tokens_F, strict=True)
+    return {name: torch.tensor(nll / tokens) for name, nll, tokens in families if tokens}
+
+
+def place_in_piece(data: MusicData | None, piece: Tensor, position: Tensor) -> str:
+    """Return the words for a position, such as `2004/x.midi from token 512 on`; a piece of -1 is unknown here."""
+    number, first = int(piece), int(position)
+    if number < 0:
+        return "another process"
+    name = f"piece {number}" if data is None else data.store.pieces[number].name
+    return f"{name} from token {first:,} on"

@@ -1,0 +1,225 @@
+"""The training step on one page: everything between two batches, in the order in which it happens.
+
+| | step | hook |
+|---|---|---|
+| 1 | save the RNG state | `on_train_batch_start` |
+| 2 | forward: loss, and the update of the memory | `training_step` |
+| 3 | backward | Lightning's |
+| 4 | clip the gradients | `configure_gradient_clipping` |
+| 5 | check that loss and gradient norm are finite | `configure_gradient_clipping` |
+| 6 | optimizer step | Lightning's, inside `optimizer_step` |
+| 7 | commit the update to the memory | `_commit`: the end of `optimizer_step`, or `on_after_backward` |
+| 8 | advance the data stream | `_commit` |
+
+Within an accumulation of gradients (`trainer.accumulate_grad_batches`), 4 and 6 are left out, and 7 and 8 follow
+backward. The memory is never written before backward: autograd needs the keys and values that the forward pass read.
+
+**A failed step changes nothing.** If the loss or the gradient norm is NaN or Inf, the step raises `NotFiniteError`,
+and weights, optimizer, learning rate, memory, data stream and RNG are those before the step. Limits: within an
+accumulation the earlier segments are committed already, so only weights and optimizer are kept; in float16 the
+gradient scaler skips steps with non-finite gradients by itself, and only the loss is checked.
+
+**The GPU does not wait for the check.** Reading the flag of 5 before 6 would drain the GPU's queue in every step. On
+CUDA the optimizer step is queued first, with the flag as `found_inf`, as torch's `GradScaler` does for fused
+optimizers: the kernels themselves leave weights and state unchanged. The host reads the flag behind that, while the
+GPU runs the optimizer, from a copy that waits for the norm alone. Reading it one step later would hide the rest of the
+wait, but learning rate, memory, stream and Lightning's counters would have moved on by then. Optimizers that ignore
+`found_inf` (see `optimizers.set_found_inf`), and all on the CPU, are checked before they step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor
+
+from dsmr.batch import IGNORED, Segment
+from dsmr.data.datamodule import MusicData
+from dsmr.model import Backbone
+from dsmr.model.memory import Update
+from dsmr.training.checkpoint import random_state
+from dsmr.training.lightning_internals import trainer_of
+from dsmr.training.losses import NotFiniteError, token_nll
+from dsmr.training.memories import SplitMemories
+from dsmr.training.optimizers import set_found_inf
+
+
+class HostFlag:
+    """A boolean of the device, copied to the host without waiting for what is queued behind it."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._copy = flag.to("cpu", non_blocking=True)  # pinned, if the flag is on CUDA
+        self._event = torch.cuda.Event() if flag.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def read(self) -> bool:
+        """Wait for the copy, and return it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._copy)
+
+
+@dataclass
+class PendingSegment:
+    """A segment between its forward pass and its commit.
+
+    Attributes:
+        random_state: of torch's generators before the step.
+        has_optimizer_step: False within an accumulation of gradients.
+        batch: None until the forward pass.
+        nll_BT: its loss, detached.
+        update: what the forward pass adds to the memory.
+        is_loss_finite: bool tensor, the same on all processes.
+    """
+
+    random_state: dict[str, Tensor]
+    has_optimizer_step: bool = False
+    batch: Segment | None = None
+    nll_BT: Tensor | None = None
+    update: Update | None = None
+    is_loss_finite: Tensor | None = None
+
+
+class TrainingStep(LightningModule):
+    """The hooks of a training step; `RecurrentLM` adds everything else.
+
+    Args:
+        backbone: the network.
+        asked_weight: weight in the loss of the targets that generated pieces ask for; all others have 1.
+    """
+
+    def __init__(self, backbone: Backbone, asked_weight: float) -> None:
+        super().__init__()
+        self.backbone, self.asked_weight = backbone, asked_weight
+        self.memories = SplitMemories(backbone)
+        self._pending = PendingSegment({})
+        self._unread: list[tuple[PendingSegment, HostFlag]] = []
+
+    def on_train_batch_start(self, batch: Segment, batch_idx: int) -> None:
+        """1. Save the RNG state so that a failed step can be rolled back."""
+        self._pending = PendingSegment(random_state(self.device))
+
+    def training_step(self, batch: Segment) -> Tensor:
+        """2. Forward: mean NLL over B * T positions, a constant, so that padding changes no gradient's weight."""
+        memory = self.memories.get_or_init("train", len(batch.is_start_B), self.global_rank)
+        logits_BTV, update = self.backbone(batch.tokens_BT, memory, batch.is_start_B)
+        nll_BT = token_nll(logits_BTV, batch.targets_BT)
+        totals = self._over_processes(torch.stack([nll_BT.detach().sum(), (batch.targets_BT != IGNORED).sum()]))
+        self.log("train/nll", totals[0] / totals[1].clamp(min=1), prog_bar=True)
+        pending = self._pending
+        pending.batch, pending.update, pending.nll_BT = batch, update, nll_BT.detach()
+        pending.is_loss_finite = totals[0].isfinite()
+        extra_BT = nll_BT * (batch.distance_BT > 0)
+        return (nll_BT.sum() + (self.asked_weight - 1) * extra_BT.sum()) / nll_BT.numel()
+
+    def on_after_backward(self) -> None:
+        """5, 7, 8 within an accumulation of gradients, where no optimizer step follows."""
+        if not self._pending.has_optimizer_step:
+            assert self._pending.is_loss_finite is not None
+            self._check(self._pending.is_loss_finite, is_late=self._pending.is_loss_finite.is_cuda)
+            self._commit()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """4. Clip the gradients; 5. keep a loss or gradient that is NaN or Inf from the weights.
+
+        Raises:
+            NotFiniteError: now, or on CUDA behind the optimizer step, which then has changed nothing.
+        """
+        norm = self._clipped_norm(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.log("train/gradient_norm", norm)
+        is_finite = self._pending.is_loss_finite
+        assert is_finite is not None
+        is_scaled = self.trainer.precision == "16-mixed"
+        is_finite = is_finite if is_scaled else is_finite & norm.isfinite()
+        self._check(is_finite, is_late=not is_scaled and set_found_inf(optimizer, ~is_finite))
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """2 to 6 in Lightning's closure, which the optimizer calls; then 7 and 8."""
+        self._pending.has_optimizer_step = True
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        set_found_inf(self.optimizers(use_pl_optimizer=False), None)
+        self._read_flags()
+        self._commit()
+
+    def _commit(self) -> None:
+        """7. Commit the update to the memory; 8. advance the data stream."""
+        pending, data = self._pending, self._data
+        assert pending.update is not None
+        assert pending.batch is not None
+        self.memories["train"].commit(pending.update)
+        if data is not None:
+            data.advance(pending.batch.step)
+        self._pending = PendingSegment({})
+
+    def _clipped_norm(
+        self, optimizer: torch.optim.Optimizer, limit: int | float | None, algorithm: str | None
+    ) -> Tensor:
+        """Clip the gradients, and return their norm before it."""
+        if isinstance(self.trainer.strategy, FSDPStrategy):  # knows the norm over all shards
+            norm: Tensor = self.trainer.model.clip_grad_norm_(limit or torch.inf)  # type: ignore[union-attr,operator]
+            return norm
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit and algorithm == "norm":
+            torch.nn.utils.clip_grads_with_norm_(parameters, float(limit), norm)
+        else:
+            self.clip_gradients(optimizer, limit, algorithm)
+        return norm
+
+    def _check(self, is_finite: Tensor, *, is_late: bool) -> None:
+        """Raise if the pending segment failed; if `is_late`, when the optimizer step is queued."""
+        self._unread.append((self._pending, HostFlag(is_finite)))
+        if not is_late:
+            self._read_flags()
+
+    def _read_flags(self) -> None:
+        unread, self._unread = self._unread, []
+        for pending, flag in unread:
+            if not flag.read():
+                raise self._not_finite(pending)
+
+    def _not_finite(self, pending: PendingSegment) -> NotFiniteError:
+        """Return the error of a failed segment, which names the lanes at fault."""
+        batch, nll_BT, is_loss_finite = pending.batch, pending.nll_BT, bool(pending.is_loss_finite)
+        assert batch is not None
+        assert nll_BT is not None
+        bad_B = ~nll_BT.isfinite().all(dim=1)
+        lanes = [lane for lane in range(len(bad_B)) if bad_B[lane] or is_loss_finite]
+        places = [self._place(batch.piece_B[i], batch.position_B[i]) for i in lanes if batch.piece_B[i] >= 0]
+        return NotFiniteError(
+            f"{'a gradient' if is_loss_finite else 'the loss'} is not finite at step {self.trainer.global_step + 1}, "
+            f"in {'; '.join(places) or 'another process'}; the weights were not changed. Lower model.optimizer.lr or "
+            "trainer.gradient_clip_val, or choose another trainer.precision, and resume with dsmr fit --resume RUN",
+            is_undone=self.trainer.accumulate_grad_batches == 1,
+        )
+
+    def _place(self, piece: Tensor, position: Tensor) -> str:
+        number, first = int(piece), int(position)
+        name = f"piece {number}" if self._data is None else self._data.store.pieces[number].name
+        return f"{name} from token {first:,} on"
+
+    @property
+    def _data(self) -> MusicData | None:
+        return getattr(trainer_of(self), "datamodule", None)
+
+    def _over_processes(self, totals: Tensor) -> Tensor:
+        trainer = trainer_of(self)
+        if trainer is not None and trainer.world_size > 1:
+            torch.distributed.all_reduce(totals)
+        return totals

@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from dsmr.benchmark import Settings, Workload, run
 from dsmr.benchmark import training_speed as training
-from dsmr.benchmark.training_speed import Step
+from dsmr.benchmark.runner import run_benchmark
+from dsmr.benchmark.settings import BenchmarkSettings, Workload
+from dsmr.benchmark.training_speed import TrainingStep
 from dsmr.benchmark.variants import Row
 from dsmr.cli import main
 from dsmr.cli.benchmark_command import BenchmarkCLI
 from dsmr.model import RecurrentTransformer
 
-SMALL = Settings(
+SMALL = BenchmarkSettings(
     horizons={"full": "2x256", "short": "2x128"},
     materialised=["full"],
     peers=False,
@@ -37,7 +38,7 @@ def workload(d_model: int = 16, **changes: Any) -> Workload:
 
 @pytest.fixture(scope="module")
 def result() -> dict:
-    return run(workload())
+    return run_benchmark(workload())
 
 
 def rows(result: dict) -> dict[str, dict]:
@@ -72,9 +73,9 @@ def test_a_form_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     plain = attention.materialised
     monkeypatch.setattr(attention, "materialised", lambda *given: plain(*given) * 1.01)
     monkeypatch.setattr(attention, "_chosen", {})
-    found = run(workload(repeats=1, rows=["full", "materialised_full"]))
+    found = run_benchmark(workload(repeats=1, rows=["full", "materialised_full"]))
     assert found["wrong"] == ["materialised_full"]
-    assert "differs from the reference form" in found["absent"]["materialised_full"]
+    assert "differs from the reference backend" in found["absent"]["materialised_full"]
     assert [row["name"] for row in found["rows"]] == ["full"]
 
 
@@ -82,44 +83,44 @@ def test_peers_read_the_same_tokens_and_sizes() -> None:
     pytest.importorskip("x_transformers")
     pytest.importorskip("perceiver_ar_pytorch")
     names = ["full", "x_transformers_xl", "perceiver_ar_pytorch", "x_transformers_decode"]
-    found = rows(run(workload(64, peers=True, repeats=1, rows=names)))
+    found = rows(run_benchmark(workload(64, peers=True, repeats=1, rows=names)))
     assert list(found) == names
     assert found["x_transformers_xl"]["parameters"] == pytest.approx(found["full"]["parameters"], rel=0.02)
     assert found["x_transformers_xl"]["state_mib"] * 2**20 == 2 * 2 * 256 * 64 * 4  # layers, lanes, slots, width
 
 
 def test_an_absent_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(work: Workload) -> Step:
+    def absent(work: Workload) -> TrainingStep:
         raise ImportError("No module named 'x_transformers'")
 
     monkeypatch.setitem(training.PEERS, "x_transformers_xl", absent)
-    result = run(workload(peers=True, repeats=1, rows=["full", "x_transformers_xl"]))
+    result = run_benchmark(workload(peers=True, repeats=1, rows=["full", "x_transformers_xl"]))
     assert list(rows(result)) == ["full"]
     assert "dsmr[bench]" in result["absent"]["x_transformers_xl"]
 
 
 def test_a_peer_that_cannot_have_these_sizes_is_named() -> None:
     pytest.importorskip("perceiver_ar_pytorch")
-    result = run(workload(peers=True, repeats=1, rows=["full", "perceiver_ar_pytorch"]))
+    result = run_benchmark(workload(peers=True, repeats=1, rows=["full", "perceiver_ar_pytorch"]))
     assert "heads of width 32" in result["absent"]["perceiver_ar_pytorch"]
 
 
 def test_running_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = training.our_step
+    plain = training.network_step
 
-    def full(work: Workload, row: Row, form: Any) -> Step:
+    def full(work: Workload, row: Row, form: Any) -> TrainingStep:
         if row.horizons == (128, 128):
             raise torch.OutOfMemoryError
         return plain(work, row, form)
 
-    monkeypatch.setattr(training, "our_step", full)
-    found = rows(run(workload(repeats=1, rows=["full", "short"])))
+    monkeypatch.setattr(training, "network_step", full)
+    found = rows(run_benchmark(workload(repeats=1, rows=["full", "short"])))
     assert found["short"]["out_of_memory"] is True
     assert found["full"]["tokens_per_second"] > 0
 
 
 def test_a_piece_takes_time_in_proportion_and_no_more_memory() -> None:
-    result = run(workload(piece_lengths=[256, 1024], repeats=1, rows=["full"], decode_tokens=0))
+    result = run_benchmark(workload(piece_lengths=[256, 1024], repeats=1, rows=["full"], decode_tokens=0))
     (curve,) = result["pieces"]
     assert [point["tokens"] for point in curve["points"]] == [256, 1024]
     assert curve["points"][0]["state_mib"] == curve["points"][1]["state_mib"] == 2 * 4 * 16 * 512 / 2**20
@@ -134,7 +135,7 @@ def test_precisions_are_rows_of_their_own_with_their_own_full() -> None:
         return {"perplexity": float(len(judged))}
 
     given = {"precisions": ["32-true", "bf16-mixed"], "repeats": 1, "decode_tokens": 0, "materialised": []}
-    result = run(workload(**given, train_tokens=1), judge=judge)
+    result = run_benchmark(workload(**given, train_tokens=1), train=judge)
     assert judged == [(p, h) for p in ("32-true", "bf16-mixed") for h in ((256, 256), (128, 128), None)]
     found = rows(result)
     assert {"full@32-true", "short@32-true", "full@bf16-mixed", "short@bf16-mixed"} <= set(found)
@@ -155,7 +156,7 @@ def smoke() -> dict:
     }
     given = [f"--benchmark.{key}={json.dumps(value)}" for key, value in small.items()]
     cli = BenchmarkCLI("benchmark", ["--config", "base", "--config", "smoke", *given, "--trainer.limit_val_batches=1"])
-    assert cli.config_init.benchmark == Settings(**small)  # type: ignore[arg-type]
+    assert cli.config_init.benchmark == BenchmarkSettings(**small)  # type: ignore[arg-type]
     return {"given": given}
 
 

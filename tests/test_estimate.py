@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsmr.attention.backends import Backend
-from dsmr.benchmark import Settings, Workload
-from dsmr.benchmark.training_speed import our_step, saved_bytes
+from dsmr.benchmark.settings import BenchmarkSettings, Workload
+from dsmr.benchmark.training_speed import measure_saved_bytes, network_step
 from dsmr.benchmark.variants import Row, Sizes, build, variant_rows
 from dsmr.cli import main
 from dsmr.cli.lightning import SizesCLI
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def workload(**sizes: Any) -> Workload:
     given: dict[str, Any] = {"d_model": 64, "num_layers": 3, "num_heads": 4, "dropout": 0.0} | sizes
     like = RecurrentTransformer(392, "1x512+2x128", LENGTH, **given)
-    return Workload(Settings(prefix_length=512), like, LANES, CPU)
+    return Workload(BenchmarkSettings(prefix_length=512), like, LANES, CPU)
 
 
 ROWS = {"long": Row((512, 512, 512)), "mixed": Row((512, 128, 0)), "perceiver": Row(None)}
@@ -49,16 +49,16 @@ KEPT: list[tuple[str, Backend, str]] = [
 
 @pytest.mark.parametrize(("row", "form", "precision"), KEPT)
 def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, form: Backend, precision: str) -> None:
-    work = workload().at(precision)
+    work = workload().at_precision(precision)
     network = work.network(ROWS[row], form)
-    measured = saved_bytes(our_step(work, ROWS[row], form))
+    measured = measure_saved_bytes(network_step(work, ROWS[row], form))
     assert predicted(network, LANES, form, work.dtype.itemsize, on_cpu=True) == pytest.approx(measured, rel=0.10)
 
 
 def test_grouped_queries_and_checkpointing_are_predicted_too() -> None:
     for sizes in ({"num_kv_heads": 1}, {"activation_checkpointing": True}, {"dropout": 0.1}):
         work = workload(**sizes)
-        measured = saved_bytes(our_step(work, ROWS["mixed"], "merged"))
+        measured = measure_saved_bytes(network_step(work, ROWS["mixed"], "merged"))
         network = work.network(ROWS["mixed"], "merged")
         assert predicted(network, LANES, "merged", 4, on_cpu=True) == pytest.approx(measured, rel=0.10)
 
@@ -66,7 +66,7 @@ def test_grouped_queries_and_checkpointing_are_predicted_too() -> None:
 def test_operations_are_those_that_torch_counts() -> None:
     work = workload()
     for name in ("long", "mixed"):
-        step = our_step(work, ROWS[name], "materialised")
+        step = network_step(work, ROWS[name], "materialised")
         with FlopCounterMode(display=False) as counter:
             step.loss().backward()
         network = work.network(ROWS[name], "materialised")

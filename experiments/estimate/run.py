@@ -15,8 +15,8 @@ import torch
 
 from dsmr.attention.backends import Backend
 from dsmr.benchmark.machine import current_commit, package_versions
-from dsmr.benchmark.settings import Settings, Workload
-from dsmr.benchmark.training_speed import our_step, saved_bytes
+from dsmr.benchmark.settings import BenchmarkSettings, Workload
+from dsmr.benchmark.training_speed import measure_saved_bytes, network_step
 from dsmr.benchmark.variants import Row, build
 from dsmr.cost import MIB
 from dsmr.cost.operations import saved_bytes as predicted
@@ -51,12 +51,12 @@ def compare(size: str, name: str, form: Backend, precision: str, dropout: float)
     length = given.pop("segment_length")
     row = horizons_of(given["num_layers"], long, length)[name]
     like = RecurrentTransformer(392, f"{given['num_layers']}x{length}", length, dropout=dropout, **given)
-    work = DropoutWorkload(Settings(prefix_length=long), like, lanes, torch.device("cpu"), precision)
-    step = our_step(work, row, form)
+    work = DropoutWorkload(BenchmarkSettings(prefix_length=long), like, lanes, torch.device("cpu"), precision)
+    step = network_step(work, row, form)
     state = sum(t.numel() * t.element_size() for t in step.state()) - 8 * lanes  # lanes' counters
     network = work.network(row, form)
     itemsize = work.dtype.itemsize
-    measured, estimated = saved_bytes(step), predicted(network, lanes, form, itemsize, on_cpu=True)
+    measured, estimated = measure_saved_bytes(step), predicted(network, lanes, form, itemsize, on_cpu=True)
     return {
         "size": size,
         "row": name,

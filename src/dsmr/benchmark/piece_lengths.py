@@ -21,20 +21,20 @@ def measure_piece_lengths(
         `{name, points}`; each point has tokens, seconds so far, MiB of state, and the peak in GiB as of
         `peak_memory` (on a CPU that of the whole process, other rows included).
     """
-    network = work.network(row, work.form).eval()
+    network = work.network(row, work.backend).eval()
     tokens, points, num_read, total = work.tokens(), [], 0, 0.0
     with work.autocast():
         memory = network.init_memory(1)
         network(tokens.draw(1, network.segment_length), memory)  # warm-up
-        reset_peak_memory(work.place)
+        reset_peak_memory(work.device)
         for length in sorted(lengths):
             say(f"{name}: a piece of {length:,} tokens")
-            with timed(work.place) as seconds:
+            with timed(work.device) as seconds:
                 while num_read < length:
                     _, update = network(tokens.draw(1, network.segment_length), memory)
                     memory.commit(update)
                     num_read += network.segment_length
             total += seconds[0]
             point = {"tokens": num_read, "seconds": total, "state_mib": memory.num_bytes / MIB}
-            points.append(point | peak_memory(work.place))
+            points.append(point | peak_memory(work.device))
     return {"name": name, "points": points}

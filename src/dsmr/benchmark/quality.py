@@ -37,7 +37,7 @@ def train_and_validate(
         segment_length=work.segment_length,
     )
     common: dict[str, Any] = {
-        "accelerator": "gpu" if work.place.type == "cuda" else "cpu",
+        "accelerator": "gpu" if work.device.type == "cuda" else "cpu",
         "devices": 1,
         "precision": work.precision,
         "logger": False,

@@ -1,4 +1,4 @@
-"""Taking turns: every row is prepared, then all are measured in rounds."""
+"""Run the benchmark: prepare every row, then measure all rows in rounds."""
 
 import statistics
 from collections.abc import Callable
@@ -9,124 +9,115 @@ from typing import Any
 import torch
 
 from dsmr import UserError
-from dsmr.benchmark.decoding_speed import our_decoding, x_transformers_decoding
+from dsmr.benchmark.decoding_speed import decoding_row, x_transformers_decoding_row
 from dsmr.benchmark.machine import copy_bandwidth, current_commit, hardware_info, package_versions
 from dsmr.benchmark.peers import UnfitError
 from dsmr.benchmark.piece_lengths import measure_piece_lengths
 from dsmr.benchmark.settings import Workload
-from dsmr.benchmark.training_speed import PEERS, Contestant, our_training, peer_training
+from dsmr.benchmark.training_speed import PEERS, MeasuredRow, network_training_row, peer_training_row
 from dsmr.benchmark.variants import Row
 from dsmr.cost import GIB, MIB
-from dsmr.cost.measuring import timed
+from dsmr.cost.measuring import reset_peak_memory, timed
 
-Make = Callable[[], Contestant]
+Prepare = Callable[[], MeasuredRow]
 Say = Callable[[str], None]
-Judge = Callable[[Workload, Row], dict[str, Any]]
+Train = Callable[[Workload, Row], dict[str, Any]]
 
 
-def makers(work: Workload, bandwidth: float, suffix: str = "") -> tuple[dict[str, Make], dict[str, str]]:
-    """Every row by name, to be made when its turn comes; and why others are left out."""
+def run_benchmark(work: Workload, say: Say = lambda line: None, train: Train | None = None) -> dict[str, Any]:
+    """Measure all rows.
+
+    Args:
+        work: what to measure.
+        say: receives progress messages.
+        train: trains and validates one of our rows; called if `train_tokens` is set.
+
+    Returns:
+        `{commit, hardware, config, versions, absent, wrong, rows, pieces}`. A row that ran out of memory says so; one
+        whose backend differs from the reference is absent and listed as wrong.
+
+    Raises:
+        UserError: an unknown row is requested.
+    """
+    commit, settings = current_commit(), work.settings
+    bandwidth = copy_bandwidth(work.device)
+    precisions: list[str] = [*settings.precisions] or [work.precision]
+    known: dict[str, Prepare] = {}
+    for precision in precisions:
+        suffix = f"@{precision}" if len(precisions) > 1 else ""
+        preparations, absent = list_rows(work.at_precision(precision), bandwidth, suffix)
+        known |= preparations
+    for name in settings.rows:
+        if name not in known and name not in absent:
+            raise UserError(f"benchmark.rows: {name} is unknown; known: {', '.join(known)}")
+    wanted = [name for name in settings.rows or known if name in known]
+    measured, results, wrong = prepare_rows(wanted, known, absent, say)
+    measure_rounds(measured, results, work, say)
+    for name, row in measured.items():
+        results[name] = row_result(row, measured)
+    pieces = measure_pieces(work, say)
+    if settings.train_tokens and train is not None:
+        train_rows(measured, results, work, precisions[0], say, train)
+    return {
+        "commit": commit,
+        "hardware": hardware_info(work.device) | {"copy_bandwidth_gb_per_second": bandwidth / 1e9},
+        "config": common_config(work),
+        "versions": package_versions(),
+        "absent": absent,
+        "wrong": wrong,
+        "rows": [results[name] for name in wanted if name in results],
+        "pieces": pieces,
+    }
+
+
+def list_rows(work: Workload, bandwidth: float, suffix: str = "") -> tuple[dict[str, Prepare], dict[str, str]]:
+    """Return how to prepare every row, by name, and the reasons for those that are omitted."""
     networks, absent = work.known_rows()
     settings = work.settings
-    rows: dict[str, Make] = {}
+    rows: dict[str, Prepare] = {}
     for name, row in networks.items():
-        rows[name + suffix] = partial(our_training, name + suffix, work, row, work.form)
+        rows[name + suffix] = partial(network_training_row, name + suffix, work, row, work.backend)
     for name in settings.materialised:
         if name in networks:
             full_name = f"materialised_{name}{suffix}"
-            rows[full_name] = partial(our_training, full_name, work, networks[name], "materialised")
+            rows[full_name] = partial(network_training_row, full_name, work, networks[name], "materialised")
         elif settings.horizons is not None:
             raise UserError(f"benchmark.materialised: {name} is not in horizons; known: {', '.join(networks)}")
     if settings.peers:
         for name in PEERS:
-            rows[name + suffix] = partial(peer_training, name, name + suffix, work)
+            rows[name + suffix] = partial(peer_training_row, name, name + suffix, work)
     if settings.decode_tokens:
         for lanes in settings.decode_lanes:
             for name, row in networks.items():
                 full_name = decoding_name(name, lanes, suffix)
                 if not row.windows:
-                    rows[full_name] = partial(our_decoding, full_name, work, row, lanes, bandwidth)
+                    rows[full_name] = partial(decoding_row, full_name, work, row, lanes, bandwidth)
         if settings.peers:
             name = "x_transformers_decode" + suffix
-            rows[name] = partial(x_transformers_decoding, name, work)
+            rows[name] = partial(x_transformers_decoding_row, name, work)
     return rows, absent
 
 
 def decoding_name(name: str, lanes: int, suffix: str) -> str:
-    """Name of a decoding row."""
+    """Return the name of a decoding row."""
     return f"{name}_decode" + (f"_{lanes}" if lanes > 1 else "") + suffix
 
 
-def run(work: Workload, say: Say = lambda line: None, judge: Judge | None = None) -> dict[str, Any]:
-    """Measure all rows.
-
-    Args:
-        work: what is measured.
-        say: is told what is being done.
-        judge: trains and validates one of our rows, where `train_tokens` asks for it.
+def prepare_rows(
+    wanted: list[str], known: dict[str, Prepare], absent: dict[str, str], say: Say
+) -> tuple[dict[str, MeasuredRow], dict[str, dict[str, Any]], list[str]]:
+    """Prepare all rows.
 
     Returns:
-        `{commit, hardware, config, versions, absent, wrong, rows, pieces}`; a row that ran out of memory says so, one
-        whose form does not equal the reference is absent, and wrong.
-
-    Raises:
-        UserError: a row that is not known.
+        Rows to measure, results of rows that ran out of memory, and names of rows that differ from the reference.
     """
-    measured_commit, settings = current_commit(), work.settings
-    bandwidth = copy_bandwidth(work.place)
-    precisions: list[str] = [*settings.precisions] or [work.precision]
-    known: dict[str, Make] = {}
-    for precision in precisions:
-        made, absent = makers(work.at(precision), bandwidth, f"@{precision}" if len(precisions) > 1 else "")
-        known |= made
-    for name in settings.rows:
-        if name not in known and name not in absent:
-            raise UserError(f"benchmark.rows: {name} is unknown; known: {', '.join(known)}")
-    wanted = [name for name in settings.rows or known if name in known]
-    contestants, rows, wrong = prepare(wanted, known, absent, say)
-    take_turns(contestants, rows, work, say)
-    for name, contestant in contestants.items():
-        rows[name] = figures(contestant, contestants)
-    networks = work.known_rows()[0]
-    pieces = []
-    for name in ("full", "two_scale"):
-        if settings.piece_lengths and name in networks and (not settings.rows or name in settings.rows):
-            try:
-                pieces.append(measure_piece_lengths(name, work, networks[name], settings.piece_lengths, say))
-            except torch.OutOfMemoryError:
-                pieces.append({"name": name, "points": [], "out_of_memory": True})
-    if settings.train_tokens and judge is not None:
-        for name in contestants:
-            network, _, precision = name.partition("@")
-            if network in networks and not networks[network].windows:
-                say(f"train {name} on {settings.train_tokens:,} tokens")
-                try:
-                    rows[name] |= judge(work.at(precision or precisions[0]), networks[network])
-                except torch.OutOfMemoryError:
-                    rows[name]["training_out_of_memory"] = True
-    return {
-        "commit": measured_commit,
-        "hardware": hardware_info(work.place) | {"copy_bandwidth_gb_per_second": bandwidth / 1e9},
-        "config": config(work),
-        "versions": package_versions(),
-        "absent": absent,
-        "wrong": wrong,
-        "rows": [rows[name] for name in wanted if name in rows],
-        "pieces": pieces,
-    }
-
-
-def prepare(
-    wanted: list[str], known: dict[str, Make], absent: dict[str, str], say: Say
-) -> tuple[dict[str, Contestant], dict[str, dict[str, Any]], list[str]]:
-    """Make all rows; those that do not fit the memory are results already, and some compute something else."""
-    contestants: dict[str, Contestant] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, MeasuredRow] = {}
+    results: dict[str, dict[str, Any]] = {}
     wrong = []
     for number, name in enumerate(wanted, 1):
         say(f"prepare {name} ({number} of {len(wanted)})")
         try:
-            contestants[name] = known[name]()
+            rows[name] = known[name]()
         except ImportError as error:
             absent[name] = f"{error}; pip install 'dsmr[bench]'"
         except UnfitError as error:
@@ -135,62 +126,102 @@ def prepare(
             absent[name] = str(error)
             wrong.append(name)
         except torch.OutOfMemoryError:
-            rows[name] = {"name": name, "out_of_memory": True}
-    return contestants, rows, wrong
+            results[name] = {"name": name, "out_of_memory": True}
+    return rows, results, wrong
 
 
-def take_turns(contestants: dict[str, Contestant], rows: dict[str, dict[str, Any]], work: Workload, say: Say) -> None:
-    """Measure every row once in each round; one that runs out of memory leaves."""
-    settings, place = work.settings, work.place
-    for turn in range(settings.warmup + settings.repeats):
-        say(f"turn {turn + 1} of {settings.warmup + settings.repeats}")
-        for name, contestant in list(contestants.items()):
-            if place.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(place)
-            before = torch.cuda.memory_allocated(place) if place.type == "cuda" else 0
+def measure_rounds(rows: dict[str, MeasuredRow], results: dict[str, dict[str, Any]], work: Workload, say: Say) -> None:
+    """Measure every row once per round; a row that runs out of memory moves from `rows` to `results`."""
+    settings, device = work.settings, work.device
+    num_rounds = settings.warmup + settings.repeats
+    for number in range(num_rounds):
+        say(f"round {number + 1} of {num_rounds}")
+        for name, row in list(rows.items()):
+            reset_peak_memory(device)
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
             try:
-                contestant.turn(1)
-                with timed(place) as seconds:
-                    contestant.turn(settings.steps)
+                row.run_steps(1)  # untimed: another row has just used the caches
+                with timed(device) as seconds:
+                    row.run_steps(settings.steps)
             except torch.OutOfMemoryError:
-                del contestants[name]
-                rows[name] = {"name": name, "out_of_memory": True}
+                del rows[name]
+                results[name] = {"name": name, "out_of_memory": True}
                 continue
-            if place.type == "cuda":
-                own = contestant.facts.get("state_mib", 0) * MIB
-                peak = torch.cuda.max_memory_allocated(place) - before + own
-                contestant.facts["peak_memory_gib"] = peak / GIB
-            if turn >= settings.warmup:
-                contestant.seconds.append(seconds[0] / settings.steps)
+            if device.type == "cuda":
+                # all rows are allocated at once: the row's own peak is what it adds, and its state from before
+                own_state = row.facts.get("state_mib", 0) * MIB
+                peak = torch.cuda.max_memory_allocated(device) - before + own_state
+                row.facts["peak_memory_gib"] = peak / GIB
+            if number >= settings.warmup:
+                row.seconds.append(seconds[0] / settings.steps)
 
 
-def figures(contestant: Contestant, all_of_them: dict[str, Contestant]) -> dict[str, Any]:
-    """A row of the result."""
-    seconds = statistics.median(contestant.seconds)
-    row: dict[str, Any] = {
-        "name": contestant.name,
-        "kind": contestant.kind,
-        "tokens_per_second": contestant.tokens / seconds,
-        **contestant.facts,
+def row_result(row: MeasuredRow, rows: dict[str, MeasuredRow]) -> dict[str, Any]:
+    """Summarize a measured row, relative to the `full` row of its kind and precision."""
+    result: dict[str, Any] = {
+        "name": row.name,
+        "kind": row.kind,
+        "tokens_per_second": row.tokens / statistics.median(row.seconds),
+        **row.facts,
     }
-    _, at, precision = contestant.name.partition("@")
-    decodes = contestant.kind == "decoding"
-    name = decoding_name("full", row["lanes"], at + precision) if decodes else "full" + at + precision
-    full = all_of_them.get(name)
+    _, at, precision = row.name.partition("@")
+    suffix = at + precision
+    full = rows.get(decoding_name("full", result["lanes"], suffix) if row.kind == "decoding" else "full" + suffix)
     if full is not None:
-        row["relative_to_full"] = statistics.median(
-            (theirs / full.tokens) / (own / contestant.tokens)
-            for own, theirs in zip(contestant.seconds, full.seconds, strict=True)
+        result["relative_to_full"] = statistics.median(
+            (theirs / full.tokens) / (own / row.tokens) for own, theirs in zip(row.seconds, full.seconds, strict=True)
         )
-    if "saved_mib" in row:
-        row["saved_and_state_mib"] = row["saved_mib"] + row["state_mib"]
-    if "floor_tokens_per_second" in row:
-        row["share_of_floor"] = row["tokens_per_second"] / row["floor_tokens_per_second"]
-    return row
+    if "saved_mib" in result:
+        result["saved_and_state_mib"] = result["saved_mib"] + result["state_mib"]
+    if "floor_tokens_per_second" in result:
+        result["share_of_floor"] = result["tokens_per_second"] / result["floor_tokens_per_second"]
+    return result
 
 
-def config(work: Workload) -> dict[str, Any]:
-    """What rows have in common: sizes, tokens per step, seed; and the settings."""
+def measure_pieces(work: Workload, say: Say) -> list[dict[str, Any]]:
+    """Measure `full` and `two_scale` by piece length."""
+    networks, settings = work.known_rows()[0], work.settings
+    pieces = []
+    for name in ("full", "two_scale"):
+        if settings.piece_lengths and name in networks and (not settings.rows or name in settings.rows):
+            try:
+                pieces.append(measure_piece_lengths(name, work, networks[name], settings.piece_lengths, say))
+            except torch.OutOfMemoryError:
+                pieces.append({"name": name, "points": [], "out_of_memory": True})
+    return pieces
+
+
+def train_rows(
+    rows: dict[str, MeasuredRow],
+    results: dict[str, dict[str, Any]],
+    work: Workload,
+    precision: str,
+    say: Say,
+    train: Train,
+) -> None:
+    """Train and validate our rows, adding the metrics to their results.
+
+    Args:
+        rows: measured rows.
+        results: results by name.
+        work: what to measure.
+        precision: of rows whose name has none.
+        say: receives progress messages.
+        train: trains and validates a row.
+    """
+    networks = work.known_rows()[0]
+    for name in rows:
+        network, _, own_precision = name.partition("@")
+        if network in networks and not networks[network].windows:
+            say(f"train {name} on {work.settings.train_tokens:,} tokens")
+            try:
+                results[name] |= train(work.at_precision(own_precision or precision), networks[network])
+            except torch.OutOfMemoryError:
+                results[name]["training_out_of_memory"] = True
+
+
+def common_config(work: Workload) -> dict[str, Any]:
+    """Return what all rows share: sizes, options, tokens per step, seed and settings."""
     given = work.like.config() | vars(work.like.settings)
     sizes = {key: value for key, value in given.items() if key not in ("horizons", "rule", "dropout")}
     return {
@@ -198,7 +229,7 @@ def config(work: Workload) -> dict[str, Any]:
         "num_lanes": work.num_lanes,
         "tokens_per_step": work.num_lanes * work.segment_length,
         "precision": work.precision,
-        "device": work.place.type,
+        "device": work.device.type,
         "dropout": 0.0,
         "seed": work.seed,
         "settings": asdict(work.settings),

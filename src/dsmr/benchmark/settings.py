@@ -1,4 +1,4 @@
-"""What is compared, and how.
+"""Settings of the benchmark, and the workload that all rows share.
 
 Shapes: B lanes, T segment, V vocabulary.
 """
@@ -22,24 +22,24 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": to
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """How rows are compared; their sizes come from model and data.
 
     Args:
-        horizons: a row of ours for each name, with its horizons, `full` being what the others are compared with; None
-            for the rows of the paper's table at the configuration's budget.
-        materialised: names of rows that are measured again with a score matrix that is kept.
-        peers: also x-transformers and perceiver-ar-pytorch, where they are installed.
-        rows: only these rows; empty means all.
-        precisions: of training, a row for each; empty means the trainer's.
-        prefix_length: of the Perceivers, and of x-transformers' memory; None means full's horizon.
-        repeats: turns that count.
-        warmup: turns that do not.
-        steps: training steps of a turn; one more goes before them untimed, since another row has just used the caches.
-        decode_tokens: tokens that are decoded in a step; 0 leaves decoding out.
-        decode_lanes: continuations at a time, one row for each number.
-        piece_lengths: tokens of a piece after which time and memory are noted, for `full` and `two_scale`.
-        train_tokens: train each of our rows on so many tokens and validate it; 0 leaves that out.
+        horizons: Horizons of each row by name; must contain `full`, the reference. None: all variants at the
+            configured budget.
+        materialised: Rows to measure again with attention that saves its score matrix.
+        peers: Also measure x-transformers and perceiver-ar-pytorch, if installed.
+        rows: Names of the rows to measure (default: all).
+        precisions: Training precisions to measure (default: the trainer's).
+        prefix_length: Prefix of the Perceivers and memory of x-transformers, in tokens (default: full's horizon).
+        repeats: Measured rounds.
+        warmup: Rounds before those, not measured.
+        steps: Training steps per round; one more, untimed, precedes them to refill the caches after another row.
+        decode_tokens: Tokens decoded per step; 0 skips decoding.
+        decode_lanes: Numbers of simultaneous continuations, one decoding row each.
+        piece_lengths: Piece lengths in tokens at which `full` and `two_scale` report time and memory.
+        train_tokens: Train each of our rows on this many tokens and validate it; 0 skips this.
     """
 
     horizons: dict[str, str] | None = None
@@ -67,31 +67,31 @@ class Settings:
             if any(number < 1 for number in getattr(self, name)):
                 raise UserError(f"benchmark.{name} {getattr(self, name)} must all be at least 1")
         if self.horizons is not None and "full" not in self.horizons:
-            raise UserError("benchmark.horizons must have the row `full`: what the others are compared with")
+            raise UserError("benchmark.horizons must have the row `full`, the reference of the others")
         if self.prefix_length is not None and self.prefix_length < 1:
             raise UserError(f"benchmark.prefix_length is {self.prefix_length}; it must be at least 1")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Settings with the sizes, the place and the precision that they are measured at.
+    """Sizes, device and precision shared by all rows.
 
     Args:
         settings: how rows are compared.
-        like: a network whose sizes all have; its horizons' sum is the budget of the paper's rows.
+        like: a network with the sizes of all rows; the sum of its horizons is the budget of the variants.
         num_lanes: B.
-        place: the device.
-        precision: of training.
+        device: where the rows run.
+        precision: training precision.
         seed: of weights and tokens.
 
     Raises:
-        UserError: a precision that the place lacks, a budget of nothing, or a row that is not known.
+        UserError: the device lacks the precision, the budget is 0, or the network is not made of dsmr's layers.
     """
 
-    settings: Settings
+    settings: BenchmarkSettings
     like: Decoder
     num_lanes: int
-    place: torch.device
+    device: torch.device
     precision: str = "32-true"
     seed: int = 0
 
@@ -103,7 +103,7 @@ class Workload:
             )
         if self.precision not in DTYPES:
             raise UserError(f"precision {self.precision} is not measured; choose from {', '.join(DTYPES)}")
-        if self.precision == "16-mixed" and self.place.type == "cpu":
+        if self.precision == "16-mixed" and self.device.type == "cpu":
             raise UserError("precision 16-mixed needs a CUDA device; use bf16-mixed or 32-true")
         if self.settings.horizons is None and not sum(self.like.horizons):
             raise UserError("the rows need a budget: give model.horizons, for example 2x3584+10x512")
@@ -119,17 +119,17 @@ class Workload:
         return self.like.vocab_size
 
     @property
-    def form(self) -> Backend:
-        """Of all our rows but the materialised ones."""
+    def backend(self) -> Backend:
+        """Attention backend of all our rows except the materialised ones."""
         return self.like.settings.attention
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys, values and matrix products."""
+        """Type of keys, values and matrix products."""
         return DTYPES[self.precision]
 
     def known_rows(self) -> tuple[dict[str, Row], dict[str, str]]:
-        """Networks by name, and why others are left out."""
+        """Return our rows by name, and the reasons for the variants that are omitted."""
         num_layers = len(self.like.blocks)
         if self.settings.horizons is not None:
             rows = named_rows(self.settings.horizons, num_layers)
@@ -143,48 +143,48 @@ class Workload:
 
     @property
     def prefix_length(self) -> int:
-        """Of the Perceivers and of x-transformers' memory."""
+        """Prefix of the Perceivers and memory of x-transformers, in tokens."""
         if self.settings.prefix_length is not None:
             return self.settings.prefix_length
         full = self.known_rows()[0]["full"].horizons
         return full[0] if full else FULL_BUDGETS * self.segment_length
 
     def lanes_of(self, row: Row) -> int:
-        """B, of windows a quarter: as many tokens in a step."""
+        """Return B of a row: fewer lanes of isolated windows, so that a step has as many tokens."""
         return self.num_lanes // WINDOW_SEGMENTS if row.windows else self.num_lanes
 
-    def network(self, row: Row, form: Backend, *, is_compiled: bool = True) -> Decoder:
-        """A row's network, with the same weights in every form, without dropout.
+    def network(self, row: Row, backend: Backend, *, is_compiled: bool = True) -> Decoder:
+        """Build the network of a row without dropout; its weights do not depend on the backend.
 
         Args:
-            row: of the table.
-            form: of its attention.
-            is_compiled: compile its layers if the configuration says so; never where a plain form is the point.
+            row: which network.
+            backend: of its attention.
+            is_compiled: compile the layers if configured; the plain backends are never compiled.
         """
         torch.manual_seed(self.seed)
-        is_plain = not is_compiled or form in ("reference", "materialised")
+        is_plain = not is_compiled or backend in ("reference", "materialised")
         changes = {
-            "attention": form,
+            "attention": backend,
             "dropout": 0.0,
             "compile_blocks": False if is_plain else self.like.settings.compile_blocks,
         }
-        return build(row, self.like, prefix_length=self.prefix_length, **changes).to(self.place)
+        return build(row, self.like, prefix_length=self.prefix_length, **changes).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of every forward pass."""
-        return nullcontext() if self.precision == "32-true" else torch.autocast(self.place.type, dtype=self.dtype)
+        """Return the context of every forward pass."""
+        return nullcontext() if self.precision == "32-true" else torch.autocast(self.device.type, dtype=self.dtype)
 
-    def at(self, precision: str) -> "Workload":
-        """The same in another precision."""
+    def at_precision(self, precision: str) -> "Workload":
+        """Return the same workload in another precision."""
         return replace(self, precision=precision)
 
-    def tokens(self) -> "Tokens":
-        """The tokens that every row reads, from the first."""
-        return Tokens(self)
+    def tokens(self) -> "RandomTokens":
+        """Return the stream of tokens that every row reads, from its start."""
+        return RandomTokens(self)
 
     @torch.no_grad()
-    def filled(self, network: Decoder, num_lanes: int, *, decoding: bool = False) -> Memory:
-        """A memory in the middle of a piece: every layer has read as much as it keeps."""
+    def full_memory(self, network: Decoder, num_lanes: int, *, decoding: bool = False) -> Memory:
+        """Return a memory as in the middle of a piece: every layer has read as much as it keeps."""
         tokens, length = self.tokens(), network.segment_length
         with self.autocast():
             memory = network.init_memory(num_lanes, decoding=decoding)
@@ -195,14 +195,14 @@ class Workload:
         return memory
 
 
-class Tokens:
-    """The same random tokens for all rows."""
+class RandomTokens:
+    """Random token ids, the same for all rows."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
-        self.draws = torch.Generator().manual_seed(workload.seed)
+        self.generator = torch.Generator().manual_seed(workload.seed)
 
     def draw(self, num_lanes: int, length: int) -> Tensor:
-        """Token ids, (B, length), on the device."""
-        drawn = torch.randint(4, self.workload.vocab_size, (num_lanes, length), generator=self.draws)
-        return drawn.to(self.workload.place)
+        """Draw token ids (B, length) and move them to the device."""
+        drawn = torch.randint(4, self.workload.vocab_size, (num_lanes, length), generator=self.generator)
+        return drawn.to(self.workload.device)

@@ -1,4 +1,4 @@
-"""Rows of training: ours and peers'.
+"""Training rows: our networks and those of other packages.
 
 Shapes: B lanes, T segment, P prefix, V vocabulary.
 """
@@ -20,55 +20,55 @@ from dsmr.model.horizons import format_horizons
 from dsmr.training.losses import token_nll
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
-"""Largest difference of logits and gradients from the reference form, relative to the largest value."""
+"""Largest difference of logits and gradients from the reference backend, relative to the largest value."""
 
 
 @dataclass
-class Contestant:
-    """A row: something that trains or decodes a fixed number of tokens in a step.
+class MeasuredRow:
+    """A row that trains or decodes a fixed number of tokens per step.
 
     Attributes:
         name: of the row.
         kind: `training` or `decoding`.
-        tokens: that a step reads.
-        turn: does so many steps.
-        facts: figures that do not depend on time.
-        seconds: per step, one for each turn.
+        tokens: tokens per step.
+        run_steps: runs a number of steps.
+        facts: results that do not depend on time.
+        seconds: seconds per step, one value per round.
     """
 
     name: str
     kind: str
     tokens: int
-    turn: Callable[[int], None]
+    run_steps: Callable[[int], None]
     facts: dict[str, Any]
     seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
-class Step:
-    """One training step, in parts.
+class TrainingStep:
+    """The parts of a training step.
 
     Attributes:
-        network: whose parameters it trains.
-        loss: forward pass and loss.
-        after: what follows backward, such as writing the memory.
-        state: tensors that stay from step to step.
+        network: whose parameters are trained.
+        loss: runs the forward pass and returns the loss.
+        after_backward: for example commits the memory.
+        state: returns the tensors kept from step to step.
         lanes: B.
         length: T.
     """
 
     network: nn.Module
     loss: Callable[[], Tensor]
-    after: Callable[[], None]
+    after_backward: Callable[[], None]
     state: Callable[[], list[Tensor]]
     lanes: int
     length: int
 
 
-def our_step(work: Workload, row: Row, form: Backend) -> Step:
-    """A training step of one of our networks."""
-    network, lanes = work.network(row, form), work.lanes_of(row)
-    memory = work.filled(network, lanes)
+def network_step(work: Workload, row: Row, backend: Backend) -> TrainingStep:
+    """Prepare a training step of one of our networks."""
+    network, lanes = work.network(row, backend), work.lanes_of(row)
+    memory = work.full_memory(network, lanes)
     tokens, pending = work.tokens(), []
 
     def loss() -> Tensor:
@@ -82,89 +82,96 @@ def our_step(work: Workload, row: Row, form: Backend) -> Step:
         kept = memory.state_dict().values()
         return [t for part in kept for t in (part if isinstance(part, list) else [part]) if isinstance(t, Tensor)]
 
-    return Step(network, loss, lambda: memory.commit(pending.pop()), state, lanes, network.segment_length)
+    return TrainingStep(network, loss, lambda: memory.commit(pending.pop()), state, lanes, network.segment_length)
 
 
 def peer_sizes(work: Workload) -> dict[str, int]:
-    """Our sizes, with the width of our gated MLP."""
+    """Return our sizes as constructor arguments of the peers."""
     sizes = work.like.settings.as_dict()
     return {key: sizes[key] for key in ("d_model", "num_layers", "num_heads", "hidden_width")}
 
 
 def x_transformers_network(work: Workload) -> XTransformersXL:
-    """x-transformers' network, at our sizes."""
+    """Build x-transformers' network at our sizes."""
     torch.manual_seed(work.seed)
-    made = XTransformersXL(work.vocab_size, work.segment_length, work.prefix_length, **peer_sizes(work))
-    return made.to(work.place)
+    network = XTransformersXL(work.vocab_size, work.segment_length, work.prefix_length, **peer_sizes(work))
+    return network.to(work.device)
 
 
-def x_transformers_step(work: Workload) -> Step:
-    """A training step of x-transformers with a memory of the full horizon."""
+def x_transformers_step(work: Workload) -> TrainingStep:
+    """Prepare a training step of x-transformers with a memory of the full horizon."""
     network = x_transformers_network(work)
-    held = [network.init_memory(work.num_lanes)]
+    memories = [network.init_memory(work.num_lanes)]
     tokens = work.tokens()
 
     def loss() -> Tensor:
         drawn = tokens.draw(work.num_lanes, work.segment_length + 1)
         with work.autocast():
-            logits_BTV, memory = network(drawn[:, :-1], held[-1])
-        held.append(memory)
+            logits_BTV, memory = network(drawn[:, :-1], memories[-1])
+        memories.append(memory)
         return token_nll(logits_BTV, drawn[:, 1:]).mean()
 
-    return Step(network, loss, lambda: held.__delitem__(0), lambda: held[0], work.num_lanes, work.segment_length)
+    def drop_oldest() -> None:
+        del memories[0]
+
+    return TrainingStep(network, loss, drop_oldest, lambda: memories[0], work.num_lanes, work.segment_length)
 
 
-def perceiver_ar_pytorch_step(work: Workload) -> Step:
-    """A training step of perceiver-ar-pytorch on prefix and segment."""
+def perceiver_ar_pytorch_step(work: Workload) -> TrainingStep:
+    """Prepare a training step of perceiver-ar-pytorch on prefix and segment."""
     torch.manual_seed(work.seed)
     network = PerceiverARPytorch(work.vocab_size, work.segment_length, work.prefix_length, **peer_sizes(work))
-    network = network.to(work.place)
+    network = network.to(work.device)
     tokens = work.tokens()
-    kept_BP = tokens.draw(work.num_lanes, work.prefix_length)
+    prefix_BP = tokens.draw(work.num_lanes, work.prefix_length)
 
     def loss() -> Tensor:
         drawn = tokens.draw(work.num_lanes, work.segment_length + 1)
         with work.autocast():
-            logits_BTV = network(torch.cat([kept_BP, drawn[:, :-1]], dim=1))
+            logits_BTV = network(torch.cat([prefix_BP, drawn[:, :-1]], dim=1))
         return token_nll(logits_BTV, drawn[:, 1:]).mean()
 
-    return Step(network, loss, lambda: None, lambda: [kept_BP], work.num_lanes, work.segment_length)
+    return TrainingStep(network, loss, lambda: None, lambda: [prefix_BP], work.num_lanes, work.segment_length)
 
 
 PEERS = {"x_transformers_xl": x_transformers_step, "perceiver_ar_pytorch": perceiver_ar_pytorch_step}
 
 
-def peer_training(peer: str, name: str, work: Workload) -> Contestant:
-    """A row of a peer.
+def peer_training_row(peer: str, name: str, work: Workload) -> MeasuredRow:
+    """Prepare a training row of a peer.
 
     Raises:
         ImportError: it is not installed.
     """
-    return training(name, work, PEERS[peer](work), {})
+    return _training_row(name, work, PEERS[peer](work), {})
 
 
-def our_training(name: str, work: Workload, row: Row, form: Backend) -> Contestant:
-    """A row of one of our networks, once its form has been held against the reference."""
-    difference = check_form(work, row, form)
+def network_training_row(name: str, work: Workload, row: Row, backend: Backend) -> MeasuredRow:
+    """Prepare a training row of one of our networks, after checking its backend against the reference.
+
+    Raises:
+        ArithmeticError: the backend differs from the reference.
+    """
+    difference = check_backend(work, row, backend)
     extra: dict[str, Any] = {
-        "attention": select_backend(form, work.place.type),
+        "attention": select_backend(backend, work.device.type),
         "difference_from_reference": difference,
     }
     if row.horizons is not None:
         extra |= {"horizons": format_horizons(row.horizons), "budget": sum(row.horizons), "rule": row.rule}
-    return training(name, work, our_step(work, row, form), extra)
+    return _training_row(name, work, network_step(work, row, backend), extra)
 
 
-def training(name: str, work: Workload, step: Step, extra: dict[str, Any]) -> Contestant:
-    """A row of training steps: forward, backward, writing the memory, AdamW."""
+def _training_row(name: str, work: Workload, step: TrainingStep, extra: dict[str, Any]) -> MeasuredRow:
+    """Prepare a row of whole training steps: forward, backward, memory, AdamW."""
     optimizer = torch.optim.AdamW(step.network.parameters(), lr=1e-4, fused=True)
-    scaler = torch.amp.GradScaler(work.place.type, enabled=work.precision == "16-mixed")
+    scaler = torch.amp.GradScaler(work.device.type, enabled=work.precision == "16-mixed")
 
-    def turn(steps: int) -> None:
+    def run_steps(steps: int) -> None:
         for _ in range(steps):
             loss = step.loss()
             scaler.scale(loss).backward()
-            step.after()
+            step.after_backward()
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -175,46 +182,48 @@ def training(name: str, work: Workload, step: Step, extra: dict[str, Any]) -> Co
         "lanes": step.lanes,
         "segment_length": step.length,
         "state_mib": sum(t.numel() * t.element_size() for t in step.state()) / MIB,
-        "saved_mib": saved_bytes(step) / MIB,
+        "saved_mib": measure_saved_bytes(step) / MIB,
         **extra,
     }
-    return Contestant(name, "training", step.lanes * step.length, turn, facts)
+    return MeasuredRow(name, "training", step.lanes * step.length, run_steps, facts)
 
 
-def saved_bytes(step: Step) -> int:
-    """Bytes that autograd keeps for backward, but for parameters and state, every storage counted once."""
-    with SavedBytes([*step.network.parameters(), *step.state()]) as kept:
+def measure_saved_bytes(step: TrainingStep) -> int:
+    """Measure the bytes that autograd saves for backward, without parameters and state."""
+    with SavedBytes([*step.network.parameters(), *step.state()]) as saved:
         loss = step.loss()
-    size = kept.total
+    size = saved.total
     loss.backward()
-    kept.release()
-    step.after()
+    saved.release()
+    step.after_backward()
     step.network.zero_grad(set_to_none=True)
     return size
 
 
-def check_form(work: Workload, row: Row, form: Backend) -> float:
-    """Largest difference of logits and gradients from the reference form, relative to the largest value.
+def check_backend(work: Workload, row: Row, backend: Backend) -> float:
+    """Return the largest difference of logits and gradients from the reference, relative to the largest value.
 
     Raises:
-        ArithmeticError: it is above the bound of the precision.
+        ArithmeticError: the difference exceeds the tolerance of the precision.
     """
-    found: list[list[Tensor]] = []
+    results: list[list[Tensor]] = []
     lanes = work.lanes_of(row)
-    for each in (form, "reference"):
+    for each in (backend, "reference"):
         network = work.network(row, each)
-        memory = work.filled(work.network(row, "reference"), lanes)
+        memory = work.full_memory(work.network(row, "reference"), lanes)
         tokens_BT = work.tokens().draw(lanes, network.segment_length)
         with work.autocast():
             logits_BTV, _ = network(tokens_BT, memory)
         logits_BTV.float().square().mean().backward()
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        found.append([logits_BTV.detach(), *gradients])
+        results.append([logits_BTV.detach(), *gradients])
     worst = max(
         float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-12))
-        for a, b in zip(*found, strict=True)
+        for a, b in zip(*results, strict=True)
     )
     if not worst <= TOLERANCE[work.dtype]:
         spelling = format_horizons(row.horizons) if row.horizons else "the Perceiver"
-        raise ArithmeticError(f"{form} differs from the reference form by {worst:.2e} at {spelling}: do not use it")
+        raise ArithmeticError(
+            f"{backend} differs from the reference backend by {worst:.2e} at {spelling}: do not use it"
+        )
     return worst

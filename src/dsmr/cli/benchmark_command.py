@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import UserError
-from dsmr.benchmark import Settings, Workload
-from dsmr.benchmark import run as measure
 from dsmr.benchmark.quality import train_and_validate
+from dsmr.benchmark.runner import run_benchmark
+from dsmr.benchmark.settings import BenchmarkSettings, Workload
 from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import SizesCLI
@@ -22,7 +22,7 @@ class BenchmarkCLI(SizesCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
         super().add_arguments_to_parser(parser)
-        parser.add_class_arguments(Settings, "benchmark")
+        parser.add_class_arguments(BenchmarkSettings, "benchmark")
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -34,15 +34,15 @@ def run(command: str, arguments: list[str]) -> int:
         settings=cli.config_init.benchmark,
         like=model.backbone,
         num_lanes=data.num_lanes,
-        place=place_of(str(trainer.accelerator)),
+        device=place_of(str(trainer.accelerator)),
         precision=precision_of(trainer.precision),
         seed=0 if cli.config.seed_everything is True else int(cli.config.seed_everything or 0),
     )
     limits = {"limit_val_batches": trainer.limit_val_batches}
-    result = measure(
+    result = run_benchmark(
         work,
         say=lambda line: print(line, file=sys.stderr, flush=True),
-        judge=lambda at, row: train_and_validate(at, row, model, data, limits),
+        train=lambda at, row: train_and_validate(at, row, model, data, limits),
     )
     print("\n".join(benchmark_table(result)))
     print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE keeps the figures")

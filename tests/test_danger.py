@@ -68,7 +68,7 @@ def test_code_in_a_checkpoint_is_never_run(
     assert main([places.get(word, word) for word in command.split()]) == 2
     said = capsys.readouterr().err
     assert said.startswith("dsmr: error:")
-    assert "is no checkpoint that can be read safely" in said
+    assert "cannot be loaded safely as a checkpoint" in said
     assert said.count("\n") == 1
     assert not proof.exists()
     with suppress(RuntimeError):

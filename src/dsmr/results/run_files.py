@@ -1,8 +1,9 @@
-"""The files of a run's folder, and what a checkpoint says about itself.
+"""The files of a run's folder.
 
     RUN/config.yaml   all settings
         run.json      the section `dsmr` of its checkpoints, so that reports need neither weights nor a user's classes
-        metrics.csv   what was logged
+        metrics.csv   logged metrics
+        pieces.csv    results by piece of the best validation
         last.ckpt     everything that a resumed run needs, see `dsmr.training.checkpoint`
         best.ckpt     the weights with the best validation; cannot resume
 
@@ -26,20 +27,20 @@ CONFIG_FILE, METRICS_FILE, SECTION_FILE = "config.yaml", "metrics.csv", "run.jso
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Contents of a checkpoint of ours.
+    """Read a checkpoint written by dsmr.
 
     Args:
         path: the file.
         mmap: leave the tensors on the disk until they are used.
 
     Raises:
-        UserError: it is damaged, holds code, or is not ours.
+        UserError: the file is damaged, contains code, or was not written by dsmr.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # torch raises nearly anything for a file that is not its own
+    except Exception as error:  # torch raises almost anything for a file that is not its own
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{path} is no checkpoint that can be read safely: {reason}") from error
+        raise UserError(f"{path} cannot be loaded safely as a checkpoint: {reason}") from error
     if not isinstance(content, dict) or SECTION not in content:
         raise UserError(f"{path} was not written by dsmr; give a run folder or one of its checkpoints")
     check_format_version(content[SECTION], path)
@@ -47,9 +48,12 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_run_section(folder: Path) -> dict[str, Any] | None:
-    """Read what a run kept of its network: `run.json`, or for runs of earlier versions a checkpoint; None for neither.
+    """Read a run's description of its network from `run.json`, or from a checkpoint for runs of earlier versions.
 
     Nothing is imported, and no weights are read into memory.
+
+    Returns:
+        The description as of `dsmr.share.description`; None if the run has neither file.
 
     Raises:
         UserError: `run.json` cannot be read.
@@ -57,35 +61,35 @@ def read_run_section(folder: Path) -> dict[str, Any] | None:
     if (folder / SECTION_FILE).is_file():
         section = json.loads((folder / SECTION_FILE).read_text(encoding="utf-8"))
         if not isinstance(section, dict):
-            raise UserError(f"{SECTION_FILE} holds no description of a run")
+            raise UserError(f"{SECTION_FILE} does not describe a run")
         return section
     for path in (folder / BEST_FILE, folder / LAST_FILE):
         if path.is_file():
-            with suppress(ValueError):  # a damaged checkpoint: the run's figures are elsewhere
+            with suppress(ValueError):  # a damaged checkpoint does not affect the run's metrics
                 section = read_checkpoint(path, mmap=True)[SECTION]
                 return section if isinstance(section, dict) else None
     return None
 
 
 def find_run_folder(checkpoint: Path) -> Path | None:
-    """Return the folder of a checkpoint's run, which holds its `config.yaml`; None if there is none.
+    """Return the folder of a checkpoint's run, which contains its `config.yaml`; None if there is none.
 
-    Lightning's own ModelCheckpoint writes to RUN/checkpoints, or to a folder of a version above that.
+    Lightning's own ModelCheckpoint writes to RUN/checkpoints, or to a version's folder above that.
     """
-    written = (METRICS_FILE, LAST_FILE, BEST_FILE)
+    run_files = (METRICS_FILE, LAST_FILE, BEST_FILE)
     for above in ("", "..", "../.."):
         folder = Path(os.path.normpath(checkpoint.parent / above))
-        is_run = not above or any((folder / name).is_file() for name in written)
+        is_run = not above or any((folder / name).is_file() for name in run_files)
         if is_run and (folder / CONFIG_FILE).is_file():
             return folder
     return None
 
 
 def check_format_version(section: dict[str, Any], path: Path) -> None:
-    """Refuse what a newer version has written.
+    """Refuse files written by a newer version.
 
     Raises:
-        UserError: the format is not known here.
+        UserError: the format is unknown.
     """
     written = section["format_version"]
     if written > FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""The benchmark: what its rows count, and that it notices a form that computes something else."""
+"""The benchmark: what its rows count, and that it notices a backend that computes something else."""
 
 import json
 from dataclasses import replace
@@ -67,12 +67,11 @@ def test_bytes_are_those_of_the_formula(result: dict) -> None:
     assert found["full"]["parameters"] == found["short"]["parameters"] == found["perceiver_ar"]["parameters"]
 
 
-def test_a_form_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dsmr.attention import backends as attention
+def test_a_backend_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsmr.attention.backends import IMPLEMENTATIONS, Implementation
 
-    plain = attention.materialised
-    monkeypatch.setattr(attention, "materialised", lambda *given: plain(*given) * 1.01)
-    monkeypatch.setattr(attention, "_chosen", {})
+    plain = IMPLEMENTATIONS["materialised"].function
+    monkeypatch.setitem(IMPLEMENTATIONS, "materialised", Implementation(lambda *given: plain(*given) * 1.01))
     found = run_benchmark(workload(repeats=1, rows=["full", "materialised_full"]))
     assert found["wrong"] == ["materialised_full"]
     assert "differs from the reference backend" in found["absent"]["materialised_full"]
@@ -108,10 +107,10 @@ def test_a_peer_that_cannot_have_these_sizes_is_named() -> None:
 def test_running_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = training.network_step
 
-    def full(work: Workload, row: Row, form: Any) -> TrainingStep:
+    def full(work: Workload, row: Row, backend: Any) -> TrainingStep:
         if row.horizons == (128, 128):
             raise torch.OutOfMemoryError
-        return plain(work, row, form)
+        return plain(work, row, backend)
 
     monkeypatch.setattr(training, "network_step", full)
     found = rows(run_benchmark(workload(repeats=1, rows=["full", "short"])))
@@ -216,15 +215,15 @@ def test_the_shipped_config_is_what_the_targets_are_about() -> None:
     assert settings.horizons["two_scale"] == "2x4096+6x512"
 
 
-def test_layers_are_compiled_as_configured_but_where_a_plain_form_is_the_point(
+def test_layers_are_compiled_as_configured_except_by_plain_backends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
     work = workload()
     row = work.known_rows()[0]["full"]
     for way in (False, True, "together"):
-        work.like.compile_blocks = way
-        assert work.network(row, "auto").compile_blocks is way
-        assert work.network(row, "auto", is_compiled=False).compile_blocks is False
-        assert work.network(row, "reference").compile_blocks is False
-        assert work.network(row, "materialised").compile_blocks is False
+        work.like.settings = replace(work.like.settings, compile_blocks=way)
+        assert work.network(row, "auto").settings.compile_blocks is way
+        assert work.network(row, "auto", is_compiled=False).settings.compile_blocks is False
+        assert work.network(row, "reference").settings.compile_blocks is False
+        assert work.network(row, "materialised").settings.compile_blocks is False

@@ -47,12 +47,12 @@ KEPT: list[tuple[str, Backend, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("row", "form", "precision"), KEPT)
-def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, form: Backend, precision: str) -> None:
+@pytest.mark.parametrize(("row", "backend", "precision"), KEPT)
+def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, backend: Backend, precision: str) -> None:
     work = workload().at_precision(precision)
-    network = work.network(ROWS[row], form)
-    measured = measure_saved_bytes(network_step(work, ROWS[row], form))
-    assert predicted(network, LANES, form, work.dtype.itemsize, on_cpu=True) == pytest.approx(measured, rel=0.10)
+    network = work.network(ROWS[row], backend)
+    measured = measure_saved_bytes(network_step(work, ROWS[row], backend))
+    assert predicted(network, LANES, backend, work.dtype.itemsize, on_cpu=True) == pytest.approx(measured, rel=0.10)
 
 
 def test_grouped_queries_and_checkpointing_are_predicted_too() -> None:
@@ -74,10 +74,10 @@ def test_operations_are_those_that_torch_counts() -> None:
         assert flops(network, "materialised").executed == pytest.approx(counted, rel=1e-6)
 
 
-def test_model_operations_do_not_depend_on_the_form_and_equal_budgets_cost_the_same() -> None:
+def test_model_operations_do_not_depend_on_the_backend_and_equal_budgets_cost_the_same() -> None:
     work = workload()
     two, even = (work.network(Row(h), "merged") for h in ((512, 128, 128), (256, 256, 256)))
-    assert len({flops(two, form).model for form in ("merged", "flex", "reference", "materialised")}) == 1
+    assert len({flops(two, backend).model for backend in ("merged", "flex", "reference", "materialised")}) == 1
     assert flops(two, "merged") == flops(even, "merged")
     assert flops(two, "merged").executed < flops(two, "flex").executed < flops(two, "reference").executed
 

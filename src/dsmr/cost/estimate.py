@@ -56,7 +56,7 @@ class TrainingPlan:
         return 4 if self.precision == "32-true" else 2
 
     @property
-    def form(self) -> Backend:
+    def backend(self) -> Backend:
         """Attention backend that training will use."""
         if self.network.settings.attention != "auto":
             return self.network.settings.attention
@@ -80,7 +80,7 @@ def peak_parts(plan: TrainingPlan) -> dict[str, int]:
         "optimizer": 2 * itemsize * parameters,
         "state": network.state_bytes(plan.num_lanes, plan.itemsize),
         "saved_for_backward": saved_bytes(
-            network, plan.num_lanes, plan.form, plan.itemsize, on_cpu=plan.device is None
+            network, plan.num_lanes, plan.backend, plan.itemsize, on_cpu=plan.device is None
         ),
         "workspace": tokens * (2 * 4 * sizes.vocab + widest),
     }
@@ -97,7 +97,7 @@ def expected_speed(plan: TrainingPlan) -> tuple[float, float] | None:
     peak = plan.device.peak(PEAKS[plan.precision])
     if peak is None:
         raise UserError(f"{plan.device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
-    needed = flops(plan.network, plan.form).executed
+    needed = flops(plan.network, plan.backend).executed
     low, high = (share * peak / needed for share in UTILISATION)
     return low, high
 
@@ -113,10 +113,10 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
     Raises:
         UserError: the device does not compute in this precision.
     """
-    network, needed = plan.network, flops(plan.network, plan.form)
+    network, needed = plan.network, flops(plan.network, plan.backend)
     parts = peak_parts(plan)
     result = _common_part(network, plan.num_lanes, plan.precision) | {
-        "attention": plan.form,
+        "attention": plan.backend,
         "flops_per_token": needed.model,
         "executed_flops_per_token": needed.executed,
         "state_bytes": parts["state"],
@@ -202,8 +202,10 @@ def largest_horizons(plan: TrainingPlan, block: int) -> tuple[int, ...]:
     parts = peak_parts(plan)
     rest = usable_bytes(plan.device) - sum(parts.values()) + parts["state"]
     per_token = parts["state"] / sum(shape)
-    if plan.form in ("reference", "materialised"):
-        raise UserError(f"--fit-memory needs attention whose saved bytes do not grow with horizons, not {plan.form}")
+    if plan.backend in ("reference", "materialised"):
+        raise UserError(
+            f"--fit-memory needs attention whose saved bytes are constant in the horizons, not {plan.backend}"
+        )
     budget = int(rest / per_token) // block * block
     if budget < block:
         raise UserError(

@@ -1,6 +1,6 @@
-"""How attention falls with distance: streaming histograms, of which no score matrix is kept.
+"""Attention by distance: histograms that are accumulated batch by batch, without storing score matrices.
 
-Shapes: B lanes, T queries, K key/value heads, G = H / K, H heads, L layers, M slots, S keys, N distances' classes.
+Shapes: B lanes, T queries, K key/value heads, G = H / K, H heads, L layers, M slots, S keys, N classes of distances.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from dsmr.attention.visibility import Past, Visibility
 from dsmr.batch import IGNORED, Segment
 from dsmr.model.blocks import Block, Decoder
 
-QUERIES_AT_ONCE = 64
+QUERIES_AT_ONCE = 64  # bounds the size of a score matrix
 
 
 class AttentionDistances:
     """Attention mass by distance in tokens, for every layer and head.
 
     Args:
-        backbone: whose layers are watched; their weights and results are left alone.
-        longest: the largest distance that can occur.
+        backbone: its layers are watched, not changed.
+        longest: largest distance that can occur.
     """
 
     def __init__(self, backbone: Decoder, longest: int) -> None:
@@ -41,7 +41,7 @@ class AttentionDistances:
 
     @contextmanager
     def watching(self) -> Iterator["AttentionDistances"]:
-        """Count while the layers are called inside."""
+        """Count every call of the layers inside the `with` block."""
         handles = [
             block.register_forward_pre_hook(partial(self._count, number))
             for number, block in enumerate(self.backbone.blocks)
@@ -53,16 +53,16 @@ class AttentionDistances:
                 handle.remove()
 
     def watch(self, batch: Segment) -> None:
-        """Take from a batch which of its queries count."""
+        """Set which queries of the next batch count: those with a target."""
         self._is_real_BT = batch.targets_BT != IGNORED
         self.num_queries += int(self._is_real_BT.sum())
 
     def shares(self) -> Tensor:
-        """Mean share of a query's attention that each class of distances gets, (L, H, N); adds up to 1."""
+        """Mean share of a query's attention that each class of distances receives, (L, H, N); sums to 1 over N."""
         return (self.mass_LHN / max(self.num_queries, 1)).cpu()
 
     def memory_shares(self) -> Tensor:
-        """Mean share of a query's attention that goes to what is remembered, (L, H)."""
+        """Mean share of a query's attention that memory receives, (L, H)."""
         return (self.memory_LH / max(self.num_queries, 1)).cpu()
 
     def _count(self, layer: int, block: Any, arguments: Sequence[Any]) -> None:
@@ -81,7 +81,7 @@ class AttentionDistances:
 
 
 def distances(visibility: Visibility, queries: slice) -> Tensor:
-    """Tokens from each query back to each key, (T, S); 0 for itself, and for what it cannot see ahead."""
+    """Tokens from each query back to each key, (T, S); 0 for itself and for later tokens, which are masked."""
     place_T1 = visibility.place_T[queries, None]
     own_T = torch.arange(visibility.num_open + visibility.num_queries, device=place_T1.device)
     return torch.cat([place_T1 + visibility.ages_M, (place_T1 - own_T).clamp(min=0)], dim=1)
@@ -90,7 +90,7 @@ def distances(visibility: Visibility, queries: slice) -> Tensor:
 def attention_weights(
     query_BHTD: Tensor, key_BKTD: Tensor, past: Past, visibility: Visibility, queries: slice, gate_H: Tensor | None
 ) -> Tensor:
-    """Softmax weights of some queries over all keys, (B, H, T, S), in float32 at least."""
+    """Softmax weights of some queries over all keys, (B, H, T, S), in at least float32."""
     query_BHTD = query_BHTD[:, :, queries]
     lanes, _, _, width = query_BHTD.shape
     key_BKSD = torch.cat([past.key, key_BKTD], dim=2)

@@ -1,4 +1,4 @@
-"""Several continuations of one prompt, of a given length, as MIDI scores."""
+"""Continuations of a prompt, of a given length, as MIDI scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from dsmr.generate.music import NewMusic, closed, compose
 from dsmr.generate.prompt import NOTHING, Prompt
 
 MAX_TOKENS_PER_SECOND = 400
-"""Ten times what MAESTRO has: a model that hardly writes time is stopped there."""
+"""Limit for models that write hardly any time shifts; ten times the rate of MAESTRO."""
 CHECK_EVERY = 64
-"""Tokens between two looks at the music's length."""
+"""Steps between two measurements of the music's length."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Continuation:
     """New music after a prompt.
 
     Attributes:
-        ids: the new tokens, those included that end what sounds at the end.
+        ids: new tokens, including those that end the notes sounding at the end.
         score: prompt and new music.
         seconds: of new music.
-        has_ended: whether the model ended the piece (EOS).
-        was_stopped: whether it wrote far too many tokens for its time.
+        has_ended: True if the model ended the piece (EOS).
+        was_stopped: True if it wrote too many tokens for the requested time (`MAX_TOKENS_PER_SECOND`).
     """
 
     ids: list[int] = field(repr=False)
@@ -47,20 +47,19 @@ def continuations(
     until_end: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> list[Continuation]:
-    """Continue a prompt `num` times at once.
+    """Continue a prompt `num` times, as one batch.
 
     Args:
         generator: network, tokenizer and sampling.
-        prompt: what is continued; nothing begins a piece.
-        seconds: of new music, in whole ticks of 10 ms; with `until_end` the most.
-        num: continuations; the k-th is what a single one with the seed `seed + k` gives.
-        seed: of the first one's draws.
-        until_end: whether the model may end the piece.
-        progress: called now and then, and at the end, with the seconds of new music that all of them have together,
-            from 0 to `num * seconds`.
+        prompt: music to continue; empty to start a piece.
+        seconds: of new music, rounded to ticks of 10 ms; an upper limit if `until_end`.
+        num: number of continuations; the k-th equals a single one with the seed `seed + k`.
+        seed: random seed of the first one.
+        until_end: let the model end the piece.
+        progress: called repeatedly with the seconds of new music in all continuations, from 0 to `num * seconds`.
 
     Raises:
-        UserError: no seconds, or no continuations.
+        UserError: `seconds` or `num` is not positive.
     """
     last_tick = prompt.last_tick(seconds)
     goal = (last_tick - prompt.first_tick) / TICKS_PER_SECOND
@@ -71,12 +70,12 @@ def continuations(
     for step, tokens in enumerate(islice(steps, most), start=1):
         lanes.append(tokens)
         if step % CHECK_EVERY == 0:
-            lanes.look()
+            lanes.measure()
             if progress:
                 progress(lanes.seconds)
             if lanes.are_over:
                 break
-    lanes.look()
+    lanes.measure()
     if progress:
         progress(lanes.seconds)
     return [
@@ -86,13 +85,13 @@ def continuations(
 
 
 class Lanes:
-    """The new tokens of all continuations, and how many seconds of new music each has.
+    """New tokens of all continuations, and the seconds of new music that each has.
 
     Args:
-        generator: tokenizer and grammar.
-        prompt: what is continued.
-        grammar: which knows the time of `performance` tokens.
-        num: lanes.
+        generator: provides the tokenizer.
+        prompt: music to continue.
+        grammar: tracks the time of `performance` tokens.
+        num: number of lanes.
         goal: seconds of new music.
     """
 
@@ -102,16 +101,16 @@ class Lanes:
         self.reached = [0.0] * num
         is_performance = isinstance(generator.tokenizer, Performance)
         self.music = None if is_performance else NewMusic(generator.tokenizer, prompt)
-        self._looked_at, self._window = [0] * num, [(0, 0)] * num
+        self._measured, self._window = [0] * num, [(0, 0)] * num
 
     def append(self, tokens: list[int]) -> None:
-        """Take the tokens of a step; a lane that has ended gives PAD."""
+        """Append the tokens of a step; lanes that have ended have PAD."""
         for ids, token in zip(self.ids, tokens, strict=True):
             if token != PAD:
                 ids.append(token)
 
-    def look(self) -> None:
-        """Measure how far each lane has come, in seconds from 0 to the goal."""
+    def measure(self) -> None:
+        """Update the seconds of new music in each lane, from 0 to the goal."""
         if self.music is None:
             ticks = self.grammar.tick_B.tolist()
             found = [(tick - self.prompt.first_tick) / TICKS_PER_SECOND for tick in ticks]
@@ -120,29 +119,29 @@ class Lanes:
         for lane, ids in enumerate(self.ids):
             if self.reached[lane] < self.goal:
                 self.reached[lane] = min(self.music.reached(ids), self.goal)
-                self._window[lane] = (self._looked_at[lane], len(ids))
-                self._looked_at[lane] = len(ids)
+                self._window[lane] = (self._measured[lane], len(ids))
+                self._measured[lane] = len(ids)
 
     @property
     def seconds(self) -> float:
-        """Of new music, all lanes together."""
+        """Seconds of new music in all lanes together."""
         return min(sum(self.reached), self.goal * len(self.ids))
 
     @property
     def are_over(self) -> bool:
-        """True where every lane has come to the goal, or to the end of its piece."""
+        """True if every lane has reached the goal or ended its piece."""
         pairs = zip(self.reached, self.ids, strict=True)
         return all(seconds >= self.goal or EOS in ids[-1:] for seconds, ids in pairs)
 
     def cut(self, lane: int) -> list[int]:
-        """Tokens of a lane up to those that bring it to the goal, however long other lanes went on.
+        """Tokens of a lane up to the one that reaches the goal, so that they do not depend on other lanes.
 
-        Those of `performance` are cut to the tick by `closed`.
+        `performance` tokens are cut to the tick by `closed` instead.
         """
         ids = self.ids[lane]
         if self.music is None or self.reached[lane] < self.goal:
             return ids
-        low, high = self._window[lane]  # before the goal, and at it
+        low, high = self._window[lane]  # lengths before and at the goal
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.music.reached(ids[:middle]) >= self.goal else (middle, high)

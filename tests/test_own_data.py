@@ -221,6 +221,27 @@ def test_preparing_names_a_command_that_trains_on_the_same_store(
     ]
 
 
+def test_the_next_command_of_preparing_keeps_every_option_that_training_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(midi(tmp_path / "music", 3).parent)
+    small = ["--config", "smoke", *SHORT, "--data.recall=null", "--trainer.enable_progress_bar=false"]
+    given = ["--data.path", "music", *small, "--seed_everything", 7, "--model.horizons=2x64", "--name", "first"]
+    assert dsmr("prepare", "--json", *given, "--output=result.json") == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-2].removeprefix("next: "))
+    assert command == ["dsmr", "fit", *map(str, given)]
+    assert dsmr(*command[1:]) == 0
+    kept = yaml.safe_load(Path("runs/first/config.yaml").read_text())
+    assert (kept["seed_everything"], kept["model"]["horizons"], kept["data"]["path"]) == (7, "2x64", "music")
+    capsys.readouterr()
+    assert dsmr("prepare", "--checkpoint", "runs/first", "--data.transpose", 1) == 0
+    again = next_command(capsys)
+    assert again[2:6] == ["--config", "runs/first/config.yaml", "--data.transpose", "1"]
+    assert dsmr(*again[1:]) == 0
+    kept = yaml.safe_load(Path("runs/first-again/config.yaml").read_text())
+    assert (kept["model"]["horizons"], kept["data"]["transpose"]) == ("2x64", 1)
+
+
 def test_a_config_that_says_how_to_train_takes_the_laptops_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

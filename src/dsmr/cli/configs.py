@@ -137,13 +137,6 @@ def config_values(arguments: list[str]) -> list[str]:
     return values + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
 
 
-def data_options(arguments: list[str]) -> list[str]:
-    """Options that decide the data: every `--config`, and all that is given of `data`."""
-    return [
-        part for name, parts in grouped(arguments) if belongs(name, ("--config", "-c", "--data")) for part in parts
-    ]
-
-
 def left_out(arguments: list[str], options: Sequence[str]) -> list[str]:
     """Command line without some options and all keys below them."""
     return [part for name, parts in grouped(arguments) if not belongs(name, options) for part in parts]

@@ -1,4 +1,4 @@
-"""`dsmr prepare`: MIDI into the token store, and a report of what was refused."""
+"""`dsmr prepare`: tokenize MIDI into the token store, and report the files that were refused."""
 
 import shlex
 import time
@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import UserError
-from dsmr.cli.configs import data_options, has_training_settings, take_flag
+from dsmr.cli.configs import grouped, has_training_settings, left_out, take_flag
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning import DsmrCLI
 from dsmr.cli.progress import bar
@@ -16,26 +16,36 @@ from dsmr.data.maestro import MAESTRO_LICENCE, download_maestro
 from dsmr.data.store import cache_folder
 from dsmr.results.run_files import CONFIG_FILE
 
+OWN_OPTIONS = ("--download", "--checkpoint", "--ckpt_path", "--ckpt-path", "--output", "--json")
+
 
 class PrepareCLI(DsmrCLI):
-    """The same configuration as training, of which only the data is built."""
+    """The settings of training, from which only the data are built."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--download", action="store_true", help="Fetch MAESTRO (58 MB) into the cache first.")
+        parser.add_argument("--download", action="store_true", help="Download MAESTRO (58 MB) into the cache first.")
 
     def instantiate_classes(self) -> None:
-        """Build the datamodule and no model."""
+        """Build the datamodule alone."""
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self.config_init.data
 
 
-def following(arguments: list[str], checkpoint: Path | None, *, has_validation: bool) -> str:
-    """The command that trains on the store: with all options that decided it."""
-    options = data_options(arguments)
-    if checkpoint is not None:
-        options = ["--config", str(checkpoint.parent / CONFIG_FILE), *options]
-    if not has_training_settings(options):
+def training_command(arguments: list[str], run: Path | None, *, has_validation: bool) -> str:
+    """Return the command that trains on the store, with all options of `dsmr prepare` that `dsmr fit` takes.
+
+    Args:
+        arguments: options of `dsmr prepare`.
+        run: folder of the run given by `--checkpoint`; its settings are repeated under another name.
+        has_validation: True if the store has validation pieces.
+    """
+    options = left_out(arguments, OWN_OPTIONS)
+    if run is not None:
+        is_named = any(name == "--name" for name, _ in grouped(options))
+        options = ["--config", str(run / CONFIG_FILE), *options]
+        options += [] if is_named else ["--name", f"{run.name}-again"]
+    elif not has_training_settings(options):
         options = ["--config", "laptop", *options]
     if not has_validation:
         options += ["--trainer.limit_val_batches", "0"]
@@ -73,7 +83,8 @@ def run(command: str, arguments: list[str]) -> int:
         f"({events / notes:.2f} per note, {store.tokens_per_second:.1f} per second), {seconds:.0f} s"
     )
     print(f"token store: {store.path}")
-    print(f"next: {following(arguments, cli.checkpoint, has_validation='validation' in splits)}")
+    run_folder = None if cli.checkpoint is None else cli.folder
+    print("next:", training_command(arguments, run_folder, has_validation="validation" in splits))
     result = {
         "store": str(store.path),
         "pieces": dict(splits),

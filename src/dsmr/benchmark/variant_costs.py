@@ -1,0 +1,60 @@
+"""Estimated costs of every variant at the sizes of a planned run, beside the full reference."""
+
+from typing import Any
+
+import torch
+
+from dsmr.benchmark.variants import WINDOW_SEGMENTS, Sizes, build, variant_rows
+from dsmr.cost import GIB, MIB
+from dsmr.cost.estimate import TrainingPlan, estimate_training
+from dsmr.model.blocks import Decoder
+from dsmr.model.horizons import format_horizons
+
+
+def estimate_variants(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Estimate all variants at the plan's sizes and budget.
+
+    Returns:
+        A row for each variant, the full reference first; and the reasons by name for variants without a row.
+    """
+    network = plan.network
+    budget = sum(network.horizons)
+    if not budget:
+        return [], {"every other row": "the configuration keeps no memory whose budget the others could spend"}
+    sizes = Sizes(len(network.blocks), network.segment_length, budget, network.memory_block)
+    known, absent = variant_rows(sizes)
+    rows: list[dict[str, Any]] = []
+    for name, row in known.items():
+        lanes = max(plan.num_lanes // WINDOW_SEGMENTS, 1) if row.windows else plan.num_lanes
+        with torch.device("meta"):
+            variant: Decoder = build(row, network, prefix_length=sizes.full_horizon)
+        costs = estimate_training(TrainingPlan(variant, lanes, plan.precision, plan.device), epoch_tokens)
+        spelling = format_horizons(row.horizons) if row.horizons else None
+        rows.append({"name": name, "spelling": spelling, **{k: v for k, v in costs.items() if k != "peak_parts"}})
+    for one in rows:
+        one["flops_relative_to_full"] = one["executed_flops_per_token"] / rows[0]["executed_flops_per_token"]
+    return rows, absent
+
+
+def variant_costs_table(rows: list[dict[str, Any]], absent: dict[str, str]) -> list[str]:
+    """Format the rows of `estimate_variants` as Markdown, with a line for each variant that is left out."""
+    left_out = [f"{name} is left out: {reason}" for name, reason in absent.items()]
+    if not rows:
+        return left_out
+    has_device = any("peak_bytes" in row for row in rows)
+    header = ["row", "horizons", "state MiB", "for backward MiB", "MFLOP/token", "of full"]
+    header += ["peak GiB", "hours/epoch"] if has_device else []
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for row in rows:
+        cells = [
+            f"`{row['name']}`",
+            row["spelling"] or "-",
+            f"{row['state_bytes'] / MIB:,.1f}",
+            f"{row['saved_bytes'] / MIB:,.0f}",
+            f"{row['executed_flops_per_token'] / 1e6:,.0f}",
+            f"{row['flops_relative_to_full']:.2f}",
+        ]
+        if has_device:
+            cells += [f"{row['peak_bytes'] / GIB:.2f}", "{:.2f} to {:.2f}".format(*row["epoch_hours"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines + left_out

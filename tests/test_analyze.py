@@ -310,7 +310,7 @@ def test_other_weights_and_other_memories_leave_the_pieces_alone(
 ) -> None:
     kept = (run / "pieces.csv").read_bytes()
     assert validate(run, tmp_path / "a.json", "--model.horizons", "2x64")["by_piece"] is None
-    assert "pieces.csv of the run is left as it is" in capsys.readouterr().out
+    assert "pieces.csv of the run is not changed" in capsys.readouterr().out
     validate(run, tmp_path / "b.json", "--model.horizons", "2x64", "--pieces", tmp_path / "own.csv")
     assert PieceTable.read(tmp_path / "own.csv").names == PieceTable.read(run / "pieces.csv").names
     assert validate(run, tmp_path / "c.json", command="test")["by_piece"] == str(run / "pieces_test.csv")

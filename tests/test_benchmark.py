@@ -194,7 +194,7 @@ def test_the_command_measures_every_row_of_the_table(smoke: dict, capsys: pytest
         (["--benchmark.repeat=3"], "unknown key benchmark.repeat"),
         (["--trainer.precision=16-mixed"], "needs a CUDA device"),
         (["--trainer.precision=64-true"], "is not one of"),
-        (["--trainer.accelerator=tpu"], "is not measured; choose from auto, cpu"),
+        (["--trainer.accelerator=tpu"], "is not supported; choose from auto, cpu"),
         (["--config", "memoryless", "--model.horizons=2x0"], "the rows need a budget"),
     ],
 )

@@ -553,7 +553,7 @@ def test_a_disk_that_cannot_be_written_is_one_line(
     def full(*given: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "there/README.md")
 
-    monkeypatch.setattr("dsmr.cli.report_command.collect", full)
+    monkeypatch.setattr("dsmr.cli.report_command.collect_results", full)
     assert dsmr("report", tmp_path) == 2
     expected = (
         "dsmr: error: cannot write there/README.md (No space left on device): make room, or choose another folder"

@@ -228,7 +228,7 @@ def test_a_table_is_there_whatever_becomes_of_its_pictures(
     assert "| `two` | 1x320+1x64 | 20 |" in text
     assert "## Benchmark speed" in text
     assert "](learning" not in text
-    assert ("No pictures: plots need matplotlib" in text) != is_there
+    assert ("No plots: plots need matplotlib" in text) != is_there
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_shown(runs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`dsmr benchmark`: speed and memory of schedules, baselines and peers, side by side."""
+"""`dsmr benchmark`: compare speed and memory of schedules, baselines and peers."""
 
 import sys
 
@@ -18,7 +18,7 @@ PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 
 
 class BenchmarkCLI(SizesCLI):
-    """The same configuration as training, with what to compare."""
+    """The settings of training, and what to compare."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
         super().add_arguments_to_parser(parser)
@@ -45,20 +45,20 @@ def run(command: str, arguments: list[str]) -> int:
         train=lambda at, row: train_and_validate(at, row, model, data, limits),
     )
     print("\n".join(benchmark_table(result)))
-    print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE keeps the figures")
+    print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE saves the results")
     write_result(result, as_json=cli.as_json, output=output)
     return 1 if result["wrong"] else 0
 
 
 def place_of(accelerator: str) -> torch.device:
-    """The device that a trainer's accelerator means.
+    """Return the device that a trainer's accelerator stands for.
 
     Raises:
-        UserError: it is not to be had, or not measured.
+        UserError: it is not available, or the benchmark does not support it.
     """
     if accelerator not in PLACES:
-        raise UserError(f"trainer.accelerator {accelerator} is not measured; choose from {', '.join(PLACES)}")
+        raise UserError(f"trainer.accelerator {accelerator} is not supported; choose from {', '.join(PLACES)}")
     wanted, has_cuda = PLACES[accelerator], torch.cuda.is_available()
     if wanted == "cuda" and not has_cuda:
-        raise UserError("trainer.accelerator asks for a GPU, but torch sees no CUDA device; use cpu")
+        raise UserError("trainer.accelerator requires a GPU, but torch finds no CUDA device; use cpu")
     return torch.device(("cuda" if has_cuda else "cpu") if wanted == "auto" else wanted)

@@ -13,11 +13,11 @@ from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.options import OneLine
-from dsmr.cli.report_command import write
 from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_trials
 from dsmr.cli.sweep.spec import Sweep, find_sweep, make_trials, read_sweep, shipped_sweeps
 from dsmr.cli.sweep.state import DONE
+from dsmr.results.report import write_report
 from dsmr.results.runs import collect_results
 
 FORBIDDEN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
@@ -159,7 +159,7 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
     names = sorted({metric for outcome in done for metric in outcome.metrics if "/" in metric})
     has_table = any(outcome.metrics for outcome in done)
     if has_table:
-        lines = write(collect_results(folder), folder, "png")
+        lines = write_report(collect_results(folder), folder, "png")
         print("\n".join(["", *(line for line in lines if not line.startswith("!"))]))
     if scored:
         print(f"best {name}: {scored[0].metrics[name]:.4f}, {scored[0].trial.name}")

@@ -19,7 +19,7 @@ from conftest import write_midi
 from dsmr.cli import main
 from dsmr.cli.configs import find_config, shipped
 from dsmr.cli.lightning import QUIET, continue_wandb
-from dsmr.generate.audio import find_sound_font, render
+from dsmr.generate.audio import find_sound_font, render_audio
 from dsmr.results.run_files import read_checkpoint
 from dsmr.training.csv_logger import MetricsLogger, read_metrics
 
@@ -301,7 +301,7 @@ def test_real_sound_is_rendered_and_not_silent(smoke_run: Path, tmp_path: Path) 
     except ValueError:
         pytest.skip("no General MIDI sound font is installed")
     midi, audio = write_midi(tmp_path / "in.mid", 1), tmp_path / "out.wav"
-    render(midi, audio, font)
+    render_audio(midi, audio, font)
     with wave.open(str(audio)) as sound:
         assert (sound.getframerate(), sound.getnchannels()) == (44_100, 2)
         seconds = sound.getnframes() / 44_100
@@ -309,7 +309,7 @@ def test_real_sound_is_rendered_and_not_silent(smoke_run: Path, tmp_path: Path) 
     assert seconds >= Score.from_midi(midi.read_bytes()).to("second").end()
     assert np.abs(samples.astype(np.int64)).max() > 500
     with pytest.raises(ValueError, match="could not write"):
-        render(tmp_path / "nothing.mid", tmp_path / "none.wav", font)
+        render_audio(tmp_path / "nothing.mid", tmp_path / "none.wav", font)
     assert not (tmp_path / "none.wav").exists()
 
 

@@ -15,12 +15,15 @@ from torch import Tensor
 from dsmr.data.maestro import find_maestro
 from dsmr.data.midi import read_midi
 from dsmr.data.tokenizer import BOS, EOS, PAD, Performance, TokenizerSpec, build_tokenizer, decode, encode
-from dsmr.generate import Generator, Prompt, Sampling, compose
+from dsmr.generate import Generator, Prompt, Sampling, compose_score
 from dsmr.generate.continuations import continuations
-from dsmr.generate.grammar import Grammar, PerformanceGrammar, grammar_of
-from dsmr.generate.music import SEAM, closed, file_seconds, file_ticks
-from dsmr.generate.prompt import NOTHING, ticks_of
-from dsmr.generate.sampling import draw, within_kinds
+from dsmr.generate.generator import make_grammar
+from dsmr.generate.grammar import Grammar
+from dsmr.generate.music import SEAM_MARKER, end_sounding_notes
+from dsmr.generate.performance_grammar import PerformanceGrammar
+from dsmr.generate.prompt import EMPTY_PROMPT, token_ticks
+from dsmr.generate.sampling import normalize_within_kinds, sample_tokens
+from dsmr.generate.score_time import seconds_to_ticks, ticks_to_seconds
 from dsmr.model import Backbone, PerceiverAR, RecurrentTransformer
 from test_tokenizer import ONE_STREAM
 
@@ -53,7 +56,9 @@ def generator(network: str = "two-scale", seed: int = 0, **sampling: float) -> G
     return Generator(backbone, build_tokenizer(TokenizerSpec()), Sampling(**{"top_p": 1.0, **sampling}))  # type: ignore[arg-type]
 
 
-def drawn(made: Generator, count: int, prompt: Prompt = NOTHING, *, num: int = 1, seed: int = 0) -> list[list[int]]:
+def drawn(
+    made: Generator, count: int, prompt: Prompt = EMPTY_PROMPT, *, num: int = 1, seed: int = 0
+) -> list[list[int]]:
     """Tokens of each lane."""
     steps = made.tokens(prompt, num=num, seed=seed, may_end=False)
     return [list(lane) for lane in zip(*islice(steps, count), strict=True)]
@@ -132,9 +137,12 @@ def test_a_batch_gives_what_its_lanes_give_alone(network: str) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_random_weights_write_is_encoded_again_as_it_was(seed: int, tokenizer: Performance) -> None:
     for ids in drawn(generator(seed=seed), 3000, num=2):
-        whole = closed(tokenizer, NOTHING, ids, int(ticks_of(tokenizer, ids)[-1]) + 3)
+        whole = end_sounding_notes(tokenizer, EMPTY_PROMPT, ids, int(token_ticks(tokenizer, ids)[-1]) + 3)
         assert len(whole) >= 2900
-        for back in (decode(tokenizer, whole), read_midi(compose(tokenizer, NOTHING, whole).dumps_midi())[0]):
+        for back in (
+            decode(tokenizer, whole),
+            read_midi(compose_score(tokenizer, EMPTY_PROMPT, whole).dumps_midi())[0],
+        ):
             assert encode(tokenizer, back).ids[1:-1].tolist() == whole
 
 
@@ -238,7 +246,7 @@ def test_other_tokenizers_follow_their_own_graph(name: str) -> None:
 @pytest.mark.parametrize("name", [*ONE_STREAM, "BEAT"])
 def test_other_tokenizers_allow_what_they_write_and_decode_what_is_drawn(name: str) -> None:
     tokenizer = build_tokenizer(ONE_STREAM.get(name, TokenizerSpec(name)))
-    grammar = grammar_of(tokenizer)
+    grammar = make_grammar(tokenizer)
     grammar.begin([BOS], 1)
     last = BOS
     for id_ in encode(tokenizer, score(seconds=20)).ids[1:].tolist():
@@ -335,9 +343,11 @@ def test_seconds_of_a_file_are_the_inverse_of_its_ticks() -> None:
     music = score(bpm=93.0)
     music.tempos.extend([Tempo(1000, 60.0), Tempo(3000, 200.0)])
     ticks = np.asarray([0, 1, 999, 1000, 1001, 2999, 3000, 9000])
-    assert file_ticks(music, file_seconds(music, ticks)).tolist() == ticks.tolist()
+    assert seconds_to_ticks(music, ticks_to_seconds(music, ticks)).tolist() == ticks.tolist()
     notes = music.tracks[0].notes.numpy()["time"]
-    assert file_seconds(music, notes) == pytest.approx(music.to("second").tracks[0].notes.numpy()["time"], abs=1e-4)
+    assert ticks_to_seconds(music, notes) == pytest.approx(
+        music.to("second").tracks[0].notes.numpy()["time"], abs=1e-4
+    )
 
 
 # sampling
@@ -348,7 +358,7 @@ def frequencies(logits: list[float], allowed: list[bool] | None = None, **settin
     logits_BV = torch.tensor(logits, dtype=torch.float64).repeat(1000, 1)
     allowed_BV = torch.tensor(allowed or [True] * len(logits)).repeat(1000, 1)
     sampling = Sampling(**{"top_p": 1.0, **settings})  # type: ignore[arg-type]
-    tokens_B = draw(logits_BV, allowed_BV, uniform, sampling)
+    tokens_B = sample_tokens(logits_BV, allowed_BV, uniform, sampling)
     return (torch.bincount(tokens_B, minlength=len(logits)) / 1000).tolist()
 
 
@@ -369,14 +379,14 @@ def test_a_kind_keeps_its_probability_where_any_of_it_is_allowed() -> None:
     logits_BV = torch.tensor([[0.3, 0.1, 0.2, 0.15, 0.25]]).log()
     kinds_VK = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])
     allowed_BV = torch.tensor([[False, True, True, True, True]])
-    found = within_kinds(logits_BV, allowed_BV, kinds_VK)
+    found = normalize_within_kinds(logits_BV, allowed_BV, kinds_VK)
     torch.testing.assert_close(found, torch.tensor([[0.0, 0.4, 0.2, 0.15, 0.25]]))
-    nothing_left = within_kinds(logits_BV, torch.tensor([[False, False, True, False, True]]), kinds_VK)
+    nothing_left = normalize_within_kinds(logits_BV, torch.tensor([[False, False, True, False, True]]), kinds_VK)
     torch.testing.assert_close(nothing_left, torch.tensor([[0.0, 0.0, 0.35, 0.0, 0.25]]) / 0.6)
-    extreme = within_kinds(torch.tensor([[500.0, -500.0, -600.0, 0.0, -900.0]]), allowed_BV, kinds_VK)
+    extreme = normalize_within_kinds(torch.tensor([[500.0, -500.0, -600.0, 0.0, -900.0]]), allowed_BV, kinds_VK)
     assert extreme.isfinite().all()
     assert extreme.sum() == pytest.approx(1.0)
-    none = within_kinds(logits_BV, torch.ones(1, 5, dtype=torch.bool), kinds_VK)
+    none = normalize_within_kinds(logits_BV, torch.ones(1, 5, dtype=torch.bool), kinds_VK)
     torch.testing.assert_close(none, logits_BV.exp())
 
 
@@ -384,7 +394,7 @@ def test_long_notes_are_ended_and_the_order_is_kept(tokenizer: Performance) -> N
     made = generator()
     made.max_note_seconds = 0.3
     for ids in drawn(made, 3000, num=2):
-        whole = closed(tokenizer, NOTHING, ids, int(ticks_of(tokenizer, ids)[-1]) + 1)
+        whole = end_sounding_notes(tokenizer, EMPTY_PROMPT, ids, int(token_ticks(tokenizer, ids)[-1]) + 1)
         music = decode(tokenizer, whole)
         assert encode(tokenizer, music).ids[1:-1].tolist() == whole
         durations = np.sort(music.tracks[0].notes.numpy()["duration"])
@@ -399,7 +409,7 @@ def test_long_notes_are_ended_and_the_order_is_kept(tokenizer: Performance) -> N
 def test_the_ends_of_the_distribution_are_not_left() -> None:
     logits_BV = torch.zeros(2, 5)
     allowed_BV = torch.tensor([False, True, False, True, False]).repeat(2, 1)
-    tokens_B = draw(logits_BV, allowed_BV, torch.tensor([[0.0], [1 - 2**-24]]), Sampling(top_p=1.0))
+    tokens_B = sample_tokens(logits_BV, allowed_BV, torch.tensor([[0.0], [1 - 2**-24]]), Sampling(top_p=1.0))
     assert set(tokens_B.tolist()) <= {1, 3}
 
 
@@ -447,7 +457,7 @@ def test_notes_pedals_and_tempo_before_the_seam_are_the_files(tokenizer: Perform
     music = score(bpm=93.0)
     prompt, _, made = continued(music, 5.0, tokenizer)
     back = Score.from_midi(made.dumps_midi())
-    seam = int(file_ticks(music, 5.0))
+    seam = int(seconds_to_ticks(music, 5.0))
     ratio = back.ticks_per_quarter // music.ticks_per_quarter
     old, new = (
         {(n.time * k, n.pitch, n.velocity) for n in one.tracks[0].notes if n.time * k < seam * ratio}
@@ -461,7 +471,7 @@ def test_notes_pedals_and_tempo_before_the_seam_are_the_files(tokenizer: Perform
     assert controls[0] == controls[1]
     assert all(control.time <= seam * ratio for control in back.tracks[0].controls)
     assert back.tempos[0].mspq == music.tempos[0].mspq
-    assert [(marker.time, marker.text) for marker in back.markers] == [(seam * ratio, SEAM)]
+    assert [(marker.time, marker.text) for marker in back.markers] == [(seam * ratio, SEAM_MARKER)]
     assert [track.program for track in back.tracks] == [0]
     assert prompt.seam == 5.0
 
@@ -475,7 +485,7 @@ def test_nothing_new_comes_before_the_seam(tokenizer: Performance) -> None:
     starts = sorted(note.time for note in made.to("second").tracks[0].notes)
     assert starts[0] == 0
     assert 7.3 - 1e-3 <= starts[1] < 11.3
-    assert ticks_of(tokenizer, [*prompt.ids, *new])[-1] == 1130
+    assert token_ticks(tokenizer, [*prompt.ids, *new])[-1] == 1130
 
 
 def test_a_pedal_that_is_never_lifted_lengthens_nothing(tokenizer: Performance) -> None:
@@ -491,7 +501,7 @@ def test_tempo_changes_are_kept_and_time_is_right(tokenizer: Performance) -> Non
     music.tempos.append(Tempo(1000, 60.0))
     music.tempos.append(Tempo(3000, 200.0))
     music = Score.from_midi(music.dumps_midi())
-    assert file_ticks(music, [0.0, 1000 / 960, 1000 / 960 + 1.0]).tolist() == [0, 1000, 1480]
+    assert seconds_to_ticks(music, [0.0, 1000 / 960, 1000 / 960 + 1.0]).tolist() == [0, 1000, 1480]
     prompt, new, made = continued(music, 6.0, tokenizer)
     assert encode(tokenizer, read_midi(made.dumps_midi())[0]).ids[:-1].tolist() == [*prompt.ids, *new]
 
@@ -510,12 +520,12 @@ def test_a_piece_has_the_asked_length_and_all_its_notes_end(tokenizer: Performan
 def test_an_end_beyond_the_asked_length_is_cut_off(tokenizer: Performance) -> None:
     on, off, velocity, shift = tokenizer.note_on, tokenizer.note_off, tokenizer.velocity, tokenizer.shift
     ids = [velocity + 9, on + 60, shift + 49, off + 60, EOS]
-    assert closed(tokenizer, NOTHING, ids, 50) == ids
-    assert closed(tokenizer, NOTHING, ids, 40) == [velocity + 9, on + 60, shift + 39, off + 60]
-    assert closed(tokenizer, NOTHING, [velocity + 9, on + 60], 230) == [
+    assert end_sounding_notes(tokenizer, EMPTY_PROMPT, ids, 50) == ids
+    assert end_sounding_notes(tokenizer, EMPTY_PROMPT, ids, 40) == [velocity + 9, on + 60, shift + 39, off + 60]
+    assert end_sounding_notes(tokenizer, EMPTY_PROMPT, [velocity + 9, on + 60], 230) == [
         velocity + 9, on + 60, shift + 99, shift + 99, shift + 29, off + 60
     ]  # fmt: skip
-    assert closed(tokenizer, NOTHING, [shift + 99, shift + 3, velocity + 9], 60) == []
+    assert end_sounding_notes(tokenizer, EMPTY_PROMPT, [shift + 99, shift + 3, velocity + 9], 60) == []
 
 
 def test_a_stream_gives_the_notes_of_the_tokens(tokenizer: Performance) -> None:
@@ -523,13 +533,13 @@ def test_a_stream_gives_the_notes_of_the_tokens(tokenizer: Performance) -> None:
     prompt = made.prompt(score(), 5.0)
     (one,) = continuations(made, prompt, seconds=4.0, seed=3)
     events = list(made.stream(prompt, seconds=4.0, seed=3))
-    ticks = ticks_of(tokenizer, [*prompt.ids, *one.ids])[len(prompt.ids) :]
+    ticks = token_ticks(tokenizer, [*prompt.ids, *one.ids])[len(prompt.ids) :]
     notes = tokenizer.is_note(np.asarray(one.ids))
     assert [round(100 * event.seconds) for event in events] == ticks[notes].tolist()
     ids = np.asarray(one.ids)[notes]
     assert [event.pitch for event in events] == [(int(i) - tokenizer.note_on) % 128 for i in ids]
     assert [event.velocity == 0 for event in events] == [int(i) >= tokenizer.note_off for i in ids]
-    loud = {note.velocity for note in one.score.tracks[0].notes if note.time >= file_ticks(one.score, 5.0)}
+    loud = {note.velocity for note in one.score.tracks[0].notes if note.time >= seconds_to_ticks(one.score, 5.0)}
     assert {event.velocity for event in events} - {0} == loud
     endless = made.stream()
     assert len(list(islice(endless, 500))) == 500
@@ -601,5 +611,5 @@ def test_real_prompts_come_back_with_their_continuations(maestro: str, tokenizer
 
 def test_grammars_are_chosen_by_tokenizer() -> None:
     tokenizer: MusicTokenizer = build_tokenizer(TokenizerSpec())
-    assert isinstance(grammar_of(tokenizer), PerformanceGrammar)
-    assert not isinstance(grammar_of(build_tokenizer(TokenizerSpec("REMI"))), PerformanceGrammar)
+    assert isinstance(make_grammar(tokenizer), PerformanceGrammar)
+    assert not isinstance(make_grammar(build_tokenizer(TokenizerSpec("REMI"))), PerformanceGrammar)

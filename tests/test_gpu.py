@@ -189,7 +189,7 @@ def test_prompts_of_all_lengths_are_read_without_compiling_anew(device: str, rul
         stack.callback(setattr, torch._dynamo.config, "error_on_recompile", False)
         for length in (300, 1, 2, 127, 128, 129, 255, 256, 257, 700):
             ids = torch.randint(4, len(tokenizer), (length,), generator=torch.Generator().manual_seed(length)).tolist()
-            found_BV, wanted_BV = (Generator(each, tokenizer).read(ids)[0] for each in (made, plain))
+            found_BV, wanted_BV = (Generator(each, tokenizer).prefill(ids)[0] for each in (made, plain))
             torch.testing.assert_close(found_BV, wanted_BV, rtol=1e-2, atol=1e-2)
             torch._dynamo.config.error_on_recompile = True
 

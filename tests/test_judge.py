@@ -23,7 +23,7 @@ from dsmr.analyze.judging.music_comparison import (
 )
 from dsmr.cli import main
 from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer
-from dsmr.generate.music import SEAM
+from dsmr.generate.music import SEAM_MARKER
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_only_what_comes_after_the_seam_is_judged(tokenizer: Performance, tmp_pa
     score = Score(480)
     score.tracks.append(Track("", 0, False))
     score.tracks[0].notes.extend([Note(960 * second, 480, 60 + second, 70) for second in range(8)])
-    score.markers.append(TextMeta(960 * 3, SEAM))
+    score.markers.append(TextMeta(960 * 3, SEAM_MARKER))
     score.dump_midi(tmp_path / "a.mid")
     found = read_excerpt(tokenizer, tmp_path / "a.mid", "a")
     assert (found.start, found.seconds, found.invalid) == (3.0, 4.5, 0)

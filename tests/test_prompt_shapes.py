@@ -81,8 +81,8 @@ def test_logits_and_memory_are_those_of_every_other_way_to_read(name: str, seen:
     assert not plain.backbone.compiles_each_length
     for length in AROUND_BOUNDARIES:
         ids = prompt(length)
-        logits_BV, memory = made.read(ids)
-        wanted_BV, other = plain.read(ids)  # the last segment as short as it is
+        logits_BV, memory = made.prefill(ids)
+        wanted_BV, other = plain.prefill(ids)  # the last segment as short as it is
         torch.testing.assert_close(logits_BV, wanted_BV, rtol=1e-9, atol=1e-10)
         torch.testing.assert_close(logits_BV, token_by_token(plain.backbone, ids)[0], rtol=1e-9, atol=1e-10)
         assert (memory.clock, memory.open_length) == (other.clock, other.open_length) == (length // T * T, length % T)
@@ -103,7 +103,7 @@ def test_prompts_of_all_lengths_have_one_shape_for_each_horizon(
 ) -> None:
     made = generator(name)
     for length in range(1, 3 * T + 1):
-        made.read(prompt(length))
+        made.prefill(prompt(length))
     assert {(lanes, opened, queries) for lanes, opened, queries, _, _ in seen} == {(1, 0, T)}
     assert len(seen) == num_shapes
     windows = {window for *_, slots, window in seen if slots}
@@ -115,7 +115,7 @@ def test_what_is_not_compiled_reads_no_more_tokens_than_there_are(monkeypatch: p
     made, read = generator("boundary"), []
     original = made.backbone.forward
     monkeypatch.setattr(made.backbone, "forward", lambda ids, *rest: read.append(ids.shape[1]) or original(ids, *rest))
-    made.read(prompt(2 * T + 3))
+    made.prefill(prompt(2 * T + 3))
     assert read == [T, T, 3]
 
 

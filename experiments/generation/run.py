@@ -74,7 +74,7 @@ def turns(made: Generator, prompt: Prompt) -> dict[str, Callable[[], float]]:
         return turn
 
     def bare(lanes: int) -> Callable[[], float]:
-        _, memory = made.read(prompt.ids, lanes)
+        _, memory = made.prefill(prompt.ids, lanes)
         token_B1 = torch.full((lanes, 1), 5)
 
         @torch.inference_mode()
@@ -100,7 +100,7 @@ def turns(made: Generator, prompt: Prompt) -> dict[str, Callable[[], float]]:
     def reading() -> float:
         began = time.perf_counter()
         with torch.inference_mode():
-            made.read(prompt.ids)
+            made.prefill(prompt.ids)
         return len(prompt.ids) / (time.perf_counter() - began)
 
     found: dict[str, Callable[[], float]] = {}

@@ -1,4 +1,4 @@
-"""Sound of a MIDI file, by the program FluidSynth and a General MIDI sound font, where both are installed."""
+"""Render MIDI files as audio with FluidSynth and a General MIDI sound font, if both are installed."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ INSTALL = (
 
 
 def find_sound_font(given: str | None = None) -> Path:
-    """The font of that path, of `$DSMR_SOUND_FONT`, or the largest one where systems keep them.
+    """Return the given font, that of `$DSMR_SOUND_FONT`, or the largest one in the usual folders.
 
     Raises:
         UserError: there is none.
@@ -46,29 +46,21 @@ def find_sound_font(given: str | None = None) -> Path:
 
 
 def check_audio(sound_font: str | None = None) -> Path:
-    """The sound font that will be used, before any work is done for it.
-
-    Raises:
-        UserError: FluidSynth or a sound font is missing.
-    """
+    """Return the sound font to use; raises `UserError` if FluidSynth or a font is missing, before any work is done."""
     if shutil.which(PROGRAM) is None:
         raise UserError(f"audio needs the program {PROGRAM}, which is not installed ({INSTALL})")
     return find_sound_font(sound_font)
 
 
-def render(midi: Path, audio: Path, sound_font: Path) -> None:
-    """Write a MIDI file's sound as a WAV file, 44.1 kHz stereo.
-
-    Raises:
-        UserError: FluidSynth failed.
-    """
+def render_audio(midi: Path, audio: Path, sound_font: Path) -> None:
+    """Render a MIDI file as a WAV file, 44.1 kHz stereo; raises `UserError` if FluidSynth fails."""
     partial = audio.with_name(f".{audio.name}.partial")
     command = [PROGRAM, "-ni", "-q", "-g", "0.6", "-r", str(SAMPLE_RATE), "-T", "wav", "-F", str(partial)]
     try:
         done = subprocess.run([*command, str(sound_font), str(midi)], capture_output=True, text=True, check=False)
         if done.returncode or not partial.is_file() or not partial.stat().st_size:
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise UserError(f"{PROGRAM} could not write {audio}: {said[-1] if said else 'it said nothing'}")
+            raise UserError(f"{PROGRAM} could not write {audio}: {said[-1] if said else 'no message'}")
         partial.replace(audio)
     finally:
         partial.unlink(missing_ok=True)

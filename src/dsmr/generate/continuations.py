@@ -9,8 +9,8 @@ from symusic import Score
 from dsmr.data.tokenizer import EOS, PAD, TICKS_PER_SECOND, Performance
 from dsmr.generate.generator import Generator
 from dsmr.generate.grammar import Grammar
-from dsmr.generate.music import NewMusic, closed, compose
-from dsmr.generate.prompt import NOTHING, Prompt
+from dsmr.generate.music import NewMusic, compose_score, end_sounding_notes
+from dsmr.generate.prompt import EMPTY_PROMPT, Prompt
 
 MAX_TOKENS_PER_SECOND = 400
 """Limit for models that write hardly any time shifts; ten times the rate of MAESTRO."""
@@ -39,7 +39,7 @@ class Continuation:
 
 def continuations(
     generator: Generator,
-    prompt: Prompt = NOTHING,
+    prompt: Prompt = EMPTY_PROMPT,
     *,
     seconds: float,
     num: int = 1,
@@ -155,10 +155,10 @@ def _finished(
     tokenizer = generator.tokenizer
     if isinstance(tokenizer, Performance):
         tick = prompt.first_tick + round(reached * TICKS_PER_SECOND)
-        ids = closed(tokenizer, prompt, ids, tick + 1 if was_stopped else last_tick)
-        score = compose(tokenizer, prompt, ids)
+        ids = end_sounding_notes(tokenizer, prompt, ids, tick + 1 if was_stopped else last_tick)
+        score = compose_score(tokenizer, prompt, ids)
         seconds = max(float(score.to("second").end()) - prompt.seam, 0.0)
     else:
-        score = compose(tokenizer, prompt, ids, goal)
+        score = compose_score(tokenizer, prompt, ids, goal)
         seconds = NewMusic(tokenizer, prompt).end(ids, goal)
     return Continuation(ids, score, seconds, EOS in ids[-1:], was_stopped)

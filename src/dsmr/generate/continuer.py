@@ -11,7 +11,7 @@ from dsmr.data.datamodule import PieceTokens
 from dsmr.data.tokenizer import Performance, decode, open_ended
 from dsmr.generate.continuations import Continuation, continuations
 from dsmr.generate.generator import Generator, check_seed
-from dsmr.generate.prompt import Prompt, cut
+from dsmr.generate.prompt import Prompt, cut_prompt
 from dsmr.generate.sampling import Sampling
 from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import evaluation_copy
@@ -102,7 +102,7 @@ class Continuer(RecurrentLM):
         """The beginning of a piece; by the data's mean number of tokens in a second where tokens tell no time."""
         ids = open_ended(tokenizer, ids)
         if isinstance(tokenizer, Performance):
-            return cut(tokenizer, ids, self.prompt_seconds, name)
+            return cut_prompt(tokenizer, ids, self.prompt_seconds, name)
         ids = ids[: 1 + round(self.prompt_seconds * tokens_per_second)]
         end = float(decode(tokenizer, np.asarray(ids[1:], np.uint16)).to("second").end())
         return Prompt(ids, seam=end)

@@ -1,7 +1,6 @@
-"""Music token by token from a trained network, at constant memory. B lanes, T segment, V vocabulary."""
+"""Generate music token by token at constant memory. B lanes, T segment length, V vocabulary."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,25 +11,28 @@ from torch import Tensor
 
 from dsmr import UserError
 from dsmr.attention.backends import Backend
-from dsmr.data.tokenizer import BOS, EOS, PAD, TICKS_PER_SECOND, Performance, TokenizerSpec, build_tokenizer
-from dsmr.generate.grammar import NOTE_OFF, NOTE_ON, VELOCITY, Grammar, PerformanceGrammar, grammar_of
-from dsmr.generate.prompt import NOTHING, Prompt, read_prompt
-from dsmr.generate.sampling import Sampling, draw
+from dsmr.data.performance import TICKS_PER_SECOND, Performance
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
+from dsmr.data.vocabulary import BOS, EOS, PAD
+from dsmr.generate.grammar import Grammar, TypeGrammar
+from dsmr.generate.performance_grammar import NOTE_OFF, NOTE_ON, VELOCITY, PerformanceGrammar
+from dsmr.generate.prompt import EMPTY_PROMPT, Prompt, read_prompt
+from dsmr.generate.sampling import Sampling, sample_tokens
 from dsmr.model import Backbone
 from dsmr.model.memory import Memory, map_lanes
 from dsmr.share.loading import load_model
 
-DRAWN_AT_ONCE = 256  # random numbers of a lane
-MOST_SEED = 2**63 - 1
+NUMBERS_PER_BLOCK = 256
+MAX_SEED = 2**63 - 1
 
 
 class Event(NamedTuple):
-    """A key that goes down or up.
+    """The start or end of a note.
 
     Attributes:
-        seconds: since the piece's beginning.
-        pitch: MIDI's, 0-127.
-        velocity: 1-127; 0 where the note ends.
+        seconds: time since the start of the piece.
+        pitch: MIDI pitch, 0-127.
+        velocity: 1-127 at the start, 0 at the end.
     """
 
     seconds: float
@@ -39,13 +41,13 @@ class Event(NamedTuple):
 
 
 class Generator:
-    """Continues pieces; holds a network and its tokenizer, and no state of any piece.
+    """Continues pieces with a network and its tokenizer; keeps no state between calls.
 
     Args:
-        backbone: in evaluation mode.
-        tokenizer: of its tokens.
-        sampling: how tokens are drawn.
-        max_note_seconds: notes of `performance` tokens are ended after so long; None leaves it to the network.
+        backbone: the network, in evaluation mode.
+        tokenizer: the tokenizer that it was trained with.
+        sampling: settings of sampling.
+        max_note_seconds: longest duration of a note, for `performance` tokens; None leaves it to the network.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class Generator:
     ) -> None:
         self.backbone, self.tokenizer, self.sampling = backbone, tokenizer, sampling or Sampling()
         self.max_note_seconds = max_note_seconds
-        self.grammar()
+        self.grammar()  # refuses a bad max_note_seconds before anything is generated
 
     @classmethod
     def load(
@@ -70,19 +72,19 @@ class Generator:
         device: torch.device | str = "cpu",
         attention: Backend = "auto",
     ) -> "Generator":
-        """Generator of a run (its best), a checkpoint file or an exported folder.
+        """Load a run (its best checkpoint), a checkpoint file or an exported folder.
 
         Args:
-            checkpoint: where it is.
-            horizons: others than the trained ones; None keeps those.
-            sampling: how tokens are drawn.
-            max_note_seconds: after which notes are ended; None leaves it to the network.
-            device: where the network runs.
+            checkpoint: its path.
+            horizons: horizons to use instead of the trained ones.
+            sampling: settings of sampling.
+            max_note_seconds: longest duration of a note; None leaves it to the network.
+            device: device of the network.
             attention: see `dsmr.attention.backends.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
                 once for all prompts; `materialised` compiles nothing.
 
         Raises:
-            UserError: there is none, it names no tokenizer, or the tokenizer has another vocabulary.
+            UserError: there is no checkpoint, it names no tokenizer, or the tokenizer has another vocabulary.
         """
         loaded = load_model(checkpoint, horizons=horizons, attention=attention)
         if loaded.tokenizer is None:
@@ -99,30 +101,30 @@ class Generator:
 
     @property
     def device(self) -> torch.device:
-        """Where the network runs."""
+        """Device of the network."""
         return next(self.backbone.parameters()).device
 
     def prompt(self, file: "str | Path | Score", seconds: float | None = None) -> Prompt:
-        """The beginning of a MIDI file, or all of it; see `dsmr.generate.prompt.read_prompt`."""
+        """Read the first `seconds` of a MIDI file, or all of it; see `dsmr.generate.prompt.read_prompt`."""
         return read_prompt(self.tokenizer, file, seconds)
 
     def stream(
         self, prompt: "Prompt | str | Path | Score | None" = None, *, seconds: float | None = None, seed: int = 0
     ) -> Iterator[Event]:
-        """Notes as they come, for playing them at once; without end but where the piece ends.
+        """Yield notes as they are generated, until `seconds` are over or the model ends the piece.
 
         Args:
-            prompt: what is continued: a MIDI file, a score, or a part of one as of `prompt`; None begins a piece.
-            seconds: of music, after which sounding notes are ended; None leaves the end to the model.
-            seed: of the draws.
+            prompt: a MIDI file, a score, or a `Prompt` to continue; None starts a new piece.
+            seconds: seconds of new music, after which sounding notes are ended; None lets the model end the piece.
+            seed: random seed.
 
         Raises:
-            UserError: the prompt cannot be used, no music is asked for, or the tokens are not `performance`.
+            UserError: the prompt cannot be used, `seconds` is not positive, or the tokens are not `performance`.
         """
         if not isinstance(self.tokenizer, Performance):
             raise UserError("notes can be streamed from performance tokens only; use tokens() and decode them")
-        begun = prompt if isinstance(prompt, Prompt) else NOTHING if prompt is None else self.prompt(prompt)
-        return self._stream(begun, seconds, seed)
+        given = prompt if isinstance(prompt, Prompt) else EMPTY_PROMPT if prompt is None else self.prompt(prompt)
+        return self._stream(given, seconds, seed)
 
     def _stream(self, prompt: Prompt, seconds: float | None, seed: int) -> Iterator[Event]:
         grammar = self.grammar()
@@ -153,20 +155,20 @@ class Generator:
         may_end: bool = True,
         grammar: Grammar | None = None,
     ) -> Iterator[list[int]]:
-        """New tokens of all continuations, step by step; a lane that has ended gives PAD.
+        """Yield the new tokens of all lanes, step by step; PAD for lanes that have ended.
 
-        The prompt is read once, in whole segments, at the speed of training; then every lane goes its own way.
-        Lane k draws as a single one with the seed `seed + k` would.
+        The prompt is read once, in whole segments, at the speed of training, and its memory is then copied to all
+        lanes. Lane k yields the same tokens as a single lane with seed `seed + k`.
 
         Args:
-            prompt: what all lanes have read, or its ids, BOS first.
-            num: B, continuations.
-            seed: of the first lane's draws.
-            may_end: whether the model may end a piece.
-            grammar: whose state the caller wants to see: that after the tokens that were given.
+            prompt: a `Prompt`, or its ids, BOS first.
+            num: number of lanes (B).
+            seed: random seed of the first lane.
+            may_end: True lets the model end a piece.
+            grammar: a grammar of the caller, to watch its state: that after the tokens that were yielded last.
 
         Raises:
-            UserError: an empty prompt, or no lanes.
+            UserError: the prompt is empty, or `num` is below 1.
         """
         given = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         if not given.ids or num < 1:
@@ -174,42 +176,44 @@ class Generator:
         return self._tokens(given, num, seed, may_end, self.grammar() if grammar is None else grammar)
 
     def grammar(self) -> Grammar:
-        """What may follow, for lanes that have not begun yet."""
-        return grammar_of(self.tokenizer, self.device, self.max_note_seconds)
+        """Make a grammar for the tokenizer, without any lanes yet."""
+        return make_grammar(self.tokenizer, self.device, self.max_note_seconds)
 
     def _tokens(self, prompt: Prompt, num: int, seed: int, may_end: bool, grammar: Grammar) -> Iterator[list[int]]:
         with torch.inference_mode():
-            logits_BV, memory = self.read(prompt.ids, num)
+            logits_BV, memory = self.prefill(prompt.ids, num)
             grammar.begin(prompt.ids, num, prompt.first_tick)
-        draws, has_ended_B = Draws(seed, num, self.device), torch.zeros(num, dtype=torch.bool, device=self.device)
+        uniforms = uniform_numbers(seed, num, self.device)
+        has_ended_B = torch.zeros(num, dtype=torch.bool, device=self.device)
         while True:
             with torch.inference_mode():
                 allowed_BV = grammar.allowed(may_end=may_end)
-                drawn_B = draw(logits_BV, allowed_BV, draws.next(), self.sampling, grammar.kinds_VK)
+                tokens_B = sample_tokens(logits_BV, allowed_BV, next(uniforms), self.sampling, grammar.kinds_VK)
                 if may_end:
-                    drawn_B = drawn_B.masked_fill(has_ended_B, PAD)
-                    has_ended_B = has_ended_B | (drawn_B == EOS)
-                grammar.advance(drawn_B)
-            yield drawn_B.tolist()
+                    tokens_B = tokens_B.masked_fill(has_ended_B, PAD)
+                    has_ended_B = has_ended_B | (tokens_B == EOS)
+                grammar.advance(tokens_B)
+            yield tokens_B.tolist()
             if may_end and bool(has_ended_B.all()):
                 return
             with torch.inference_mode():
-                logits_BTV, update = self.backbone(drawn_B[:, None], memory)
+                logits_BTV, update = self.backbone(tokens_B[:, None], memory)
                 memory.commit(update)
                 logits_BV = logits_BTV[:, -1]
 
-    def read(self, ids: Sequence[int], num_lanes: int = 1) -> tuple[Tensor, Memory]:
-        """Read a prompt segment by segment; give the logits (B, V) after it, and the memory of so many lanes of it.
+    def prefill(self, ids: Sequence[int], num_lanes: int = 1) -> tuple[Tensor, Memory]:
+        """Read a prompt segment by segment; return the logits after it, (B, V), and its memory, copied to B lanes.
 
-        Where each length of a pass is compiled anew, the last segment is padded to T tokens, of which only the
-        prompt's are committed. Every pass then has the same shape; attention is causal, so padding changes no logits.
+        If every new length of a pass is compiled anew, the last segment is padded to T tokens, of which only the
+        prompt's are committed to memory: all passes then share one shape. Attention is causal, so that the padding
+        behind them changes no logits.
         """
         memory = self.backbone.init_memory(1, decoding=True)
         segment = self.backbone.segment_length
         pads = self.backbone.compiles_each_length
         for first in range(0, len(ids), segment):
             part = list(ids[first : first + segment])
-            # a single token is read as in decoding, which compiles nothing
+            # a single token takes the path of decoding, which is not compiled
             missing = segment - len(part) if pads and len(part) > 1 else 0
             logits_BTV, update = self.backbone(torch.tensor([part + [PAD] * missing], device=self.device), memory)
             memory.commit(update.first(len(part)) if missing else update)
@@ -221,29 +225,41 @@ class Generator:
         return logits_BV.repeat(num_lanes, 1), wide
 
 
-def check_seed(option: str, seed: int, num_lanes: int) -> None:
-    """Refuse a seed that torch does not take.
+def make_grammar(
+    tokenizer: MusicTokenizer, device: torch.device | str = "cpu", max_note_seconds: float | None = None
+) -> Grammar:
+    """Make the grammar of a tokenizer.
+
+    Args:
+        tokenizer: the tokenizer.
+        device: of the grammar's state.
+        max_note_seconds: longest duration of a note. Only for `performance`; notes of other tokenizers have their
+            duration in one token.
 
     Raises:
-        UserError: naming the option.
+        UserError: `max_note_seconds` is below one tick.
     """
-    if abs(seed) + num_lanes > MOST_SEED:
-        raise UserError(f"{option} is {seed}; it must be from 0 to {MOST_SEED - num_lanes}")
+    if max_note_seconds is not None and not max_note_seconds >= 0.01:
+        raise UserError(f"max_note_seconds is {max_note_seconds}; it must be at least 0.01, one tick")
+    if isinstance(tokenizer, Performance):
+        ticks = None if max_note_seconds is None else round(max_note_seconds * TICKS_PER_SECOND)
+        return PerformanceGrammar(tokenizer, device, ticks)
+    return TypeGrammar(tokenizer, device)
 
 
-class Draws:
-    """Uniform random numbers in [0, 1), (B, 1) at a time; lane k has a generator of its own, seeded `seed + k`."""
+def check_seed(option: str, seed: int, num_lanes: int) -> None:
+    """Raise `UserError` naming the option if torch would not accept the seed."""
+    if abs(seed) + num_lanes > MAX_SEED:
+        raise UserError(f"{option} is {seed}; it must be from 0 to {MAX_SEED - num_lanes}")
 
-    def __init__(self, seed: int, num_lanes: int, device: torch.device) -> None:
-        self.generators = [torch.Generator().manual_seed(seed + lane) for lane in range(num_lanes)]
-        self.device = device
-        self._numbers = self._steps()
 
-    def next(self) -> Tensor:
-        """Those of the next step."""
-        return next(self._numbers)
+def uniform_numbers(seed: int, num_lanes: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield uniform random numbers in [0, 1), (B, 1) each, without end.
 
-    def _steps(self) -> Iterator[Tensor]:
-        for _ in count():
-            rows = [torch.rand(DRAWN_AT_ONCE, generator=generator) for generator in self.generators]
-            yield from torch.stack(rows, dim=-1).to(self.device)[:, :, None]
+    Lane k has a generator of its own, seeded `seed + k`, so that its numbers do not depend on the other lanes. Numbers
+    are drawn on the CPU, where they are the same for every device, and in blocks, so that they are copied rarely.
+    """
+    generators = [torch.Generator().manual_seed(seed + lane) for lane in range(num_lanes)]
+    while True:
+        lanes = [torch.rand(NUMBERS_PER_BLOCK, generator=generator) for generator in generators]
+        yield from torch.stack(lanes, dim=-1).to(device)[:, :, None]

@@ -16,10 +16,10 @@ from dsmr.data.files import atomic_write
 from dsmr.data.folder import MidiFolder
 from dsmr.data.sources import Split
 from dsmr.data.tokenizer import Performance, decode, open_ended
-from dsmr.generate.audio import render
+from dsmr.generate.audio import render_audio
 from dsmr.generate.continuations import Continuation
 from dsmr.generate.generator import Generator
-from dsmr.generate.prompt import Prompt, cut
+from dsmr.generate.prompt import Prompt, cut_prompt
 
 
 @dataclass
@@ -94,7 +94,7 @@ def stored_prompt(
     """
     ids = open_ended(tokenizer, ids)
     if isinstance(tokenizer, Performance):
-        return cut(tokenizer, ids, seconds, name)
+        return cut_prompt(tokenizer, ids, seconds, name)
     if seconds is not None:
         ids = ids[: 1 + round(seconds * tokens_per_second)]
     end = float(decode(tokenizer, np.asarray(ids[1:], np.uint16)).to("second").end())
@@ -145,7 +145,7 @@ def write_continuation(
         files: dict[str, Any] = {"output": str(path)}
         if sound_font is not None:
             files["audio"] = str(path.with_suffix(".wav"))
-            render(path, path.with_suffix(".wav"), sound_font)
+            render_audio(path, path.with_suffix(".wav"), sound_font)
         if picture:
             from dsmr.generate.piano_roll import plot_piano_roll
 

@@ -1,4 +1,7 @@
-"""The music that is continued: what the network reads of it, and what is copied from its file."""
+"""Prompts: the tokens that the network reads, and the score that is copied into the output.
+
+A prompt ends at the seam: everything before it is the file's, everything after it is generated.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,27 +14,21 @@ from symusic import Score
 
 from dsmr import UserError
 from dsmr.data.midi import read_midi
-from dsmr.data.performance import extend_by_pedal, quantize
+from dsmr.data.performance import TICKS_PER_SECOND, Performance, extend_by_pedal, quantize
 from dsmr.data.sources import Refused
-from dsmr.data.tokenizer import (
-    BOS,
-    TICKS_PER_SECOND,
-    Performance,
-    encode,
-    open_ended,
-    piano_part,
-)
+from dsmr.data.tokenizer import encode, open_ended, piano_part
+from dsmr.data.vocabulary import BOS
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the network has read before it goes on.
+    """Music to continue.
 
     Attributes:
         ids: BOS and events.
-        first_tick: no new event comes before it; in ticks of 10 ms, for `performance`.
-        seam: where the new music begins, in seconds.
-        score: the piano part that is copied up to the seam, in its own ticks; None where there is no file.
+        first_tick: earliest tick (10 ms) of a new event, for `performance`.
+        seam: second at which the new music starts.
+        score: piano part to copy up to the seam, in the ticks of its file; None without a file.
     """
 
     ids: Sequence[int] = (BOS,)
@@ -40,26 +37,22 @@ class Prompt:
     score: "Score | None" = field(default=None, repr=False)
 
     def last_tick(self, seconds: float) -> int:
-        """Tick at which so many seconds of new music end.
-
-        Raises:
-            UserError: none are asked for.
-        """
+        """Return the tick at which `seconds` of new music end; raises `UserError` if they are not positive."""
         if not seconds > 0:
             raise UserError(f"seconds is {seconds}; it must be above 0")
         return self.first_tick + max(round(seconds * TICKS_PER_SECOND), 1)
 
 
-NOTHING = Prompt()
+EMPTY_PROMPT = Prompt()
 
 
 def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: float | None = None) -> Prompt:
-    """The piano part of a MIDI file up to a seam.
+    """Read the piano part of a MIDI file up to the seam.
 
     Args:
-        tokenizer: of the network.
-        file: a MIDI file or a score in ticks.
-        seconds: the seam; None, or more than there are, takes the whole piece.
+        tokenizer: the network's tokenizer.
+        file: a MIDI file, or a score in ticks.
+        seconds: the seam (default: the end of the piece).
 
     Raises:
         UserError: the file cannot be read, has no piano notes, or none before the seam.
@@ -79,23 +72,26 @@ def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: 
     except Refused as refused:
         raise UserError(f"{name} cannot be used: {refused}") from refused
     if isinstance(tokenizer, Performance):
-        return replace(cut(tokenizer, whole, seconds, name), score=piano)
-    return _clipped(tokenizer, piano, whole, seconds, name)
+        return replace(cut_prompt(tokenizer, whole, seconds, name), score=piano)
+    return _cut_by_onsets(tokenizer, piano, whole, seconds, name)
 
 
-def cut(tokenizer: Performance, ids: list[int], seconds: float | None, name: str) -> Prompt:
-    """The tokens of all events before the seam: a beginning of the piece's own.
+def cut_prompt(tokenizer: Performance, ids: list[int], seconds: float | None, name: str) -> Prompt:
+    """Cut `performance` tokens at the seam, behind the last event before it.
+
+    The ids of the prompt are a prefix of the piece's. Notes that sound at the seam have no end in them: the network
+    decides when they end.
 
     Args:
-        tokenizer: of the ids.
+        tokenizer: the tokenizer.
         ids: BOS and events.
-        seconds: the seam; None, or more than there are, takes the whole piece.
-        name: of the piece, for messages.
+        seconds: the seam (default: the end of the piece).
+        name: name of the piece in messages.
 
     Raises:
         UserError: there is no note before the seam.
     """
-    tick_N = ticks_of(tokenizer, ids)
+    tick_N = token_ticks(tokenizer, ids)
     is_event_N = tokenizer.is_note(np.asarray(ids))
     seam = int(tick_N[-1]) if seconds is None else round(seconds * TICKS_PER_SECOND)
     if seam >= tick_N[-1]:
@@ -104,38 +100,42 @@ def cut(tokenizer: Performance, ids: list[int], seconds: float | None, name: str
     if not len(before):
         first = tick_N[is_event_N][0] / TICKS_PER_SECOND
         raise UserError(f"{name} has no note in its first {seconds:g} seconds; the first is at {first:.1f} s")
+    # The shift that follows is dropped: it may lead past the seam. The grammar makes the network write at least as
+    # far.
     return Prompt(ids[: int(before[-1]) + 1], seam, seam / TICKS_PER_SECOND)
 
 
-def _clipped(tokenizer: MusicTokenizer, piano: Score, ids: list[int], seconds: float | None, name: str) -> Prompt:
-    """The tokens of all notes that begin before the seam."""
+def _cut_by_onsets(
+    tokenizer: MusicTokenizer, piano: Score, ids: list[int], seconds: float | None, name: str
+) -> Prompt:
+    """Encode the notes that start before the seam, for tokenizers that write a note's duration with the note."""
     onsets = piano.to("second").tracks[0].notes.numpy()["time"]
     end = float(piano.to("second").end())
     if seconds is None or seconds >= end:
         return Prompt(ids, 0, end, piano)
-    begun = onsets < seconds
-    if not begun.any():
+    is_before = onsets < seconds
+    if not is_before.any():
         raise UserError(f"{name} has no note in its first {seconds:g} seconds; the first is at {onsets.min():.1f} s")
     part = piano.copy()
-    kept = [note for note, is_begun in zip(part.tracks[0].notes, begun, strict=True) if is_begun]
+    kept = [note for note, is_kept in zip(part.tracks[0].notes, is_before, strict=True) if is_kept]
     part.tracks[0].notes = type(part.tracks[0].notes)(kept)
     return Prompt(open_ended(tokenizer, encode(tokenizer, part).ids.tolist()), 0, seconds, piano)
 
 
-def ticks_of(tokenizer: Performance, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tick of 10 ms at which each token stands, after the shifts up to and with it."""
+def token_ticks(tokenizer: Performance, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tick (10 ms) of each token: the sum of all shifts up to it, its own included."""
     shift = np.asarray(ids, np.int64) - tokenizer.shift + 1
     ticks: NDArray[np.int64] = np.where((shift > 0) & (shift <= tokenizer.num_shifts), shift, 0).cumsum()
     return ticks
 
 
-def played_ticks(piano: Score) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Onset and offset in ticks of 10 ms of each note of a piano part, in its order, as `performance` writes them."""
+def note_ticks(piano: Score) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Onset and offset in ticks (10 ms) of each note of a piano part, in its order, as `performance` writes them."""
     track = piano.to("second").tracks[0]
     notes = track.notes.numpy()
     seconds = extend_by_pedal(notes, track.pedals.numpy())
     onset, offset, _, _ = quantize(*seconds, notes["pitch"], notes["velocity"])
-    order = np.lexsort([seconds[0], notes["pitch"]])
+    order = np.lexsort([seconds[0], notes["pitch"]])  # the order in which `quantize` returns notes
     onsets, offsets = np.empty_like(onset), np.empty_like(offset)
     onsets[order], offsets[order] = onset, offset
     return onsets, offsets

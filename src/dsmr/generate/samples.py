@@ -1,4 +1,4 @@
-"""Music from the model as it learns: a MIDI file and a picture of it every so often."""
+"""A callback that generates a sample of music at regular steps of training, as MIDI and as a piano roll."""
 
 from importlib.util import find_spec
 from itertools import islice
@@ -18,25 +18,25 @@ from dsmr.training.callbacks.throughput import Throughput
 
 
 class Samples(Callback):
-    """Writes `samples/step-N.mid`, and `.png` beside it where matplotlib is installed; wandb gets the picture too.
+    """Writes `samples/step-N.mid`, and `.png` beside it if matplotlib is installed; wandb gets the plot as well.
 
-    The music begins from nothing and is drawn with a generator of its own, so that training goes on as without it.
+    Samples start from nothing and have random generators of their own, so that they do not change training.
 
     Args:
-        folder: the run.
-        every_n_steps: optimizer steps between two samples; 0 means none.
-        seconds: of music, about: a sample has so many seconds' mean number of tokens in the data.
-        clock: measures training, and stops meanwhile.
+        folder: folder of the run.
+        every_n_steps: optimizer steps between two samples; 0 for none.
+        seconds: approximate length in seconds of music, by the data's mean number of tokens per second.
+        clock: measure of training speed, paused meanwhile.
 
     Raises:
-        UserError: a negative number of steps, or no music.
+        UserError: `every_n_steps` is negative or `seconds` is not positive.
     """
 
     def __init__(
         self, folder: Path, every_n_steps: int = 5000, seconds: float = 10.0, clock: Throughput | None = None
     ) -> None:
         if every_n_steps < 0 or seconds <= 0:
-            raise UserError(f"sample_every_n_steps ({every_n_steps}) must not be below 0, nor the seconds ({seconds})")
+            raise UserError(f"sample_every_n_steps ({every_n_steps}) must be at least 0, seconds ({seconds}) above 0")
         self.folder, self.every_n_steps, self.seconds = folder / "samples", every_n_steps, seconds
         self.clock = clock
         self._last = 0
@@ -58,15 +58,15 @@ class Samples(Callback):
     def _write(self, trainer: Trainer, pl_module: Any, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer, count = data.tokenizer, round(self.seconds * data.tokens_per_second)
-        drawn = Generator(evaluation_copy(pl_module.backbone), tokenizer, Sampling(top_p=1.0)).tokens(may_end=False)
-        ids = [BOS, *(token for (token,) in islice(drawn, count))]
+        steps = Generator(evaluation_copy(pl_module.backbone), tokenizer, Sampling(top_p=1.0)).tokens(may_end=False)
+        ids = [BOS, *(token for (token,) in islice(steps, count))]
         score = decode(tokenizer, ids)
         self.folder.mkdir(parents=True, exist_ok=True)
         score.dump_midi(self.folder / f"step-{step:07d}.mid")
         if find_spec("matplotlib") is None:
             return
-        picture = self.folder / f"step-{step:07d}.png"
-        plot_piano_roll(score, picture, title=f"{self.folder.parent.name}, step {step:,}")
+        plot = self.folder / f"step-{step:07d}.png"
+        plot_piano_roll(score, plot, title=f"{self.folder.parent.name}, step {step:,}")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image("samples", [str(picture)], step=step)
+                logger.log_image("samples", [str(plot)], step=step)

@@ -15,7 +15,7 @@ from dsmr.data.midi import read_midi
 from dsmr.data.sources import Refused, Split
 from dsmr.data.store import TokenStore
 from dsmr.data.tokenizer import TICKS_PER_SECOND, Performance, decode, encode
-from dsmr.generate.music import SEAM
+from dsmr.generate.music import SEAM_MARKER
 
 SUFFIXES = (".mid", ".midi")
 
@@ -77,7 +77,7 @@ def read_excerpt(tokenizer: Performance, path: Path, name: str) -> Excerpt:
         OSError: it cannot be read.
     """
     score, num_unended = read_midi(path.read_bytes())
-    seams = [marker.time for marker in score.to("second").markers if marker.text == SEAM]
+    seams = [marker.time for marker in score.to("second").markers if marker.text == SEAM_MARKER]
     first = round(float(max(seams, default=0.0)) * TICKS_PER_SECOND)
     piece = _whole(tokenizer, encode(tokenizer, score).ids, name)
     end = int((piece.onset + piece.duration).max())

@@ -150,7 +150,7 @@ def test_a_run_that_never_saved_is_begun_anew(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "lost/config.yaml").write_text("trainer: {}\n")
     (tmp_path / "lost/metrics.csv").write_text("epoch,step,train/nll\n0,4,1.0\n")
     assert dsmr("fit", "--resume", tmp_path / "lost") == 2
-    assert "begin it again with dsmr fit --name lost" in capsys.readouterr().err
+    assert "start it again with dsmr fit --name lost" in capsys.readouterr().err
     assert dsmr("fit", *SMOKE, "--trainer.max_steps", "5", "--root", tmp_path, "--name", "lost") == 0
     with (tmp_path / "lost/metrics.csv").open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["4"]

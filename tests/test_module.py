@@ -549,13 +549,13 @@ def test_a_checkpoint_of_weights_carries_no_memory_and_no_place(tmp_path: Path) 
 def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such run"):
         find_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no best.ckpt"):
+    with pytest.raises(ValueError, match=r"has no best.ckpt"):
         find_checkpoint(tmp_path)
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="not written by dsmr"):
         load_model(tmp_path / "foreign.ckpt")
     torch.save({"x": Path("code")}, tmp_path / "code.ckpt")
-    with pytest.raises(ValueError, match="can be read safely"):
+    with pytest.raises(ValueError, match="cannot be loaded safely"):
         load_model(tmp_path / "code.ckpt")
 
 

@@ -538,10 +538,10 @@ class Strange(Forgets):
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (Forgets, "takes scale, but its config\\(\\) leaves this out"),
+        (Forgets, "takes scale, but its config\\(\\) omits this"),
         (Renames, "becomes another network"),
         (Unkept, "holds scale = .* \\(Tensor\\), which a checkpoint cannot keep"),
-        (Strange, "cannot be built again from its config\\(\\) .*other"),
+        (Strange, "cannot be rebuilt from its config\\(\\) .*other"),
     ],
 )
 def test_a_network_that_no_checkpoint_could_rebuild_is_refused(kind: type[Backbone], said: str) -> None:
@@ -569,7 +569,7 @@ def test_a_fit_refuses_it_before_it_trains(
     monkeypatch.syspath_prepend(tmp_path)
     options = ["--model.backbone", "forgetful.Scaled", "--root", tmp_path, "--name", "refused"]
     assert dsmr("fit", *FIT, *options) == 2
-    assert "forgetful.Scaled takes scale, but its config() leaves this out" in capsys.readouterr().err
+    assert "forgetful.Scaled takes scale, but its config() omits this" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
 
 
@@ -587,7 +587,7 @@ def test_a_class_that_is_not_a_network_or_has_changed_is_told_in_a_line(
     with pytest.raises(ValueError, match=r"module brokenparts cannot be used \(division by zero\)"):
         network_class(section | {"backbone": "brokenparts.Mine"}, path)
     monkeypatch.setattr(sys.modules["ownparts"], "Scaled", sys.modules["ownparts"].Narrow)
-    with pytest.raises(ValueError, match=r"does not fit the network ownparts.Scaled as it is now"):
+    with pytest.raises(ValueError, match=r"does not fit the current network ownparts.Scaled"):
         load_model(path)
 
 

@@ -1,7 +1,7 @@
 """Describe a network in a checkpoint or an exported model, so that the file alone rebuilds it.
 
-A network of ours is named by its class; a user's own by its class path, whose module is imported to load it. Horizons
-are kept expanded, never as a schedule's class.
+A built-in network is named by its class, a user's network by its class path, whose module is imported to load it.
+Horizons are stored expanded, never as a schedule's class.
 """
 
 import importlib
@@ -28,10 +28,10 @@ def describe_network(
     data: str | None = None,
     tokens_per_second: float | None = None,
 ) -> dict[str, Any]:
-    """Section of a checkpoint about the network, its tokenizer and what it was trained on.
+    """Describe a network, its tokenizer and its training data: the section `dsmr` of a checkpoint.
 
     Raises:
-        UserError: `config()` of a user's own network holds something else than numbers, texts and lists.
+        UserError: `config()` of a user's network returns anything but numbers, strings, lists and None.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -48,10 +48,10 @@ def describe_network(
 
 
 def plain_config(backbone: Backbone) -> dict[str, Any]:
-    """`config()` of a network in the types that every checkpoint can hold; tuples become lists.
+    """Return `config()` of a network in JSON types; tuples become lists.
 
     Raises:
-        UserError: it holds something else.
+        UserError: a value has another type.
     """
     plain: dict[str, Any] = {}
     for key, value in backbone.config().items():
@@ -60,24 +60,24 @@ def plain_config(backbone: Backbone) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{network_name(type(backbone))}: config() holds {key} = {value!r} ({type(value).__name__}), which a "
-                "checkpoint cannot keep; give numbers, strings, lists or None"
+                "checkpoint cannot store; give numbers, strings, lists or None"
             ) from error
     return plain
 
 
 def check_rebuilds(backbone: Backbone) -> None:
-    """Refuse a user's own network that a checkpoint could not rebuild, before it is trained.
+    """Refuse a user's network that a checkpoint could not rebuild, before it is trained.
 
     Raises:
-        UserError: its class cannot be imported, or `config()` leaves out arguments or gives other ones.
+        UserError: its class cannot be imported, or `config()` omits arguments or returns other values.
     """
     network, config = type(backbone), plain_config(backbone)
     name = network_name(network)
     if is_builtin(name):
         return
-    fix = "let config() give every argument of the constructor"
+    fix = "let config() return every argument of the constructor"
     if "<locals>" in name or network.__module__ == "__main__":
-        raise UserError(f"{name} cannot be imported again; define the network at the top of a module of its own")
+        raise UserError(f"{name} cannot be imported again; define the network at the top level of a module")
     known = next(
         (base for base in network.__mro__ if issubclass(base, Backbone) and is_builtin(network_name(base))), None
     )
@@ -89,32 +89,37 @@ def check_rebuilds(backbone: Backbone) -> None:
         and key not in {*config, *network.OPTIONS, *inherited}
     ]
     if missing:
-        raise UserError(f"{name} takes {', '.join(missing)}, but its config() leaves this out; {fix}")
+        raise UserError(f"{name} takes {', '.join(missing)}, but its config() omits this; {fix}")
     try:
         with torch.random.fork_rng(devices=[]):
             rebuilt = build_on_meta(lambda: network.rebuild(config))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{name} cannot be built again from its config() ({error}); {fix}") from error
+        raise UserError(f"{name} cannot be rebuilt from its config() ({error}); {fix}") from error
     shapes = [{key: weight.shape for key, weight in one.state_dict().items()} for one in (backbone, rebuilt)]
     if shapes[0] != shapes[1] or plain_config(rebuilt) != config:
-        raise UserError(f"{name} becomes another network when it is built again from its config(); {fix}")
+        raise UserError(f"{name} becomes another network when it is rebuilt from its config(); {fix}")
 
 
 def check_same_network(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
-    """Refuse a network that is not the one that was saved; both are sections as of `describe_network`.
+    """Refuse a network that differs from the saved one.
 
-    Horizons and prefix may differ where nothing is resumed: the weights do not depend on them. The segment length
-    may not, since under the `boundary` rule it is part of the function.
+    The weights do not depend on horizons and prefix. They do depend on the segment length, which is part of the
+    function under the `boundary` rule.
+
+    Args:
+        saved: description as of `describe_network`.
+        present: description of the network at hand.
+        horizons_too: also compare horizons and prefix, as resuming requires.
 
     Raises:
-        UserError: naming the first setting that differs, with both values.
+        UserError: names the first setting that differs, with both values.
     """
     names = ("backbone", "rule")
     settings = [{name: section[name] for name in names} | section["config"] for section in (saved, present)]
     if not hasattr(networks, saved["backbone"]) and is_builtin(saved["backbone"]):  # before class paths were kept
         settings[1]["backbone"] = present["backbone"].rpartition(".")[2]
     free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons", "prefix_length"})
-    for known in settings:  # whether there is one, not where it began
+    for known in settings:  # only its presence matters: its values are weights
         known["memory_gate"] = known.get("memory_gate") is not None
     for name, first in settings[0].items():
         second = settings[1].get(name)
@@ -129,10 +134,10 @@ def check_same_network(saved: dict[str, Any], present: dict[str, Any], *, horizo
 
 
 def network_class(section: dict[str, Any], path: Path) -> type[Backbone]:
-    """Return the network class that a checkpoint names, importing a user's module.
+    """Return the network class named by a checkpoint, importing a user's module.
 
     Raises:
-        UserError: there is no such class, or it is no network.
+        UserError: the class does not exist, or is not a network.
     """
     name: str = section["backbone"]
     network = getattr(networks, name, None)
@@ -148,14 +153,14 @@ def network_class(section: dict[str, Any], path: Path) -> type[Backbone]:
 
 
 def import_class(class_path: str, what: str) -> Any:
-    """Import a user's own class.
+    """Import a user's class.
 
     Args:
-        class_path: `mynet.Mine`.
-        what: begins the message where it cannot be imported; `its module mynet cannot be used` follows.
+        class_path: such as `mynet.Mine`.
+        what: start of the error message, followed by `its module mynet cannot be used`.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: the class cannot be imported.
     """
     module, _, name = class_path.rpartition(".")
     try:
@@ -169,7 +174,7 @@ def import_class(class_path: str, what: str) -> Any:
 
 
 def _class_path_in_config(name: str, path: Path) -> str:
-    """Class path of a user's own network, from the settings beside a checkpoint that names only its class."""
+    """Return the class path of a user's network from the settings beside a checkpoint that names only its class."""
     try:
         config = yaml.safe_load((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
         class_path = str(config["model"]["backbone"]["class_path"])

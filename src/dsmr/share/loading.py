@@ -18,15 +18,15 @@ from dsmr.share.description import network_class
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network out of a checkpoint.
+    """A network loaded from a checkpoint or an exported model.
 
     Attributes:
-        backbone: with its weights, in evaluation mode.
-        tokenizer: `{"name", "config"}` as of `dsmr.data.tokenizer.TokenizerSpec`; None if none was known.
-        path: the file.
-        vocabulary: ids of all tokens by name, where an exported model has them.
-        data: what it was trained on, where that is known: `MAESTRO`, `MIDI files`, ...
-        tokens_per_second: of that music; None if it is not known.
+        backbone: the network with its weights, in evaluation mode.
+        tokenizer: `{"name", "config"}` as of `TokenizerSpec`; None if unknown.
+        path: the checkpoint file, or the folder of an exported model.
+        vocabulary: ids of all tokens by name, for an exported model.
+        data: name of the training data, such as `MAESTRO`, if known.
+        tokens_per_second: tokens per second of the training music, if known.
     """
 
     backbone: Backbone
@@ -38,15 +38,19 @@ class LoadedModel:
 
     @property
     def rate(self) -> TokenRate | None:
-        """Tokens in a second of music, see `token_rate`."""
+        """Tokens per second of music, see `token_rate`."""
         return token_rate({"tokens_per_second": self.tokens_per_second, "tokenizer": self.tokenizer})
 
 
 def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
-    """Checkpoint file of a run folder, or the file itself; the folder of an exported model, fetched if it must be.
+    """Find the checkpoint file of a run, or the folder of an exported model, downloading it if necessary.
+
+    Args:
+        given: a run folder, a checkpoint file, an exported folder or its hub address (`hf://OWNER/NAME`).
+        preferred: file to use in a run folder; without `best.ckpt`, `last.ckpt` is used.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
     """
     if str(given).startswith(exported.HUB):
         return exported.download_exported(str(given))
@@ -61,20 +65,20 @@ def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    begin = f"; begin it again with dsmr fit --name {path.name}" if preferred == LAST_FILE else ""
-    raise UserError(f"run {given} holds no {preferred}; it has not saved one yet{begin}")
+    restart = f"; start it again with dsmr fit --name {path.name}" if preferred == LAST_FILE else ""
+    raise UserError(f"run {given} has no {preferred}; it has not saved one yet{restart}")
 
 
 def load_model(given: str | Path, *, horizons: str | None = None, attention: Backend = "auto") -> LoadedModel:
-    """Network and tokenizer of a run's best checkpoint, of a checkpoint file or of an exported model.
+    """Load the network and tokenizer of a run's best checkpoint, a checkpoint file or an exported model.
 
     Args:
-        given: a run folder, a file, an exported folder or a hub address of one (`hf://OWNER/NAME`).
-        horizons: other horizons than the trained ones, with the same weights; None keeps those.
-        attention: the form that computes it, see `dsmr.attention.backends.attend`.
+        given: see `find_checkpoint`.
+        horizons: replaces the trained horizons, with the same weights.
+        attention: attention backend, see `dsmr.attention.backends.attend`.
 
     Raises:
-        UserError: there is none, or it cannot be used.
+        UserError: the checkpoint does not exist or cannot be used.
     """
     path = find_checkpoint(given)
     if path.is_dir():
@@ -98,17 +102,17 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: Bac
     config: dict[str, Any] = section["config"]
     if horizons is not None:
         if config.get("horizons") is None:
-            raise UserError(f"{section['backbone']} has no horizons that could be changed; leave out --horizons")
+            raise UserError(f"{section['backbone']} has no horizons to change; leave out --horizons")
         config = config | {"horizons": horizons}
     try:
         backbone = network.rebuild(config, attention=attention)
         backbone.load_state_dict(weights)
-    except ValueError as error:  # raised here as well, so that one of a user's own network is told in one line
+    except ValueError as error:  # whatever a user's network raises becomes one line too
         raise UserError(str(error)) from error
-    except (TypeError, RuntimeError) as error:  # a class that has changed since, where it is a user's own
+    except (TypeError, RuntimeError) as error:  # a user's class that has changed since
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{path} does not fit the network {section['backbone']} as it is now ({reason}); use the version that "
+            f"{path} does not fit the current network {section['backbone']} ({reason}); use the version that "
             "trained it"
         ) from error
     about = section.get("data"), section.get("tokens_per_second")
@@ -116,6 +120,6 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: Bac
 
 
 def backbone_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The network's part of a checkpoint's weights."""
+    """Return the weights of the network alone."""
     prefix = "backbone."
     return {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}

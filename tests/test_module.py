@@ -272,7 +272,7 @@ def fresh() -> tuple[RecurrentLM, MusicData]:
     settings: dict[str, Any] = {"optimizer": fixed_rate, "vocab_size": data.vocab_size, "segment_length": 64}
     settings["lr_scheduler"] = lambda optimizer: WarmupCosine(optimizer, warmup_steps=3, total_steps=40)
     torch.manual_seed(0)
-    return RecurrentLM("1x128+1x32", lambda *a: backbone(*a, dropout=0.1), **settings), data
+    return RecurrentLM("1x128+1x32", lambda **sizes: backbone(**sizes, dropout=0.1), **settings), data
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,15 @@
 
 import copy
 import math
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.nn import functional as F  # noqa: N812
 
 from dsmr.data.datamodule import MusicData
@@ -19,11 +21,12 @@ from dsmr.results.run_files import read_checkpoint
 from dsmr.share.description import check_same_network, describe_network
 from dsmr.share.loading import find_checkpoint, load_model
 from dsmr.training.callbacks import BestCheckpoint, LastCheckpoint
-from dsmr.training.checkpoint import is_resumable
+from dsmr.training.checkpoint import CHECKED, RESTORED, is_resumable
 from dsmr.training.losses import NotFiniteError, token_nll
 from dsmr.training.metrics import TokenNLL
 from dsmr.training.module import RecurrentLM
 from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
+from dsmr.training.step import HostFlag, TrainingStep
 from test_memory import boundary_mask, one_pass, stream
 
 
@@ -574,3 +577,176 @@ def test_token_nll_sums_before_it_divides() -> None:
         {"nll": 3.0, "perplexity": math.exp(3.0), "nats_per_note": 4.0, "nats_per_second": 4.0, "tokens": 4.0}
     )
     assert metric.nll.dtype == torch.float64
+
+
+def fused_adamw(groups: Any) -> AdamW:
+    """Return AdamW in torch's fused kernels, as on CUDA; they obey `found_inf` on the CPU too."""
+    optimizer = AdamW(groups, lr=1e-2)
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    return optimizer
+
+
+def fused_muon(groups: Any) -> Muon:
+    """Return Muon whose AdamW is fused, as on CUDA."""
+    optimizer = Muon(groups, lr=1e-2)
+    for part in optimizer.parts[1:]:
+        for group in part.param_groups:
+            group["fused"] = True
+    return optimizer
+
+
+class WatchReads(HostFlag):
+    """Notes when a flag is read."""
+
+    events: ClassVar[list[str]] = []
+
+    def read(self) -> bool:
+        """Note the read."""
+        self.events.append("read")
+        return super().read()
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Steps of the optimizer and all reads of the device by the training step, in order."""
+    WatchReads.events = events = []
+    monkeypatch.setattr("dsmr.training.step.HostFlag", WatchReads)
+    for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+        read = getattr(torch.Tensor, name)
+
+        def noted(self: torch.Tensor, read: Any = read, name: str = name) -> Any:
+            frame = sys._getframe(1)
+            is_ours = frame.f_globals.get("__name__") in [
+                f"dsmr.training.{m}" for m in ("step", "module", "optimizers")
+            ]
+            if is_ours and frame.f_code is not HostFlag.read.__code__:
+                events.append(f"{name} in {frame.f_code.co_name}")
+            return read(self)
+
+        monkeypatch.setattr(torch.Tensor, name, noted)
+    return events
+
+
+@pytest.mark.parametrize("optimizer", [fused_adamw, fused_muon])
+def test_the_optimizer_is_queued_before_the_only_read_of_a_step(
+    tmp_path: Path, events: list[str], optimizer: Any
+) -> None:
+    lm, data = fresh()
+
+    def watched(groups: Any) -> Any:
+        built = optimizer(groups)
+        built.register_step_post_hook(lambda *_: events.append("optimizer step"))
+        return built
+
+    lm.optimizer = watched
+    trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(lm, data)
+    assert events == ["optimizer step", "read"] * 4
+
+
+def test_on_the_cpu_the_only_read_comes_before_the_optimizer_step(tmp_path: Path, events: list[str]) -> None:
+    lm, data = fresh()
+
+    def watched(groups: Any) -> Any:
+        built = fixed_rate(groups)
+        built.register_step_post_hook(lambda *_: events.append("optimizer step"))
+        return built
+
+    lm.optimizer = watched
+    trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(lm, data)
+    assert events == ["read", "optimizer step"] * 4
+
+
+@pytest.mark.parametrize("optimizer", [fused_adamw, fused_muon])
+@pytest.mark.parametrize("failure", ["loss", "gradient"])
+def test_a_queued_step_that_fails_changes_nothing(
+    tmp_path: Path, optimizer: Any, failure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that failed is repeated after resuming, and the run ends like one in which it never failed."""
+
+    class Spoil(Callback):
+        def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.global_step == 7:
+                pl_module.backbone.embedding.weight.grad[0, 0] = torch.nan
+
+    def built() -> tuple[RecurrentLM, MusicData]:
+        lm, data = fresh()
+        lm.optimizer = optimizer
+        return lm, data
+
+    whole = weights_after(tmp_path / "whole", *built(), 12)
+    lm, data = built()
+    before: dict[str, Any] = {}
+
+    class Keep(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 7:
+                before["weights"] = copy.deepcopy(lm.state_dict())
+                before["optimizer"] = copy.deepcopy(trainer.optimizers[0].state_dict())
+                before["memory"] = copy.deepcopy(lm.memories["train"].state_dict())
+                before["stream"] = data.state_dict()
+
+        def on_exception(self, trainer: Trainer, *_: Any) -> None:
+            before["optimizer after"] = trainer.optimizers[0].state_dict()
+
+    with monkeypatch.context() as patch:
+        if failure == "loss":
+            poisoned(8, torch.nan, patch)
+        spoil = [Spoil()] if failure == "gradient" else []
+        with pytest.raises(NotFiniteError, match=f"the loss|a {failure}") as caught:
+            weights_after(tmp_path / "failed", lm, data, 12, Keep(), *spoil)
+    assert "at step 8" in str(caught.value)
+    same = {"atol": 0, "rtol": 0}
+    torch.testing.assert_close(dict(lm.state_dict()), dict(before["weights"]), **same)
+    torch.testing.assert_close(before["optimizer after"]["state"], before["optimizer"]["state"], **same)
+    torch.testing.assert_close(lm.memories["train"].state_dict(), before["memory"], **same)
+    assert data.state_dict() == before["stream"]
+    assert read_checkpoint(tmp_path / "failed" / "last.ckpt")["global_step"] == 7
+    resumed = weights_after(tmp_path / "failed", *built(), 12)
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_a_late_flag_within_an_accumulation_names_its_own_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = TrainingStep._check
+
+    def late(self: TrainingStep, is_finite: torch.Tensor, *, is_late: bool) -> None:
+        check(self, is_finite, is_late=True)  # as on CUDA
+
+    monkeypatch.setattr(TrainingStep, "_check", late)
+    poisoned(13, torch.nan, monkeypatch)
+    lm, data = fresh()
+    lm.optimizer = fused_adamw
+    batch = list(fresh()[1].train_dataloader())[12]
+    name = data.store.pieces[int(batch.piece_B[2])].name
+    run = trainer(tmp_path, max_steps=40, accumulate_grad_batches=2, limit_val_batches=0)
+    with pytest.raises(NotFiniteError, match=f"the loss is not finite at step 7, in {name} from token"):
+        run.fit(lm, data)
+    assert all(weight.isfinite().all() for weight in lm.parameters())
+
+
+def test_a_scaled_step_is_left_to_the_gradient_scaler() -> None:
+    """GradScaler unscales within steps that say they support it, behind our clipping."""
+    net = torch.nn.Linear(2, 2)
+    for optimizer in (fused_adamw([{"params": list(net.parameters())}]), AdamW(net.parameters())):
+        assert not getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def test_everything_that_a_resumed_run_restores_is_listed(tmp_path: Path) -> None:
+    weights_after(tmp_path, *fresh(), 3, BestCheckpoint(tmp_path))
+    content = read_checkpoint(tmp_path / "last.ckpt")
+    described = set(describe_network(fresh()[0].backbone, None))
+    kept = {f"dsmr.{key}" for key in content["dsmr"].keys() - described}
+    assert {*content, *kept} == {*RESTORED, *CHECKED} - {"MixedPrecision"}  # a CPU has no gradient scaler
+    assert not {*RESTORED} & {*CHECKED}
+    best = {**content, **{f"dsmr.{key}": value for key, value in content["dsmr"].items()}}
+    assert all(best[place] for place in RESTORED.keys() - {"MixedPrecision"})
+    names = {name.partition("{")[0] for name in content["callbacks"]}
+    assert all(name in RESTORED["callbacks"] for name in names)
+    assert names == {"BestCheckpoint", "LastCheckpoint"}
+
+
+def test_the_gradient_scaler_is_saved_under_its_listed_name() -> None:
+    assert MixedPrecision.__qualname__ in RESTORED

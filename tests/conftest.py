@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
 LONG = (
     "test_trials_prepare.py",
+    "test_trials_midi.py",
+    "test_trials_resume.py",
     "test_reliability.py",
     "test_gpu_script.py",
     "test_trials_ddp.py",
@@ -73,16 +77,23 @@ def write_midi(path: Path, seed: int, *, num_notes: int = 60, program: int = 0, 
     return path
 
 
-TRIALS = Path(__file__).parent / "trials"
+def trial_cases(short: Sequence[str], long: Sequence[str]) -> list[Any]:
+    """Parameters for the fixture `outcomes` and a trial's name: short forms, and long ones that are marked slow."""
+    cases = [pytest.param("short", name, id=f"{name}-short") for name in short]
+    return cases + [pytest.param("long", name, id=f"{name}-long", marks=pytest.mark.slow) for name in long]
 
 
-def trial(name: str, folder: Path, *options: str) -> dict:
-    """Run a trial in a process of its own; gives what it found."""
-    found = folder / f"{name}.json"
-    command = [sys.executable, str(TRIALS / f"{name}.py"), "--short", "--output", str(found), *options]
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run a module's trials (`TRIALS` names a script in tests/trials) in their own process; outcomes by name."""
+    name: str = request.module.TRIALS
+    found = tmp_path_factory.mktemp(name) / "outcomes.json"
+    script = Path(__file__).parent / "trials" / f"{name}.py"
+    command = [sys.executable, str(script), "--output", str(found), *(["--short"] if request.param == "short" else [])]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.is_file(), ended.stderr
-    return json.loads(found.read_text())
+    loaded: dict[str, Any] = json.loads(found.read_text())
+    return loaded
 
 
 def experiment(name: str) -> ModuleType:

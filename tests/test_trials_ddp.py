@@ -1,11 +1,18 @@
-"""A short form of experiments/reliability: two processes."""
+"""Two processes on a CPU train like one, and losing one of them ends the run with a message."""
 
-from pathlib import Path
+from typing import Any
 
-from conftest import trial
+import pytest
+
+from conftest import trial_cases
+
+TRIALS = "ddp"
+SHORT = ("same_training", "lost")
 
 
-def test_two_processes_train_like_one_and_a_lost_one_is_told(tmp_path: Path) -> None:
-    for name, outcome in trial("ddp", tmp_path).items():
-        assert outcome["cases"] >= 1, name
-        assert outcome["failures"] == [], name
+@pytest.mark.parametrize(
+    ("outcomes", "name"), trial_cases(SHORT, (*SHORT, "whole_epochs", "evaluated")), indirect=["outcomes"]
+)
+def test_two_processes_train_like_one_and_report_a_lost_one(outcomes: dict[str, Any], name: str) -> None:
+    assert outcomes[name]["cases"] >= 1
+    assert outcomes[name]["failures"] == []

@@ -1,11 +1,16 @@
-"""Short forms of experiments/reliability: preparing that is disturbed, and MIDI files that are bad."""
+"""`dsmr prepare` when it is killed, runs twice at once or has no room, when stores are damaged or a file hangs."""
 
 import os
 import time
-from pathlib import Path
+from typing import Any
 
-from conftest import trial
+import pytest
+
+from conftest import trial_cases
 from dsmr.data.workers import WORKER_THRESHOLD, map_in_workers
+
+TRIALS = "prepare"
+NAMES = ("killed", "workers_killed", "at_once", "no_room", "damaged")
 
 
 def behave_like(name: str) -> str:
@@ -25,14 +30,7 @@ def test_a_file_that_hangs_or_crashes_its_reader_takes_no_other_with_it() -> Non
     assert found == {name: f"read {name}" for name in names if name not in ("hang", "crash")}
 
 
-def test_preparing_survives_kills_full_disks_and_damage(tmp_path: Path) -> None:
-    for name, outcome in trial("prepare", tmp_path).items():
-        assert outcome["cases"] >= 1, name
-        assert outcome["failures"] == [], name
-
-
-def test_500_mutated_and_all_odd_files_are_kept_or_refused_and_change_no_neighbour(tmp_path: Path) -> None:
-    found = trial("midi", tmp_path)
-    assert found["mutants"]["cases"] == 500
-    for name, outcome in found.items():
-        assert outcome["failures"] == [], name
+@pytest.mark.parametrize(("outcomes", "name"), trial_cases(NAMES, NAMES), indirect=["outcomes"])
+def test_preparing_survives_kills_full_disks_and_damage(outcomes: dict[str, Any], name: str) -> None:
+    assert outcomes[name]["cases"] >= 1
+    assert outcomes[name]["failures"] == []

@@ -1,6 +1,6 @@
 """Two processes on CPU (gloo) under `dsmr fit`: the same training as one, every token once, and a loss that is told.
 
-    python experiments/reliability/ddp.py [--short] [--output FILE.json] [--root FOLDER]
+    python tests/trials/ddp.py [--short] [--output FILE.json] [--root FOLDER]
 
 Lightning starts the other process from the same command line, so that this file, called with `dsmr` first, stands in
 for the program: it writes down what each process reads, and ends one of them where that is the trial.

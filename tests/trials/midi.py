@@ -1,6 +1,6 @@
 """Bad MIDI: thousands of mutated files and hand-made odd ones through `dsmr prepare`, with good neighbours.
 
-    python experiments/reliability/midi.py [--short] [--output FILE.json] [--root FOLDER]
+    python tests/trials/midi.py [--short] [--output FILE.json] [--root FOLDER]
 
 Files come from generated pieces, and from MAESTRO where `DSMR_MAESTRO` names its zip. Every file must be kept whole
 or be listed with a reason; the good ones must be kept as if they were alone; time and memory are bounded.

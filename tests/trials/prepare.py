@@ -1,6 +1,6 @@
 """`dsmr prepare` that is killed, run twice at once, or has no room; stores that were damaged.
 
-    python experiments/reliability/prepare.py [--short] [--output FILE.json] [--root FOLDER]
+    python tests/trials/prepare.py [--short] [--output FILE.json] [--root FOLDER]
 
 Each case must end in the very store that an undisturbed run leaves, or in one line that says what to do.
 """

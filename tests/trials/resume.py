@@ -1,6 +1,6 @@
 """One run that is killed again and again, beside the same run left alone: what they leave must be bitwise equal.
 
-    python experiments/reliability/resume.py [--short] [--output FILE.json] [--root FOLDER]
+    python tests/trials/resume.py [--short] [--output FILE.json] [--root FOLDER]
 
 Each attempt is a process of its own, `dsmr fit` and then `dsmr fit --resume`. It ends by SIGKILL at a chosen moment:
 in a forward or backward pass, in the optimizer, while a checkpoint is written (before the first byte, half way, when

@@ -21,7 +21,7 @@ from dsmr.analyze.suggest import check_budget, half_budget, suggest_horizons
 from dsmr.attention.backends import attend
 from dsmr.cli import main
 from dsmr.cli.by_piece import is_as_in_training
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.midi import read_midi
 from dsmr.data.synthetic import RecallTask

@@ -17,8 +17,8 @@ from symusic import Note, Score, Track
 
 from conftest import write_midi
 from dsmr.cli import main
-from dsmr.cli.configs import find_config, shipped
-from dsmr.cli.lightning import QUIET, continue_wandb
+from dsmr.cli.config_files import find_config, shipped
+from dsmr.cli.lightning_cli import QUIET, continue_wandb
 from dsmr.generate.audio import find_sound_font, render_audio
 from dsmr.results.run_files import read_checkpoint
 from dsmr.training.csv_logger import MetricsLogger, read_metrics

@@ -13,7 +13,7 @@ import torch
 
 from dsmr import UserError
 from dsmr.cli import main
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.maestro import find_maestro
 from dsmr.data.zips import MAX_FILE_BYTES

@@ -12,7 +12,7 @@ from dsmr.benchmark.settings import BenchmarkSettings, Workload
 from dsmr.benchmark.training_speed import measure_saved_bytes, network_step
 from dsmr.benchmark.variants import Row, Sizes, build, variant_rows
 from dsmr.cli import main
-from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.cost.devices import DEVICES, find_device, match_device
 from dsmr.cost.estimate import (
     TrainingPlan,

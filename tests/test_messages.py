@@ -11,10 +11,11 @@ import yaml
 from lightning import Trainer
 
 from dsmr.cli import main
-from dsmr.cli.checks import check_devices, check_resumed
-from dsmr.cli.lightning import DsmrCLI
-from dsmr.cli.refused import is_refusal
+from dsmr.cli.library_errors import is_refusal
+from dsmr.cli.lightning_cli import DsmrCLI
+from dsmr.cli.run_checks import check_resumed
 from dsmr.cli.torch_device import check_device
+from dsmr.cli.trainer_checks import check_devices
 from test_cli import SMOKE, dsmr, lightnings_own_warnings, rows, smoke_run  # noqa: F401 (fixtures)
 
 FIT = ["fit", *SMOKE, "--name", "n"]
@@ -307,7 +308,6 @@ HABITS: dict[str, Case] = {
     ),
     "an option of other programs": (["--lr", "1"], ["unknown key lr; use model.optimizer.lr"]),
     "an option without its section": (["--max_steps", "3"], ["did you mean trainer.max_steps?"]),
-    "an option with dashes": (["--data.num-lanes", "3"], ["did you mean data.num_lanes?"]),
     "an option with one dash": (
         ["-trainer.max_steps", "3"],
         ["unknown key -trainer.max_steps; did you mean trainer.max_steps?"],

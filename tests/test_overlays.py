@@ -10,8 +10,8 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from conftest import experiment
 from dsmr.benchmark.variants import VARIANTS
-from dsmr.cli.configs import SWEEPS, shipped
-from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.config_files import SWEEPS, shipped
+from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.model import RecurrentTransformer
 from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
 

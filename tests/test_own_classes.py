@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from dsmr.cli import main
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.generate import Generator
 from dsmr.model import RecurrentTransformer, Schedule
 from dsmr.model.backbone import Backbone, evaluation_copy

@@ -12,7 +12,7 @@ import yaml
 
 from conftest import write_midi
 from dsmr.cli import main
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.store import TokenStore
 from dsmr.data.workers import WORKER_THRESHOLD
 from dsmr.model.horizons import MAESTRO_RATE, TokenRate

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from conftest import experiment
-from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.results.piece_table import PieceTable
 from dsmr.results.plotting import make_panels
 

@@ -18,7 +18,7 @@ from dsmr.attention.backends import Backend
 from dsmr.attention.flex import flex
 from dsmr.batch import IGNORED
 from dsmr.cli import main
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.lanes import LaneReader, plan_stream
 from dsmr.data.store import Piece
 from dsmr.model import Backbone

@@ -12,7 +12,7 @@ from symusic import Score
 
 from conftest import tiny_transformer
 from dsmr.cli import main
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.generate.samples import twin
 from dsmr.results.runs import collect_results, read_run
 from dsmr.results.tables import BENCHMARK_COLUMNS, markdown_table

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsmr.cli.kinds import words
-from dsmr.cli.lightning import DsmrCLI
-from dsmr.cli.scalars import WrittenFloat, WrittenInt, as_written, dump, load, plain
+from dsmr.cli.lightning_cli import DsmrCLI
+from dsmr.cli.type_words import type_words
+from dsmr.cli.yaml_values import WrittenFloat, WrittenInt, as_written, dump_yaml, load_yaml, plain_values
 from test_cli import SMOKE, dsmr, lightnings_own_warnings  # noqa: F401 (fixture)
 
 NAMES = ["2024", "1e3", "1.10", "1_000", "0x1f", "0o17", "010", "12:30", "1:00:00", ".5", "+3", "-7", "1e-3", "1.e3"]
@@ -150,7 +150,7 @@ KINDS: list[tuple[str, Any, Any]] = [
 
 @pytest.mark.parametrize(("text", "kind", "expected"), KINDS)
 def test_a_type_decides_between_a_number_and_its_text(text: str, kind: Any, expected: Any) -> None:
-    found = plain(as_written(load(text), kind))
+    found = plain_values(as_written(load_yaml(text), kind))
     assert found == expected
     assert type(found) is type(expected)
 
@@ -160,13 +160,13 @@ PRINTED = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]))
 
 @given(st.recursive(PRINTED | st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False), st.lists))
 def test_whatever_is_dumped_is_loaded_again(value: Any) -> None:
-    assert plain(load(dump(value))) == value
+    assert plain_values(load_yaml(dump_yaml(value))) == value
 
 
 @given(st.text(alphabet="0123456789.eE+-_:xonyNOYtrueaf~#", min_size=1, max_size=8))
 def test_a_string_that_is_dumped_is_loaded_as_that_string(text: str) -> None:
-    assert load(dump({"name": text})) == {"name": text}
-    assert type(load(dump({"name": text}))["name"]) is str
+    assert load_yaml(dump_yaml({"name": text})) == {"name": text}
+    assert type(load_yaml(dump_yaml({"name": text}))["name"]) is str
 
 
 def test_written_numbers_are_numbers_in_every_other_respect() -> None:
@@ -176,8 +176,8 @@ def test_written_numbers_are_numbers_in_every_other_respect() -> None:
     for value in (integer, number):
         for twin in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
             assert (twin, twin.text) == (value, value.text)
-        assert load(dump([value])) == [value]
-        assert load(dump([value]))[0].text == value.text
+        assert load_yaml(dump_yaml([value])) == [value]
+        assert load_yaml(dump_yaml([value]))[0].text == value.text
 
 
 WORDS: list[tuple[Any, str]] = [
@@ -198,4 +198,4 @@ WORDS: list[tuple[Any, str]] = [
 def test_a_type_is_said_in_words(kind: Any, expected: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert words(kind) == expected
+        assert type_words(kind) == expected

@@ -18,8 +18,8 @@ import yaml
 from filelock import FileLock
 
 from dsmr.cli import main
-from dsmr.cli.configs import FOLDER, SWEEPS, shipped
-from dsmr.cli.lightning import QUIET
+from dsmr.cli.config_files import FOLDER, SWEEPS, shipped
+from dsmr.cli.lightning_cli import QUIET
 from dsmr.cli.sweep import local, spec, split_options
 from dsmr.cli.sweep.check import checked
 from dsmr.cli.sweep.remote import logs_to_wandb, wandb_content

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmr.attention.visibility import earliest_position
-from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cost import MIB
 from dsmr.data.synthetic import NUM_MARKS
 from dsmr.model.horizons import format_horizons, parse_horizons

@@ -24,7 +24,8 @@ from processes import counted, fill, in_process, last_line, run, small_disk, wra
 
 import dsmr.training.checkpoint
 import dsmr.training.csv_logger
-from dsmr.cli import lightning, main
+from dsmr.cli import main
+from dsmr.cli.lightning_cli import quieten
 from dsmr.results.run_files import read_checkpoint
 from dsmr.training.callbacks import LastCheckpoint
 from dsmr.training.module import RecurrentLM
@@ -343,7 +344,7 @@ def full_disk(root: Path, room: int) -> dict[str, Any]:
 def work(root: Path, *, short: bool) -> dict[str, Any]:
     """Both trials, in a folder."""
     os.environ["DSMR_CACHE"] = str(root / "cache")
-    lightning.quieten()
+    quieten()
     by_epochs = (
         {} if short else {"killed_by_epochs": killed_and_resumed(root / "epochs", MOMENTS_OF_EPOCHS, EPOCH_ENDS)}
     )

@@ -15,14 +15,14 @@ from pathlib import Path
 
 COMMANDS = {
     "prepare": ("dsmr.cli.prepare_command", "MIDI into the token store"),
-    "fit": ("dsmr.cli.lightning", "train a model"),
-    "validate": ("dsmr.cli.lightning", "perplexity of a trained model on whole validation pieces"),
-    "test": ("dsmr.cli.lightning", "the same on the test split"),
+    "fit": ("dsmr.cli.fit_command", "train a model"),
+    "validate": ("dsmr.cli.fit_command", "perplexity of a trained model on whole validation pieces"),
+    "test": ("dsmr.cli.fit_command", "the same on the test split"),
     "generate": (
         "dsmr.cli.generate_command",
         "music from a trained model: new pieces, or continuations",
     ),
-    "predict": ("dsmr.cli.lightning", "continuations of validation pieces, many at once"),
+    "predict": ("dsmr.cli.fit_command", "continuations of validation pieces, many at once"),
     "judge": ("dsmr.cli.judge_command", "compare folders of generated pieces with real ones"),
     "export": ("dsmr.cli.export_command", "a trained model as a folder to hand on"),
     "estimate": (

@@ -23,7 +23,7 @@ from dsmr.analyze.suggest import (
 )
 from dsmr.benchmark.machine import current_commit
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.cli.torch_device import check_device
 from dsmr.data.files import atomic_write
 from dsmr.model.backbone import network_summary

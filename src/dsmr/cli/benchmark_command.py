@@ -11,7 +11,7 @@ from dsmr.benchmark.runner import run_benchmark
 from dsmr.benchmark.settings import BenchmarkSettings, Workload
 from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.results.tables import benchmark_table
 
 PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}

@@ -8,9 +8,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import UserError
 from dsmr.benchmark.variant_costs import estimate_variants, variant_costs_table
-from dsmr.cli.configs import left_out
+from dsmr.cli.config_files import left_out
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device

@@ -4,13 +4,13 @@ import shlex
 from pathlib import Path
 
 from dsmr.cli.json_output import write_result
-from dsmr.cli.options import OneLine, underscored
+from dsmr.cli.parser import OneLineParser
 from dsmr.share.export import export_model
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr export`."""
-    made = OneLine(
+    made = OneLineParser(
         prog="dsmr export", description="Export a trained model as a folder: weights, settings and model card."
     )
     made.add_argument("run", type=str, help="Run (its best checkpoint) or checkpoint file.")
@@ -19,7 +19,7 @@ def run(command: str, arguments: list[str]) -> int:
         "--licence", type=str | None, default=None, help="Licence of the model (default: that of the training data)."
     )
     made.add_argument("--json", action="store_true", help="Print the results as JSON on the last line of stdout.")
-    options = made.parse_args(underscored(arguments))
+    options = made.parse_args(arguments)
     folder = Path(options.folder).expanduser()
     description = export_model(options.run, folder, licence=options.licence)
     for name in sorted([*description["files"], "config.json"]):

@@ -10,9 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from tqdm.auto import tqdm
 
 from dsmr import UserError
-from dsmr.cli.configs import resolve_configs
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.options import OneLine, underscored
+from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.cli.torch_device import check_device
 from dsmr.data.sources import SPLITS
@@ -62,7 +61,9 @@ NUMBERS: dict[str, tuple[Any, Any, str]] = {
 
 def parser() -> ArgumentParser:
     """Options of the command."""
-    made = OneLine("dsmr generate", "Generate music with a trained model, from nothing or continuing existing pieces.")
+    made = OneLineParser(
+        "dsmr generate", "Generate music with a trained model, from nothing or continuing existing pieces."
+    )
     made.add_argument("--config", action="config", help="YAML file with options of this command.")
     made.add_argument("--checkpoint", type=str, required=True, help="Run folder, checkpoint file or exported folder.")
     made.add_argument(
@@ -89,7 +90,7 @@ def parser() -> ArgumentParser:
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
-    options = parser().parse_args(underscored(resolve_configs(arguments)))
+    options = parser().parse_args(arguments)
     has_many = check(options)
     device = check_device(options.device)
     generator = Generator.load(
@@ -184,7 +185,7 @@ def prompts_of(options: Namespace, generator: Generator) -> Prompts:
         if path.is_dir():
             return folder_prompts(generator, path, seconds)
         return Prompts([given], lambda _: generator.prompt(given, seconds))
-    from dsmr.cli.lightning import SizesCLI
+    from dsmr.cli.lightning_cli import SizesCLI
 
     arguments = ["--checkpoint", options.checkpoint]
     if options.data.path is not None:

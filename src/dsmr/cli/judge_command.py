@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 from dsmr import UserError
 from dsmr.analyze.judging import judge_folders
 from dsmr.cli.json_output import write_result
-from dsmr.cli.options import OneLine, underscored
+from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import SPLITS
@@ -15,7 +15,7 @@ from dsmr.data.sources import SPLITS
 
 def parser() -> ArgumentParser:
     """Options of the command."""
-    made = OneLine(
+    made = OneLineParser(
         "dsmr judge",
         "Compare folders of generated MIDI files, such as those of dsmr generate --prompt validation, with the same "
         "stretch of real pieces: histograms of pitch, velocity, inter-onset time and duration; pitch-class entropy, "
@@ -38,7 +38,7 @@ def parser() -> ArgumentParser:
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr judge`."""
-    options = parser().parse_args(underscored(arguments))
+    options = parser().parse_args(arguments)
     if options.split not in SPLITS:
         raise UserError(f"--split {options.split} is not one of {', '.join(SPLITS)}")
     if not options.window > 0:

@@ -1,17 +1,114 @@
-"""Lightning's parser with mistakes of one line each."""
+"""The parser of every command: errors of one line, short help, and dashes or underscores in options."""
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ActionConfigFile, Namespace
 
-from dsmr.cli.one_line import OneLineErrors
+from dsmr import UserError
+from dsmr.cli.config_files import resolve_configs
+from dsmr.cli.given_settings import option_value, options_of
+from dsmr.cli.help_format import ShortHelp
+from dsmr.cli.refusals import explain
+from dsmr.cli.type_words import classes_of
+from dsmr.cli.yaml_values import (
+    MODE,
+    WrittenParser,
+    alternatives,
+    dump_yaml,
+    is_blank,
+    is_unset,
+    load_yaml,
+    plain_values,
+)
 
 
-class OneLineParser(OneLineErrors, LightningArgumentParser):
-    """Lightning's parser; instead of a long usage dump, a mistake is a ValueError of one line."""
+class OneLineParser(WrittenParser):
+    """A parser that raises `UserError` with one line instead of printing its usage.
 
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Leave out the backbone's arguments that the module fills in: horizons are set at `--model.horizons` only."""
-        filled = {f"backbone.init_args.{name}" for name in ("vocab_size", "segment_length", "horizons")}
-        added: list[str] = super().add_class_arguments(*args, **kwargs | {"skip": {*kwargs.get("skip", ()), *filled}})
-        return added
+    jsonargparse makes another parser of the same class for each class that a setting names; those raise
+    jsonargparse's own errors, as it expects.
+    """
+
+    given_arguments: list[str] | None = None
+    """Command line with underscores in all options and paths after `--config`; None in the parser of a class."""
+
+    def __init__(self, prog: str | None = None, description: str = "", **kwargs: Any) -> None:
+        defaults = {"allow_abbrev": False, "formatter_class": ShortHelp}
+        super().__init__(prog=prog, description=description, **{**defaults, **kwargs, "parser_mode": MODE})
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse a command line.
+
+        Raises:
+            UserError: an option or a config file is wrong.
+        """
+        if self.exit_on_error:
+            args = underscored(list(args), keep=self._option_string_actions)
+            if any(isinstance(action, ActionConfigFile) for action in self._actions):
+                args = resolve_configs(args)
+            self.given_arguments = args
+        parsed: Namespace = plain_values(super().parse_args(args, *rest, **kwargs))
+        if self.exit_on_error:
+            for key, option in options_of(self).items():
+                value = parsed.get(key, option.default)  # a linked setting has no value of its own
+                if is_class_as_string(value, option.kind) or is_unset(value, option.kind, option.default):
+                    self.error(f"{key} has no such value")
+        return parsed
+
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
+        """Parse the content of a config file, ignoring sections that hold only comments."""
+        return super().parse_string(self._without_empty_sections(content), *args, **kwargs)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Dump settings as YAML under a header that names the versions that wrote it."""
+        header = "".join(f"# {line}\n" for line in self.dump_header or ())
+        return header + super().dump(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UserError` with the explanation of an error."""
+        if self.given_arguments is None:
+            super().error(message, ex)
+        raise UserError(explain(self, self.given_arguments, message)) from ex
+
+    def _without_empty_sections(self, content: str) -> str:
+        if is_blank(content):
+            return "{}"
+        settings = load_yaml(content)
+        if not isinstance(settings, dict):
+            return content
+        is_changed = False
+        for name in sorted(self.groups or {}):
+            *above, last = name.split(".")
+            section: Any = settings
+            for part in above:
+                section = section.get(part)
+                if not isinstance(section, dict):
+                    break
+            if not isinstance(section, dict) or last not in section:
+                continue
+            if section[last] is None:
+                del section[last]
+                is_changed = True
+            elif not isinstance(section[last], (dict, str)):
+                raise TypeError(f"{name} is a section of settings")
+        return dump_yaml(settings) if is_changed else content
+
+
+def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:
+    """Replace dashes in the names of options by underscores, except in names to keep."""
+    options = [argument.partition("=") for argument in arguments]
+    return [
+        "--" + name[2:].replace("-", "_") + equals + value
+        if name.startswith("--") and name not in keep
+        else name + equals + value
+        for name, equals, value in options
+    ]
+
+
+def is_class_as_string(value: Any, kind: Any) -> bool:
+    """Return True if a class with wrong arguments was accepted as a string, because its type also takes strings."""
+    if not isinstance(value, str) or not any(map(classes_of, alternatives(kind))):
+        return False
+    settings = option_value(value)
+    return isinstance(settings, dict) and "class_path" in settings

@@ -8,9 +8,9 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from dsmr import UserError
-from dsmr.cli.configs import grouped, has_training_settings, left_out, take_flag
+from dsmr.cli.config_files import grouped, has_training_settings, left_out, take_flag
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.lightning import DsmrCLI
+from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.progress import bar
 from dsmr.data.maestro import MAESTRO_LICENCE, download_maestro
 from dsmr.data.store import cache_folder

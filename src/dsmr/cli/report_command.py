@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dsmr import UserError
 from dsmr.cli.json_output import write_result
-from dsmr.cli.options import OneLine
+from dsmr.cli.parser import OneLineParser
 from dsmr.results.comparisons import comparison_result, group_runs
 from dsmr.results.report import write_report
 from dsmr.results.runs import collect_results
@@ -12,7 +12,7 @@ from dsmr.results.runs import collect_results
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr report`."""
-    made = OneLine(
+    made = OneLineParser(
         prog="dsmr report", description="Summarise the runs and benchmark files of a folder as tables and plots."
     )
     made.add_argument("folder", type=str, help="Folder with runs, or with JSON files of dsmr benchmark.")

@@ -6,13 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from dsmr import UserError
-from dsmr.cli.given import Settings, level_given
-
-UNSUPPORTED_CALLBACKS = {
-    "LearningRateFinder": "compare learning rates with dsmr sweep, such as experiments/learning_rate.yaml",
-    "BatchSizeFinder": "the batch is data.num_lanes; dsmr estimate says how many lanes fit a GPU",
-    "BackboneFinetuning": "it would freeze the whole network, which is the backbone",
-}
+from dsmr.cli.given_settings import GivenSettings, level_given
 
 
 def plain_strings(settings: Any) -> Any:
@@ -27,7 +21,7 @@ def plain_strings(settings: Any) -> Any:
     return settings
 
 
-def settle_length(trainer: Namespace, given: Settings) -> None:
+def settle_length(trainer: Namespace, given: GivenSettings) -> None:
     """Let `max_epochs` lift a `max_steps` that was given before it, and the reverse.
 
     base.yaml gives `max_steps`, so that `--trainer.max_epochs 3` alone would end at whichever comes first. Given
@@ -52,7 +46,7 @@ def check_end(trainer: Namespace) -> None:
         raise UserError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
 
 
-def settle_validation(trainer: Namespace, given: Settings) -> None:
+def settle_validation(trainer: Namespace, given: GivenSettings) -> None:
     """Let the later of an interval in batches, a share of an epoch and a number of epochs replace the others."""
     names = ("val_check_interval", "check_val_every_n_epoch")
     interval, every = (level_given(given, f"trainer.{name}") for name in names)
@@ -64,13 +58,13 @@ def settle_validation(trainer: Namespace, given: Settings) -> None:
         trainer.check_val_every_n_epoch = None
 
 
-def lift_no_validation(trainer: Namespace, given: Settings) -> None:
+def lift_no_validation(trainer: Namespace, given: GivenSettings) -> None:
     """Validate on the whole split though the run was trained without; asked for on the command line, 0 stays."""
     if trainer.limit_val_batches == 0 and level_given(given, "trainer.limit_val_batches") < given.command_line:
         trainer.limit_val_batches = None
 
 
-def settle_root(settings: Namespace, given: Settings) -> None:
+def settle_root(settings: Namespace, given: GivenSettings) -> None:
     """Take `trainer.default_root_dir` as the folder of runs.
 
     Raises:
@@ -86,15 +80,3 @@ def settle_root(settings: Namespace, given: Settings) -> None:
         )
     if lightnings > own:
         settings.root = str(folder)
-
-
-def check_callbacks(callbacks: list[Namespace] | None) -> None:
-    """Refuse callbacks of Lightning that change what a run keeps fixed.
-
-    Raises:
-        UserError: naming the callback and what to use in its place.
-    """
-    for callback in callbacks or []:
-        name = callback.class_path.rpartition(".")[2]
-        if name in UNSUPPORTED_CALLBACKS:
-            raise UserError(f"trainer.callbacks: {name} does not work here; {UNSUPPORTED_CALLBACKS[name]}")

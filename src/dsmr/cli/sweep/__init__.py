@@ -12,7 +12,7 @@ from dsmr import UserError
 from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.options import OneLine
+from dsmr.cli.parser import OneLineParser
 from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_trials
 from dsmr.cli.sweep.spec import Sweep, find_sweep, make_trials, read_sweep, shipped_sweeps
@@ -92,9 +92,9 @@ def local_command(options: Namespace, extra: list[str]) -> str:
     return shlex.join(["dsmr", "sweep", options.file, "--local", *kept, *extra])
 
 
-def sweep_parser() -> OneLine:
+def sweep_parser() -> OneLineParser:
     """Build the parser of the command's own options."""
-    parser = OneLine(
+    parser = OneLineParser(
         prog="dsmr sweep",
         description="Run the trials of a wandb sweep file. All other options go to dsmr fit, in every trial.",
     )

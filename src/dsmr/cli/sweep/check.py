@@ -31,7 +31,7 @@ def check_shared(sweep: Sweep) -> None:
     Raises:
         UserError: an option is wrong.
     """
-    from dsmr.cli.lightning import SizesCLI
+    from dsmr.cli.lightning_cli import SizesCLI
 
     SizesCLI("fit", without_wandb(sweep.options))
 
@@ -42,7 +42,7 @@ def fingerprint(trial: Trial) -> str:
     Raises:
         UserError: an option is wrong.
     """
-    from dsmr.cli.lightning import SizesCLI
+    from dsmr.cli.lightning_cli import SizesCLI
 
     try:
         cli = SizesCLI("fit", list(trial.arguments))

@@ -4,7 +4,7 @@ from typing import Any
 
 from dsmr import UserError
 from dsmr.cli.estimate_command import precision_of
-from dsmr.cli.lightning import SizesCLI
+from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.cli.sweep.spec import Sweep, Trial
 from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs

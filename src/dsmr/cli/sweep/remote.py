@@ -4,7 +4,7 @@ import shutil
 from typing import Any
 
 from dsmr import UserError
-from dsmr.cli.configs import config_values
+from dsmr.cli.config_files import config_values
 from dsmr.cli.sweep.spec import ARGUMENTS, Sweep, is_wandb
 
 

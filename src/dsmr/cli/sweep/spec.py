@@ -19,8 +19,7 @@ import yaml
 
 from dsmr import UserError
 from dsmr.cli import nearest
-from dsmr.cli.configs import FOLDER, SWEEPS, check_yaml, find_config
-from dsmr.cli.options import place
+from dsmr.cli.config_files import FOLDER, SWEEPS, check_yaml, find_config, location_of_key
 
 METHODS = ("grid", "random", "bayes")
 KEYS = (
@@ -121,7 +120,7 @@ def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
         raise UserError(f"{path} is not a sweep file: it must have keys such as program, method and parameters")
 
     def refuse(key: str, message: str) -> UserError:
-        return UserError(f"{key}{place(key, [path]) or f' ({path})'}: {message}")
+        return UserError(f"{key}{location_of_key(key, [path]) or f' ({path})'}: {message}")
 
     check_keys(path, content, refuse)
     parameters = dict(flatten_parameters(content["parameters"], "", refuse))

@@ -1,6 +1,7 @@
 """Config files by path or by shipped name: `--config two_scale` finds `configs/horizons/two_scale.yaml`."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,13 @@ def has_training_settings(arguments: list[str]) -> bool:
     """True where a `--config` says how to train, and not only on what."""
     contents = [yaml.safe_load(find_config(given).read_text(encoding="utf-8")) for given in config_values(arguments)]
     return any(isinstance(content, dict) and content.keys() & {"model", "trainer"} for content in contents)
+
+
+def location_of_key(key: str, paths: Iterable[Path]) -> str:
+    """Return file and line of a key, ` (a.yaml, line 3)`, or nothing if no file has it."""
+    pattern = re.compile(rf"(^|[{{,])\s*[\"']?{re.escape(key.rpartition('.')[2])}[\"']?\s*:")
+    for path in paths:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if pattern.search(line):
+                return f" ({path}, line {number})"
+    return ""

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from dsmr.cli.scalars import Written, alternatives, plain
+from dsmr.cli.yaml_values import Written, alternatives, plain_values
 
-MOST_SHOWN = 60
+MOST_SHOWN, MOST_KNOWN = 60, 12
 WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
@@ -26,7 +26,7 @@ WORDS: dict[Any, str] = {
 }
 
 
-def words(kind: Any) -> str:
+def type_words(kind: Any) -> str:
     """Say what a type takes: `an integer`, `'norm' or 'value'`, `a Callback, a list of such or null`."""
     kinds = [one for one in alternatives(kind) if one is not int or float not in alternatives(kind)]
     singles = [part for one in kinds if not is_sequence(one) and one is not NoneType for part in _words(one)]
@@ -51,8 +51,8 @@ def _list_words(items: tuple[Any, ...], singles: list[str]) -> str:
     if not items:
         return WORDS[list]
     if len(items) > 1 and items[1] is not Ellipsis:
-        return f"a list of {len(items)} ({', '.join(map(words, items))})"
-    inner = words(items[0])
+        return f"a list of {len(items)} ({', '.join(map(type_words, items))})"
+    inner = type_words(items[0])
     return "a list of such" if inner in singles else f"a list (each item {inner})"
 
 
@@ -62,7 +62,7 @@ def article(noun: str) -> str:
     return "an" if noun[0] in ("AEFHILMNORSX" if is_spelt else "AEIO") else "a"
 
 
-def shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value in a message, as it was written."""
     if isinstance(value, Written):
         return str(getattr(value, "text", value))
@@ -70,7 +70,7 @@ def shown(value: Any) -> str:
         return repr(value if len(value) <= MOST_SHOWN else value[: MOST_SHOWN - 3] + "...")
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = str(plain(value))
+    text = str(plain_values(value))
     return text if len(text) <= MOST_SHOWN else "a list" if isinstance(value, list) else "a mapping"
 
 
@@ -142,3 +142,13 @@ def path_of(cls: type) -> str:
 def subclasses(base: type) -> list[type]:
     """A class and all that derive from it."""
     return [base, *chain.from_iterable(map(subclasses, base.__subclasses__()))]
+
+
+def known_classes(bases: tuple[type, ...]) -> list[str]:
+    """Names of the classes that can be made."""
+    return sorted({cls.__name__ for base in bases for cls in subclasses(base) if not inspect.isabstract(cls)})
+
+
+def listing(known: list[str]) -> str:
+    """`; known: ...`, where there are few enough to read."""
+    return f"; known: {', '.join(known)}" if 0 < len(known) <= MOST_KNOWN else ""

@@ -104,7 +104,7 @@ Loader.add_constructor("tag:yaml.org,2002:float", _float)
 Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
 
 
-def load(text: str) -> Any:
+def load_yaml(text: str) -> Any:
     """Load a value; text without any, such as `#1`, is itself the value."""
     loader = Loader(text)
     try:
@@ -118,16 +118,16 @@ def load(text: str) -> Any:
 
 def is_blank(text: str) -> bool:
     """Whether YAML holds nothing, comments aside."""
-    return yaml.compose(text, Loader) is None or load(text) is None
+    return yaml.compose(text, Loader) is None or load_yaml(text) is None
 
 
-def dump(value: Any) -> str:
+def dump_yaml(value: Any) -> str:
     """Dump settings as YAML that `load` reads back as they are."""
     return str(yaml.dump(value, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
 
 
-set_loader(MODE, load, (yaml.YAMLError,))
-set_dumper(MODE, dump)
+set_loader(MODE, load_yaml, (yaml.YAMLError,))
+set_dumper(MODE, dump_yaml)
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
@@ -188,7 +188,7 @@ def is_unset(value: Any, kind: Any, default: Any) -> bool:
     return value is None and default is not None and not {NoneType, Any, object} & set(alternatives(kind))
 
 
-def plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Drop what a value says of how it was written, in containers too; a namespace is changed in place."""
     if isinstance(value, WrittenInt):
         return int(value)
@@ -198,16 +198,16 @@ def plain(value: Any) -> Any:
         return value.value
     if isinstance(value, Namespace):
         for key, item in vars(value).items():
-            setattr(value, key, plain(item))
+            setattr(value, key, plain_values(item))
         return value
     if type(value) is dict:
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain_values(key): plain_values(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(plain(item) for item in value)
+        return type(value)(plain_values(item) for item in value)
     return value
 
 
-def lines(text: str) -> dict[tuple[str | int, ...], int]:
+def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
     """Line of every key and item in a YAML document, by its path."""
     node = yaml.compose(text, Loader)
     return {} if node is None else dict(_lines(node, ()))

@@ -3,14 +3,10 @@
 import inspect
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -19,9 +15,8 @@ from lightning.pytorch.strategies import ParallelStrategy, Strategy, StrategyReg
 
 from dsmr import UserError
 from dsmr.cli import nearest
-from dsmr.cli.kinds import path_of, shown, subclasses
+from dsmr.cli.type_words import path_of, shown_value, subclasses
 
-MOST_SEED = 2**32 - 1
 LEAST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -39,18 +34,13 @@ NEEDED = {
     "predict": ("limit_predict_batches",),
 }
 """Settings of which 0 leaves a command nothing to do."""
+UNSUPPORTED_CALLBACKS = {
+    "LearningRateFinder": "compare learning rates with dsmr sweep, such as experiments/learning_rate.yaml",
+    "BatchSizeFinder": "the batch is data.num_lanes; dsmr estimate says how many lanes fit a GPU",
+    "BackboneFinetuning": "it would freeze the whole network, which is the backbone",
+}
 COPIED = ("spawn", "fork", "notebook")
 """Strategies whose processes are copies of the first, of which not everything can be copied."""
-
-
-def check_seed(seed: bool | int | None) -> None:
-    """Refuse a seed that NumPy does not take.
-
-    Raises:
-        UserError: naming the option.
-    """
-    if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MOST_SEED:
-        raise UserError(f"seed_everything is {seed}; it must be from 0 to {MOST_SEED}")
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:
@@ -137,7 +127,9 @@ def check_devices(devices: Any, accelerator: Any) -> None:
         return
     number = int(devices) if re.fullmatch(r"\d+", str(devices).strip()) else 0
     if number < 1:
-        raise UserError(f"trainer.devices is {shown(devices)}; on a CPU it is the number of processes, 1 or more")
+        raise UserError(
+            f"trainer.devices is {shown_value(devices)}; on a CPU it is the number of processes, 1 or more"
+        )
 
 
 def check_strategy(given: Any) -> None:
@@ -180,52 +172,13 @@ def check_nodes(trainer: Trainer) -> None:
         )
 
 
-def check_resumed(config: Path, model: Namespace) -> None:
-    """Refuse to resume with another optimizer or schedule, whose state the checkpoint does not hold.
-
-    Args:
-        config: of the run as it was.
-        model: settings of the model as they are now.
+def check_callbacks(callbacks: list[Namespace] | None) -> None:
+    """Refuse callbacks of Lightning that change what a run keeps fixed.
 
     Raises:
-        UserError: naming both.
+        UserError: naming the callback and what to use in its place.
     """
-    before = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model") or {}
-    for key in ("optimizer", "lr_scheduler"):
-        spec, now = before.get(key), model[key]
-        was = spec.get("class_path") if isinstance(spec, dict) else spec
-        if was and was != now.class_path:
-            raise UserError(
-                f"model.{key} is now {now.class_path}, but the run was trained with {was}, of which the checkpoint "
-                f"holds the state; leave model.{key} as it was, or begin a new run"
-            )
-
-
-def check_folder(folder: Path, option: str) -> None:
-    """Refuse a run's folder that cannot be made; leaves nothing behind.
-
-    Raises:
-        UserError: naming the option.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another") from error
-    finally:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-
-
-@contextmanager
-def cleared(folder: Path) -> Iterator[None]:
-    """Remove a folder, and those above it, that an error has left without anything in them."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    except Exception:
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
+    for callback in callbacks or []:
+        name = callback.class_path.rpartition(".")[2]
+        if name in UNSUPPORTED_CALLBACKS:
+            raise UserError(f"trainer.callbacks: {name} does not work here; {UNSUPPORTED_CALLBACKS[name]}")

@@ -14,20 +14,20 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser
 
 from dsmr.cli import nearest
-from dsmr.cli.given import (
-    Given,
+from dsmr.cli.given_settings import (
+    GivenSetting,
     Keys,
     NothingGiven,
     Option,
     all_given,
-    listed,
-    merged,
-    name_of,
+    as_list,
+    merged_value,
     options_of,
-    split,
-    unwrapped,
+    plain_default,
+    setting_name,
+    split_section,
 )
-from dsmr.cli.kinds import (
+from dsmr.cli.type_words import (
     article,
     classes_of,
     find_class,
@@ -35,14 +35,16 @@ from dsmr.cli.kinds import (
     is_class_name,
     is_mapping,
     is_sequence,
+    known_classes,
+    listing,
     path_of,
-    shown,
+    shown_value,
     subclasses,
-    words,
+    type_words,
 )
-from dsmr.cli.scalars import WrittenFloat, WrittenParser, alternatives, is_unset, lines
+from dsmr.cli.yaml_values import WrittenFloat, WrittenParser, alternatives, is_unset, key_lines
 
-MOST_KNOWN, CLOSE = 12, 0.7
+CLOSE = 0.7
 FORMER = {  # options of older Lightning, and of other programs, that no spelling comes near
     "gpus": "trainer.accelerator and trainer.devices",
     "auto_lr_find": "model.optimizer.lr",
@@ -99,13 +101,13 @@ def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str
     values: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for given in all_given(arguments, options):
-        key = key_of(given.keys, options) or name_of(given.keys)
+        key = key_of(given.keys, options) or setting_name(given.keys)
         refusal = refused(options, values, given)
         missing.pop(key, None)
         if refusal is None:
             continue
         before = refusal.before or ("--" if given.file is None and "." not in key else "")
-        sentence = f"{before}{name_of(refusal.keys)}{place(refusal, given)}{refusal.after}"
+        sentence = f"{before}{setting_name(refusal.keys)}{place(refusal, given)}{refusal.after}"
         if refusal.is_missing:
             missing[key] = sentence
         else:
@@ -115,11 +117,11 @@ def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str
 
 def key_of(keys: Keys, options: Mapping[str, Option]) -> str | None:
     """Name of the option of which a part is given; None where there is none."""
-    names = (name_of(keys[:length]).removesuffix("+") for length in range(len(keys), 0, -1))
+    names = (setting_name(keys[:length]).removesuffix("+") for length in range(len(keys), 0, -1))
     return next((name for name in names if name in options), None)
 
 
-def refused(options: Mapping[str, Option], values: dict[str, Any], given: Given) -> Refusal | None:
+def refused(options: Mapping[str, Option], values: dict[str, Any], given: GivenSetting) -> Refusal | None:
     """Explain a setting, or give None where it is right; adds it to the values so far."""
     keys = (*given.keys[:-1], str(given.keys[-1]).removesuffix("+"))
     is_appended = keys != given.keys
@@ -130,22 +132,28 @@ def refused(options: Mapping[str, Option], values: dict[str, Any], given: Given)
         return unknown_option(keys, given.value, options)
     option, rest = options[key], keys[len(key.split(".")) :]
     if option.is_flag:
-        return None if isinstance(given.value, bool) else Refusal(keys, f" takes no value, not {shown(given.value)}")
-    before = values.get(key, unwrapped(option.default))
+        return (
+            None
+            if isinstance(given.value, bool)
+            else Refusal(keys, f" takes no value, not {shown_value(given.value)}")
+        )
+    before = values.get(key, plain_default(option.default))
     if rest and not any(classes_of(one) or is_mapping(one) for one in alternatives(option.kind)):
-        return Refusal(keys, f"; {key} is {words(option.kind)}, which has no keys of its own", before="unknown key ")
-    values[key] = [*listed(before), given.value] if is_appended else merged(before, rest, given.value)
+        return Refusal(
+            keys, f"; {key} is {type_words(option.kind)}, which has no keys of its own", before="unknown key "
+        )
+    values[key] = [*as_list(before), given.value] if is_appended else merged_value(before, rest, given.value)
     if not rest and is_unset(given.value, option.kind, option.default):
-        return Refusal(keys, f" is null; it takes {words(option.kind)}")
+        return Refusal(keys, f" is null; it takes {type_words(option.kind)}")
     return why_not(tuple(key.split(".")), option.kind, values[key])
 
 
 def unknown_option(keys: Keys, value: Any, options: Mapping[str, Option]) -> Refusal:
     """Explain a key that is none, or a section that is given a value."""
-    key = name_of(keys)
+    key = setting_name(keys)
     inner = [name for name in options if name.startswith(f"{key}.")]
     if inner:
-        return Refusal(keys, f" is {shown(value)}; it is a section of settings such as {inner[0]}")
+        return Refusal(keys, f" is {shown_value(value)}; it is a section of settings such as {inner[0]}")
     section, _, last = key.replace("-", "_").rpartition(".")
     same = [name for name in options if name.rpartition(".")[2] == last]
     if last in FORMER and not same:
@@ -170,7 +178,7 @@ def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
             return refusal
     is_whole = isinstance(value, WrittenFloat) and value.is_integer() and int in alternatives(kind)
     hint = f": write {int(value)}" if is_whole else ""
-    return Refusal(keys, f" is {shown(value)}; it takes {words(kind)}{hint}")
+    return Refusal(keys, f" is {shown_value(value)}; it takes {type_words(kind)}{hint}")
 
 
 def accepts(kind: Any, value: Any) -> bool:
@@ -210,16 +218,6 @@ def needs_class(keys: Keys, one: Any) -> Refusal:
     return Refusal(keys, f" needs a class_path, the name of its class{listing(known_classes(classes_of(one)))}")
 
 
-def known_classes(bases: tuple[type, ...]) -> list[str]:
-    """Names of the classes that can be made."""
-    return sorted({cls.__name__ for base in bases for cls in subclasses(base) if not inspect.isabstract(cls)})
-
-
-def listing(known: list[str]) -> str:
-    """`; known: ...`, where there are few enough to read."""
-    return f"; known: {', '.join(known)}" if 0 < len(known) <= MOST_KNOWN else ""
-
-
 def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str, Any]) -> Refusal | None:
     """Explain what is wrong with a class and its arguments."""
     path = spec.get("class_path")
@@ -247,11 +245,13 @@ def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str
 def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal | None:
     """Explain what is wrong with the arguments of a class, or give None where they are right."""
     if not isinstance(arguments, dict):
-        return Refusal((*keys, "init_args"), f" is {shown(arguments)}; it takes a mapping of {cls.__name__}'s keys")
+        return Refusal(
+            (*keys, "init_args"), f" is {shown_value(arguments)}; it takes a mapping of {cls.__name__}'s keys"
+        )
     options = arguments_of(cls, positional=len(get_args(one)[0]) if is_callable(one) else 0)
     values: dict[str, Any] = {}
     for key, value in arguments.items():
-        for given in split(Given((str(key),), value, None), options):
+        for given in split_section(GivenSetting((str(key),), value, None), options):
             if given.keys[0] not in {name.partition(".")[0] for name in options}:
                 takes = ", ".join(options) or "none"
                 hint = nearest(str(key), options) or ";"
@@ -261,7 +261,7 @@ def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal |
                 return replace(refusal, keys=(*keys, *refusal.keys))
     missing = [name for name, option in options.items() if option.is_required and name not in values]
     if missing:
-        needs = f": {cls.__name__} needs {' and '.join(missing)}; give {name_of(keys)}.{missing[0]}"
+        needs = f": {cls.__name__} needs {' and '.join(missing)}; give {setting_name(keys)}.{missing[0]}"
         return Refusal(keys, needs, is_missing=True)
     return None
 
@@ -275,11 +275,11 @@ def arguments_of(cls: Any, positional: int) -> dict[str, Option]:
     return options_of(parser)
 
 
-def place(refusal: Refusal, given: Given) -> str:
+def place(refusal: Refusal, given: GivenSetting) -> str:
     """File and line of a setting, or of the nearest one around it, where a config file has it."""
     if given.file is None:
         return ""
-    known = {short(keys): line for keys, line in lines(given.file.read_text(encoding="utf-8-sig")).items()}
+    known = {short(keys): line for keys, line in key_lines(given.file.read_text(encoding="utf-8-sig")).items()}
     around = (short(refusal.keys[:length]) for length in range(len(refusal.keys), 0, -1))
     line = next((f", line {known[keys]}" for keys in around if keys in known), "")
     return f" ({given.file}{line})"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from dsmr.cli.scalars import load
+from dsmr.cli.yaml_values import load_yaml
 
 Keys = tuple[str | int, ...]
 """Path of a setting; an integer is an item's number."""
@@ -34,7 +34,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenSetting:
     """A setting as it was given.
 
     Attributes:
@@ -65,7 +65,7 @@ def options_of(parser: ArgumentParser) -> dict[str, Option]:
     return found
 
 
-def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[Given]:
+def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[GivenSetting]:
     """Yield all settings of a command line and its config files, in order."""
     rest = list(arguments)
     while rest:
@@ -79,47 +79,49 @@ def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[G
         if not has_value and rest and not rest[0].startswith("--"):
             text, has_value = rest.pop(0), True
         if key == "config":
-            yield from in_file(Path(text), options) if has_value else [Given(("config",), NothingGiven, None)]
+            yield from (
+                file_settings(Path(text), options) if has_value else [GivenSetting(("config",), NothingGiven, None)]
+            )
         elif equals or not is_flag:
-            value = read(text) if has_value else NothingGiven
-            yield from split(Given(tuple(key.split(".")), value, None), options)
+            value = option_value(text) if has_value else NothingGiven
+            yield from split_section(GivenSetting(tuple(key.split(".")), value, None), options)
 
 
-def read(text: str) -> Any:
+def option_value(text: str) -> Any:
     """Value of a command line's text."""
     try:
-        return load(text)
+        return load_yaml(text)
     except yaml.YAMLError:
         return text
 
 
-def in_file(path: Path, options: Mapping[str, Option]) -> Iterator[Given]:
+def file_settings(path: Path, options: Mapping[str, Option]) -> Iterator[GivenSetting]:
     """Yield all settings of a config file."""
     if not path.is_file():
         return
-    content = load(path.read_text(encoding="utf-8-sig"))
+    content = load_yaml(path.read_text(encoding="utf-8-sig"))
     if isinstance(content, dict):
         for key, value in content.items():
-            yield from split(Given((str(key),), value, path), options)
+            yield from split_section(GivenSetting((str(key),), value, path), options)
 
 
-def split(given: Given, options: Mapping[str, Option]) -> Iterator[Given]:
+def split_section(given: GivenSetting, options: Mapping[str, Option]) -> Iterator[GivenSetting]:
     """Yield the settings of a section one by one."""
-    key = name_of(given.keys)
+    key = setting_name(given.keys)
     is_section = key not in options and any(name.startswith(f"{key}.") for name in options)
     if is_section and isinstance(given.value, dict):
         for name, value in given.value.items():
-            yield from split(Given((*given.keys, str(name)), value, given.file), options)
+            yield from split_section(GivenSetting((*given.keys, str(name)), value, given.file), options)
     elif not (is_section and given.value is None):
         yield given
 
 
-def merged(before: Any, rest: Keys, value: Any) -> Any:
+def merged_value(before: Any, rest: Keys, value: Any) -> Any:
     """Value of an option of which a part is given, over what it was before."""
     if not rest:
         return value if not is_same_class(before, value) else overlaid(before, value)
     if isinstance(before, list) and before:
-        return [*before[:-1], merged(before[-1], rest, value)]
+        return [*before[:-1], merged_value(before[-1], rest, value)]
     if rest == ("class_path",):
         return {"class_path": value}
     known: dict[Any, Any] = before if isinstance(before, dict) else {}
@@ -128,10 +130,10 @@ def merged(before: Any, rest: Keys, value: Any) -> Any:
     if rest[0] in ("init_args", "dict_kwargs") and len(rest) == 1:
         return {**known, rest[0]: value}
     if not {"class_path", "init_args"} & set(known):
-        return {**known, rest[0]: merged(known.get(rest[0]), rest[1:], value)}
+        return {**known, rest[0]: merged_value(known.get(rest[0]), rest[1:], value)}
     rest = rest[1:] if rest[0] == "init_args" else rest
     arguments = dict(known.get("init_args") or {})
-    arguments[rest[0]] = merged(arguments.get(rest[0]), rest[1:], value)
+    arguments[rest[0]] = merged_value(arguments.get(rest[0]), rest[1:], value)
     return {**known, "init_args": arguments}
 
 
@@ -149,12 +151,12 @@ def overlaid(before: dict[Any, Any], value: dict[Any, Any]) -> dict[Any, Any]:
     return {**before, **value, "init_args": arguments}
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """A list as it is, nothing as an empty one, and anything else as a list of it."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def unwrapped(default: Any) -> Any:
+def plain_default(default: Any) -> Any:
     """A default as it would be given."""
     if isinstance(default, Namespace):
         return default.as_dict()
@@ -163,13 +165,13 @@ def unwrapped(default: Any) -> Any:
     return default
 
 
-def name_of(keys: Keys) -> str:
+def setting_name(keys: Keys) -> str:
     """Name of a setting as one types it."""
     return ".".join(str(key) for key in keys if key != "init_args" and isinstance(key, str))
 
 
 @dataclass(frozen=True)
-class Settings:
+class GivenSettings:
     """The settings of a command line and its config files, to ask which of two was given last.
 
     Attributes:
@@ -186,22 +188,22 @@ class Settings:
         return len(self.arguments)
 
 
-def level_given(settings: Settings, key: str) -> int:
+def level_given(settings: GivenSettings, key: str) -> int:
     """Return how late a dotted key is given, as later settings win.
 
-    -1: only base.yaml or a default gives it; from 0 on: that config file, counted in order; `Settings.command_line`:
-    the command line itself. A null does not count.
+    -1: only base.yaml or a default; from 0 on: the number of the config file; `GivenSettings.command_line`: the
+    command line. A null does not count.
     """
     levels, files = [-1], list[Path]()
     for given in all_given(settings.arguments, settings.options):
         if given.file is not None and given.file not in files:
             files.append(given.file)
         values = [given]
-        section = name_of(given.keys)
+        section = setting_name(given.keys)
         if isinstance(given.value, str) and key.startswith(f"{section}.") and Path(given.value).is_file():
-            content = load(Path(given.value).read_text(encoding="utf-8-sig"))  # `--trainer trainer.yaml`
-            values = list(split(Given(given.keys, content, given.file), settings.options))
+            content = load_yaml(Path(given.value).read_text(encoding="utf-8-sig"))  # `--trainer trainer.yaml`
+            values = list(split_section(GivenSetting(given.keys, content, given.file), settings.options))
         for one in values:
-            if name_of(one.keys) == key and one.value not in (None, NothingGiven):
+            if setting_name(one.keys) == key and one.value not in (None, NothingGiven):
                 levels.append(settings.command_line if one.file is None else files.index(one.file))
     return max(levels)

@@ -1,0 +1,146 @@
+"""`dsmr fit`, `validate` and `test`: train a model or evaluate a trained one with Lightning's Trainer."""
+
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+
+from dsmr import UserError
+from dsmr.analyze.ablation import ablations, savings, variants
+from dsmr.cli.by_piece import is_as_in_training, tell_pieces, tell_savings
+from dsmr.cli.json_output import check_output, write_result
+from dsmr.cli.library_errors import in_training
+from dsmr.cli.lightning_cli import DsmrCLI
+from dsmr.cli.outcome import announce, conclude
+from dsmr.cli.progress import bar
+from dsmr.cli.run_checks import removed_on_error
+from dsmr.cli.yaml_values import load_yaml, plain_values
+from dsmr.results.run_files import BEST_FILE, CONFIG_FILE, LAST_FILE, SECTION, read_checkpoint
+from dsmr.share import exported
+from dsmr.share.description import check_rebuilds, check_same_network, describe_network
+from dsmr.training.callbacks import LostProcess, Stopped
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `fit`, `validate`, `test` or `predict`."""
+    cli = DsmrCLI(command, arguments)
+    cli.datamodule.progress = bar("tokenising")
+    if command != "fit" and cli.checkpoint is None:
+        raise UserError(f"dsmr {command} needs a trained model: give --checkpoint RUN")
+    output = check_output(cli.config.output)
+    cli.model.check_data(cli.datamodule)
+    if command == "fit":
+        check_rebuilds(cli.model.backbone)
+        cli.datamodule.check_training(with_validation=cli.trainer.limit_val_batches != 0)
+    announce(cli.model, cli.datamodule, cli.trainer)
+    if cli.exported:
+        load_exported(cli, cli.exported)
+    path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
+    if command == "fit":
+        return fit(cli, path, output)
+    return predict(cli, path, output) if command == "predict" else evaluate(cli, path, output)
+
+
+def load_exported(cli: DsmrCLI, folder: Path) -> None:
+    """Load the weights of an exported model, whose network must be that of the settings."""
+    saved, present = exported.read_description(folder)["model"], describe_network(cli.model.backbone, None)
+    check_same_network(saved, present, horizons_too=False)
+    cli.model.backbone.load_state_dict(exported.read_weights(folder))
+
+
+def fit(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
+    """Train, and return the exit status."""
+    try:
+        with removed_on_error(cli.folder), in_training(cli.trainer):
+            cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
+    except Stopped as stopped:
+        return say_stopped(stopped, cli.trainer, cli.folder)
+    except RuntimeError:
+        callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(one, LostProcess) and one.is_lost for one in callbacks):
+            raise
+        if cli.trainer.strategy.launcher is not None:  # processes that hang react to no other signal
+            cli.trainer.strategy.launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+        return 2
+    if cli.trainer.is_global_zero:
+        steps = cli.trained.global_step if cli.trained else 0
+        if steps and cli.trainer.global_step == steps:
+            print(f"nothing was left to train: {steps:,} steps are done; raise trainer.max_steps to continue")
+        result = conclude("fit", cli.trainer, cli.model, cli.datamodule, cli.folder)
+        write_result(result, as_json=cli.as_json, output=output)
+    return 0
+
+
+def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
+    """Say how to resume, and return the exit status: that of the first process, as Lightning kills for another's."""
+    if not trainer.is_global_zero:
+        return 0
+    print(f"stopped after step {trainer.global_step:,} ({stopped.reason}); saved {folder / LAST_FILE}")
+    print(f"next: dsmr fit --resume {shlex.quote(str(folder))}")
+    return stopped.status
+
+
+def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
+    """Evaluate, and return the exit status."""
+    pieces_file = file_of_pieces(cli)
+    if cli.config.ablate:
+        variants(cli.model.backbone.horizons)  # refuses what has no memory, before anything is evaluated
+    run_once = cli.trainer.validate if cli.command == "validate" else cli.trainer.test
+    run_once(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
+    whole, is_first = cli.model.piece_table, cli.trainer.is_global_zero
+    result: dict[str, Any] = {}
+    if is_first:
+        result |= conclude(cli.command, cli.trainer, cli.model, cli.datamodule, cli.folder)
+    if is_first and whole is not None:
+        is_run = cli.config.pieces is not None or whole.is_complete(cli.datamodule.store.pieces)
+        result |= tell_pieces(whole, pieces_file if is_run else None)
+    if cli.config.ablate and whole is not None:
+        without = ablations(cli.model, lambda: run_once(cli.model, cli.datamodule, verbose=False))
+        if is_first:
+            result |= tell_savings(savings(whole, without))
+    if not is_first:
+        return 0
+    print(f"next: dsmr generate --checkpoint {shlex.quote(str(cli.folder))} --output music.mid")
+    write_result(result, as_json=cli.as_json, output=output)
+    return 0
+
+
+def file_of_pieces(cli: DsmrCLI) -> Path | None:
+    """Return the file for the results of each piece; weights other than the best have a file of their own.
+
+    None if the evaluation is not as in training: other horizons, pieces or windows, or another precision.
+    """
+    if cli.config.pieces is not None:
+        return check_output(cli.config.pieces, option="--pieces")
+    assert cli.checkpoint is not None
+    if cli.exported:
+        section = exported.read_description(cli.exported)["model"]
+    else:
+        section = read_checkpoint(cli.checkpoint)[SECTION]
+    own, present = section["config"], cli.model.backbone.config()
+    if any(own.get(name) != present.get(name) for name in ("horizons", "prefix_length")):
+        return None
+    if not (cli.folder / CONFIG_FILE).is_file():
+        return None
+    run = plain_values(load_yaml((cli.folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    if not is_as_in_training(run, cli.config.as_dict()):
+        return None
+    parts = ["pieces"]
+    if cli.command == "test":
+        parts.append("test")
+    if cli.checkpoint.name not in (BEST_FILE, exported.WEIGHTS):
+        parts.append(cli.checkpoint.stem)
+    return cli.folder / ("_".join(parts) + ".csv")
+
+
+def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
+    """Continue validation pieces, and say where they are."""
+    cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False, ckpt_path=path, weights_only=True)
+    folder = cli.writer.folder
+    print(f"{cli.writer.num_written} continuations in {folder}")
+    reference = ["--data.path", cli.config.data.path] if cli.config.data.path else []
+    print("next:", shlex.join(["dsmr", "judge", str(folder), *reference]))
+    write_result({"folder": str(folder), "num": cli.writer.num_written}, as_json=cli.as_json, output=output)
+    return 0

@@ -1,0 +1,65 @@
+"""Short help: one entry per option with its type in words and its default, without the lists of every subclass."""
+
+import re
+from argparse import SUPPRESS, Action
+from collections.abc import Iterable
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter, Namespace
+
+from dsmr.cli.type_words import MOST_KNOWN, alternatives, classes_of, known_classes, type_words
+
+WIDTH, COLUMN = 110, 32
+OWN_WORDS = {
+    "print_config": "Print the complete configuration and exit.",
+    "config": "Configuration file, or the name of a shipped one such as laptop; repeatable, later wins.",
+}
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """A formatter of help; `--KEY.help CLASS` still prints the options of a class, without an entry of its own."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"max_help_position": COLUMN, "width": WIDTH, **kwargs})
+
+    hidden: re.Pattern[str] = re.compile(r"(?!)")
+    """Matches options that are left out."""
+
+    def add_argument(self, action: Action) -> None:
+        """Add an option, unless it only prints the help of a class or loads a section from a file."""
+        is_other = type(action).__name__ in ("_ActionConfigLoad", "ActionLink") or action.dest.endswith(".help")
+        if not is_other and not self.hidden.match(action.dest):
+            super().add_argument(action)
+
+    def _format_usage(self, usage: str | None, actions: Iterable[Action], groups: Any, prefix: str | None) -> str:
+        positionals = [action.dest.upper() for action in actions if not action.option_strings]
+        return " ".join([prefix or "usage:", self._prog, *positionals, "[options]"]) + "\n\n"
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings:
+            return action.dest.upper()
+        return ", ".join(option for option in action.option_strings if not option.endswith("+"))
+
+    def _get_help_string(self, action: Action) -> str:
+        text = OWN_WORDS.get(action.dest) or action.help or ""
+        if action.dest in ("help", *OWN_WORDS) or not action.option_strings:
+            return text
+        kind = getattr(action, "_typehint", None) or action.type
+        about = [type_words(kind)] if kind is not None else []
+        known = known_classes(tuple(cls for one in alternatives(kind) for cls in classes_of(one))) if kind else []
+        if 1 < len(known) <= MOST_KNOWN:
+            about.append(f"known: {', '.join(known)}")
+        if action.required:
+            about.append("required")
+        elif kind is not None and action.default != SUPPRESS:
+            about.append(f"default: {default_words(action.default)}")
+        return f"{text} ({'; '.join(about)})" if about else text
+
+
+def default_words(default: Any) -> str:
+    """Describe a default; a class by its name alone."""
+    settings = default.as_dict() if isinstance(default, Namespace) else default
+    if isinstance(settings, dict) and "class_path" in settings:
+        return str(settings["class_path"]).rpartition(".")[2]
+    words = {"None": "null", "True": "true", "False": "false"}
+    return words.get(str(settings), str(settings))

@@ -1,0 +1,304 @@
+"""`DsmrCLI`: LightningCLI with run folders, shipped configs and errors of one line."""
+
+import argparse
+import json
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from dsmr import UserError
+from dsmr.cli.config_files import FOLDER, take_flag
+from dsmr.cli.given_settings import GivenSettings, options_of
+from dsmr.cli.help_format import ShortHelp
+from dsmr.cli.library_errors import one_line
+from dsmr.cli.parser import OneLineParser, underscored
+from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
+from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
+from dsmr.cli.trainer_checks import check_callbacks, check_nodes, check_trainer
+from dsmr.cli.trainer_settings import (
+    check_end,
+    lift_no_validation,
+    plain_strings,
+    settle_length,
+    settle_root,
+    settle_validation,
+)
+from dsmr.cli.yaml_values import load_yaml, plain_values
+from dsmr.data.datamodule import MusicData
+from dsmr.generate.continuer import Continuer
+from dsmr.generate.midi_writer import MidiWriter
+from dsmr.generate.samples import Samples
+from dsmr.model.backbone import build_on_meta
+from dsmr.model.horizons import format_horizons
+from dsmr.results.run_files import BEST_FILE, CONFIG_FILE, LAST_FILE
+from dsmr.training.callbacks import BestCheckpoint, EpochTime, LastCheckpoint, LostProcess, PeakMemory, Throughput
+from dsmr.training.checkpoint import AtomicCheckpointIO
+from dsmr.training.csv_logger import MetricsLogger
+from dsmr.training.module import RecurrentLM
+
+EVALUATIONS = ("validate", "test")
+DESCRIPTIONS = {
+    "fit": "Train a model, or resume a run with --resume RUN.",
+    "validate": "Evaluate a trained model on whole pieces of the validation split.",
+    "test": "Evaluate a trained model on whole pieces of the test split.",
+}
+CLASS_HELP = (
+    "--model.backbone.help CLASS lists the options of a network. The same holds for model.horizons, model.optimizer, "
+    "model.lr_scheduler, data.recall and data.windows. Every option may also be given in a configuration file."
+)
+QUIET = (
+    ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
+    ".*LeafSpec.*",  # Lightning builds what torch deprecates
+    ".*LightningCLI's args parameter.*",  # the command is removed before Lightning parses the rest
+    ".*does not have many workers.*",  # reading a batch takes microseconds
+    ".*exists and is not empty.*",  # a resumed run
+    ".*infer the batch indices.*",  # a batch of predict is one piece
+    ".*your dataloader is not resumable.*",  # the datamodule is
+    ".*callbacks used to create the checkpoint.*",  # those of training, when last.ckpt is only evaluated
+    ".*`max_epochs` was not set.*",  # check_end decides what ends a run
+    ".*sync_dist=True.*",  # all processes log the same
+)
+
+
+class CommandParser(OneLineParser, LightningArgumentParser):
+    """`OneLineParser` with the methods by which LightningCLI adds classes."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Leave out the backbone's arguments that the module fills in: horizons are set at `--model.horizons` only."""
+        filled = {f"backbone.init_args.{name}" for name in ("vocab_size", "segment_length", "horizons")}
+        added: list[str] = super().add_class_arguments(*args, **kwargs | {"skip": {*kwargs.get("skip", ()), *filled}})
+        return added
+
+
+class FitHelp(ShortHelp):
+    """Help without the options of Lightning's Trainer."""
+
+    hidden = re.compile(r"trainer\b")
+
+
+class RunHelp(ShortHelp):
+    """Help without the options of training, which other commands only read from a run's config."""
+
+    hidden = re.compile(r"trainer\b|(name|root|resume|save_every_n_steps|save_every_minutes|sample_every_n_steps)$")
+
+
+class TrainerHelp(argparse.Action):
+    """Print the options of Lightning's Trainer, with the defaults of base.yaml, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print and exit."""
+        trainer_parser = CommandParser(parser.prog, "Options of Lightning's Trainer.")
+        trainer_parser.add_lightning_class_args(Trainer, "trainer")
+        base = plain_values(load_yaml((FOLDER / "base.yaml").read_text(encoding="utf-8")))["trainer"]
+        trainer_parser.set_defaults({f"trainer.{key}": value for key, value in base.items()})
+        trainer_parser.print_help()
+        parser.exit()
+
+
+class DsmrCLI(LightningCLI):
+    """LightningCLI for `RecurrentLM` and `MusicData`. It builds datamodule, model and trainer, and runs nothing.
+
+    Args:
+        command: fit, validate, test, or another command that takes the same settings.
+        arguments: the rest of the command line.
+
+    Attributes:
+        checkpoint: file of the weights that the command starts from; None for a new run.
+        exported: folder of the exported model that they belong to, if any.
+        folder: the run's folder.
+    """
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        quieten()
+        self.command = command
+        self.folder: Path
+        self.as_json, arguments = take_flag(underscored(arguments), "--json")
+        self.trained, arguments = take_run(command, arguments)
+        self.checkpoint = self.trained.weights if self.trained else None
+        self.exported = self.trained.exported if self.trained else None
+        super().__init__(
+            Continuer if command == "predict" else RecurrentLM,
+            MusicData,
+            args=arguments,
+            run=False,
+            parser_class=CommandParser,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"dsmr {command}",
+                "default_config_files": [str(FOLDER / "base.yaml")],
+                "description": DESCRIPTIONS.get(command, ""),
+                "epilog": CLASS_HELP,
+                "formatter_class": FitHelp if command == "fit" else RunHelp,
+            },
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of data and model before those of the trainer."""
+        for key, cls in (("data", MusicData), ("model", self._model_class), ("trainer", Trainer)):
+            parser.add_lightning_class_args(cls, key)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of a run; all commands accept those of training, since a run's config has them."""
+
+        def add(option: str, kind: Any, default: Any, text: str) -> None:
+            parser.add_argument(option, type=kind, default=default, help=text)
+
+        add("--name", str | None, None, "Name of the run, by default its horizons and the time.")
+        add("--root", str, "runs", "Folder of all runs.")
+        add("--resume", str | None, None, "Run to resume.")
+        add("--checkpoint", str | None, None, "Run (its best checkpoint), checkpoint file or exported model.")
+        add("--save_every_n_steps", int, 500, "Save last.ckpt after this number of optimizer steps.")
+        add("--save_every_minutes", float, 10.0, "Save last.ckpt at least this often.")
+        add("--sample_every_n_steps", int, 5000, "Generate a sample after this number of steps; 0: none.")
+        if self.command == "predict":
+            add("--predictions", str | None, None, "Folder for the pieces; default: RUN/predictions.")
+        if self.command in EVALUATIONS:
+            parser.add_argument("--ablate", action="store_true", help="Evaluate also without each layer's memory.")
+            add(
+                "--pieces", str | None, None, "CSV file for the results of each piece, by default in the run's folder."
+            )
+        parser.add_argument(
+            "--json", action="store_true", help="Print the results as JSON on the last line of stdout."
+        )
+        add("--output", str | None, None, "File for the results as JSON.")
+        parser.add_argument(
+            "--help_trainer", action=TrainerHelp, nargs=0, help="Print the options of Lightning's Trainer and exit."
+        )
+        parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.segment_length", "model.segment_length")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check the seed before Lightning uses it."""
+        super().parse_arguments(parser, args)
+        check_seed(self.config.seed_everything)
+
+    def before_instantiate_classes(self) -> None:
+        """Settle settings that depend on each other, and the run's folder."""
+        settings = self.config
+        check_settings(settings)
+        self._settle_trainer(settings.trainer)
+        if settings.data.seed is None and isinstance(settings.seed_everything, int):
+            settings.data.seed = settings.seed_everything
+        if self.trained is None:
+            self._settle_new_run(settings)
+            return
+        self.folder = self.trained.folder
+        self._keep_horizons(settings.model)
+        if self.command == "fit":
+            check_resumed(self.folder / CONFIG_FILE, settings.model)
+
+    @property
+    def _given(self) -> GivenSettings:
+        assert isinstance(self.parser, CommandParser)
+        assert self.parser.given_arguments is not None
+        return GivenSettings(self.parser.given_arguments, options_of(self.parser))
+
+    def _settle_trainer(self, trainer: Namespace) -> None:
+        if isinstance(trainer.callbacks, Namespace):  # a single one
+            trainer.callbacks = [trainer.callbacks]
+        plain_strings(trainer)
+        check_callbacks(trainer.callbacks)
+        settle_length(trainer, self._given)
+        if self.command == "fit":
+            check_end(trainer)
+        settle_validation(trainer, self._given)
+        if self.command == "validate":
+            lift_no_validation(trainer, self._given)
+
+    def _settle_new_run(self, settings: Namespace) -> None:
+        settle_root(settings, self._given)
+        if settings.name is None:
+            settings.name = new_name(settings.model)
+        self.folder = Path(settings.root) / settings.name
+        if self.command == "fit" and not settings.trainer.fast_dev_run:
+            if any((self.folder / name).exists() for name in (LAST_FILE, BEST_FILE)):
+                raise UserError(
+                    f"{self.folder} already holds a run; choose another --name, or resume with --resume {self.folder}"
+                )
+            check_folder(self.folder, f"--root {settings.root}")
+        continue_wandb(settings.trainer.logger, settings.name)
+
+    def _keep_horizons(self, model: Namespace) -> None:
+        """Replace the run's own schedule by the horizons that it had then; the class may return others by now."""
+        assert self.trained is not None
+        config = self.folder / CONFIG_FILE
+        if self.trained.horizons and isinstance(model.horizons, Namespace) and config.is_file():
+            run = plain_values(load_yaml(config.read_text(encoding="utf-8")))
+            if json.loads(json.dumps(model.horizons.as_dict())) == run["model"]["horizons"]:
+                model.horizons = format_horizons(self.trained.horizons)
+
+    def instantiate_classes(self) -> None:
+        """Build datamodule, model and trainer."""
+        check_trainer(self.config.trainer, self.command)
+        with one_line(self.config):
+            super().instantiate_classes()
+        check_nodes(self.trainer)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the run's logger and checkpoints."""
+        settings = self.config_init.trainer
+        callbacks: list[Callback] = []
+        if self.command != "fit" and settings.callbacks:  # nothing is saved
+            settings.callbacks = [one for one in settings.callbacks if not isinstance(one, Checkpoint)]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
+        if settings.enable_progress_bar is not False and not has_bar:
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
+        is_run = self.command == "fit" and not settings.fast_dev_run
+        if self.command == "predict":
+            self.writer = MidiWriter(Path(self.config.predictions or self.folder / "predictions"))
+            callbacks.append(self.writer)
+        if is_run:
+            for one in settings.callbacks or []:
+                if isinstance(one, ModelCheckpoint) and one.dirpath is None:  # whatever the logger is
+                    one.dirpath = str(self.folder / "checkpoints")
+            # before the user's callbacks, which save its score; ours come after all others
+            settings.callbacks = [BestCheckpoint(self.folder), *(settings.callbacks or [])]
+            callbacks += self._run_callbacks()
+        if settings.logger is None:
+            num_rows = self.trained.num_metrics_rows if self.trained else 0
+            kwargs["logger"] = MetricsLogger(self.folder, num_rows) if is_run else False
+        self.trainer_defaults["callbacks"] = callbacks
+        plugins = settings.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_callbacks(self) -> list[Callback]:
+        """Return the callbacks that save and measure a run."""
+        clock = Throughput()
+        return [
+            SaveConfig(self.parser, self.config, self.folder),
+            LostProcess(self.folder),
+            EpochTime(),
+            clock,
+            PeakMemory(),
+            Samples(self.folder, self.config.sample_every_n_steps, clock=clock),
+            LastCheckpoint(self.folder, self.config.save_every_n_steps, self.config.save_every_minutes),
+        ]
+
+
+class SizesCLI(DsmrCLI):
+    """`DsmrCLI` that builds the network without weights and no trainer, for commands that only need its sizes."""
+
+    def instantiate_classes(self) -> None:
+        """Build datamodule and network, on no device."""
+        with one_line(self.config):
+            self.config_init = build_on_meta(lambda: self.parser.instantiate_classes(self.config))
+        self.datamodule, self.model = self.config_init.data, self.config_init.model
+
+
+def quieten() -> None:
+    """Silence Lightning's remarks on itself and warnings that a user cannot act on."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

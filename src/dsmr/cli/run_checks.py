@@ -1,0 +1,110 @@
+"""Checks of a run's own settings: its name, its folder, its seed and its schedule."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from dsmr import UserError
+from dsmr.cli.yaml_values import load_yaml
+from dsmr.model import Schedule
+from dsmr.share.description import import_class
+
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+MOST_SEED = 2**32 - 1
+
+
+def check_settings(settings: Namespace) -> None:
+    """Check what can be checked before anything is built.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if settings.resume is not None or settings.checkpoint is not None:
+        raise UserError("resume and checkpoint belong on the command line, not in a config file; take them out")
+    name = settings.name
+    if name is not None and (name in ("", ".", "..") or "/" in name or os.sep in name or name != name.strip()):
+        raise UserError(f"--name {name!r} must be the name of one folder; --root sets the folder that it is in")
+    check_schedule(settings.model.horizons)
+
+
+def check_schedule(horizons: Any) -> None:
+    """Check that a class path for horizons names a schedule; jsonargparse takes one that it cannot import as a string.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if isinstance(horizons, str) and CLASS_PATH.fullmatch(horizons):
+        found = import_class(horizons, f"model.horizons {horizons}:")
+        if not (isinstance(found, type) and issubclass(found, Schedule)):
+            raise UserError(
+                f"model.horizons {horizons} is not a schedule: it does not derive from dsmr.model.Schedule"
+            )
+
+
+def check_seed(seed: bool | int | None) -> None:
+    """Check that NumPy accepts a seed.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MOST_SEED:
+        raise UserError(f"seed_everything is {seed}; it must be from 0 to {MOST_SEED}")
+
+
+def check_resumed(config: Path, model: Namespace) -> None:
+    """Check that a resumed run keeps its optimizer and its learning-rate schedule, whose state the checkpoint holds.
+
+    Args:
+        config: the run's settings so far.
+        model: settings of the model now.
+
+    Raises:
+        UserError: naming both.
+    """
+    before = (load_yaml(config.read_text(encoding="utf-8")) or {}).get("model") or {}
+    for key in ("optimizer", "lr_scheduler"):
+        spec, now = before.get(key), model[key]
+        was = spec.get("class_path") if isinstance(spec, dict) else spec
+        if was and was != now.class_path:
+            raise UserError(
+                f"model.{key} is now {now.class_path}, but the run was trained with {was}, of which the checkpoint "
+                f"holds the state; leave model.{key} as it was, or begin a new run"
+            )
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Check that a run's folder can be made, and leave nothing behind.
+
+    Raises:
+        UserError: naming the option.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: the folder {folder} cannot be made ({error.strerror}); name another") from error
+    finally:
+        remove_empty(missing)
+
+
+@contextmanager
+def removed_on_error(folder: Path) -> Iterator[None]:
+    """Remove a folder, and new folders above it, that an error has left empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except Exception:
+        remove_empty(missing)
+        raise
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those folders that are empty, innermost first."""
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()

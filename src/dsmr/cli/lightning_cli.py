@@ -19,6 +19,7 @@ from dsmr.cli.given_settings import GivenSettings, options_of
 from dsmr.cli.help_format import ShortHelp
 from dsmr.cli.library_errors import one_line
 from dsmr.cli.parser import OneLineParser, underscored
+from dsmr.cli.refusals import FILLED_BY_MODULE
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
 from dsmr.cli.trainer_checks import check_callbacks, check_nodes, check_trainer
@@ -72,7 +73,7 @@ class CommandParser(OneLineParser, LightningArgumentParser):
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
         """Leave out the backbone's arguments that the module fills in: horizons are set at `--model.horizons` only."""
-        filled = {f"backbone.init_args.{name}" for name in ("vocab_size", "segment_length", "horizons")}
+        filled = {f"backbone.init_args.{name}" for name in FILLED_BY_MODULE}
         added: list[str] = super().add_class_arguments(*args, **kwargs | {"skip": {*kwargs.get("skip", ()), *filled}})
         return added
 

@@ -45,6 +45,8 @@ from dsmr.cli.type_words import (
 from dsmr.cli.yaml_values import WrittenFloat, WrittenParser, alternatives, is_unset, key_lines
 
 CLOSE = 0.7
+FILLED_BY_MODULE = ("vocab_size", "segment_length", "horizons")
+"""Arguments of a network that `RecurrentLM` gives; horizons are set at `model.horizons` only."""
 FORMER = {  # options of older Lightning, and of other programs, that no spelling comes near
     "gpus": "trainer.accelerator and trainer.devices",
     "auto_lr_find": "model.optimizer.lr",
@@ -182,12 +184,16 @@ def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Whether jsonargparse accepts a value for a type."""
+    """Return True if jsonargparse accepts a value for a type."""
+
+    def owner(value): ...  # type: ignore[no-untyped-def]
+
+    owner.__annotations__ = {"value": kind}
     parser = WrittenParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
+    parser.add_function_arguments(owner, skip={f"value.init_args.{name}" for name in FILLED_BY_MODULE})
     try:
         parser.parse_object({"value": value})
-    except Exception:  # whatever it is, it is refused
+    except Exception:  # of any class: the value is refused
         return False
     return True
 
@@ -209,7 +215,7 @@ def inside(keys: Keys, one: Any, value: Any, whole: Any) -> Refusal | None:
         return wrong_class(keys, one, bases, value)
     if any(is_mapping(other) for other in alternatives(whole)):
         return None
-    takes_any = not inspect.isabstract(bases[0]) and arguments_of(bases[0], positional=0)
+    takes_any = not inspect.isabstract(bases[0]) and arguments_of(bases[0], None)
     return wrong_arguments(keys, bases[0], value, one) if takes_any else needs_class(keys, one)
 
 
@@ -248,7 +254,7 @@ def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal |
         return Refusal(
             (*keys, "init_args"), f" is {shown_value(arguments)}; it takes a mapping of {cls.__name__}'s keys"
         )
-    options = arguments_of(cls, positional=len(get_args(one)[0]) if is_callable(one) else 0)
+    options = arguments_of(cls, one)
     values: dict[str, Any] = {}
     for key, value in arguments.items():
         for given in split_section(GivenSetting((str(key),), value, None), options):
@@ -266,12 +272,13 @@ def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal |
     return None
 
 
-def arguments_of(cls: Any, positional: int) -> dict[str, Option]:
-    """Arguments of a class or function, but for those that its caller gives by position."""
+def arguments_of(cls: Any, one: Any) -> dict[str, Option]:
+    """Return the arguments of a class or function, without those that its caller gives."""
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(cls) else parser.add_function_arguments
-    given = list(inspect.signature(cls).parameters)[:positional]
-    add(cls, fail_untyped=False, skip=set(given))
+    inputs = get_args(one)[0] if is_callable(one) else []
+    names = list(inspect.signature(cls).parameters)[: len(inputs)] if isinstance(inputs, list) else FILLED_BY_MODULE
+    add(cls, fail_untyped=False, skip=set(names))
     return options_of(parser)
 
 

@@ -92,7 +92,7 @@ def classes_of(one: Any) -> tuple[type, ...]:
 
 def is_callable(one: Any) -> bool:
     """Whether a type is a function that makes something, of which the arguments are known."""
-    return get_origin(one) is Callable and isinstance(get_args(one)[0], list)
+    return get_origin(one) is Callable and bool(get_args(one))
 
 
 def is_sequence(one: Any) -> bool:

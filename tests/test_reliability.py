@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from conftest import tiny_transformer
 from dsmr.attention import backends as attention
 from dsmr.attention.backends import Backend
-from dsmr.attention.flex import flex
 from dsmr.batch import IGNORED
 from dsmr.cli import main
 from dsmr.cli.lightning_cli import QUIET
@@ -69,7 +68,7 @@ def check_mix(data: st.DataObject) -> None:
         model = tiny_transformer(spelling, segment_length, rule=rule, attention=form)
     store = pieces_at_random(lengths, seed)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setitem(attention._chosen, ("flex", "cpu"), flex)
+        patch.setitem(attention._selected, ("flex", "cpu"), "flex")
         mixed = nll_by_place(model, store, list(range(len(lengths))), num_lanes, segment_length, seed)
         for number, length in enumerate(lengths):
             alone = nll_by_place(model, store, [number], 1, segment_length, seed)

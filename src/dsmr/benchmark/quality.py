@@ -29,7 +29,7 @@ def train_and_validate(
     steps = max(work.settings.train_tokens // (data.num_lanes * data.segment_length), 1)
     trained = RecurrentLM(
         row.horizons,  # type: ignore[arg-type]
-        lambda vocab_size, horizons, segment_length: build(row, work.like, prefix_length=work.prefix_length),
+        lambda **_: build(row, work.like, prefix_length=work.prefix_length),
         model.optimizer,
         model.lr_scheduler,
         model.asked_weight,

@@ -48,6 +48,10 @@ class Pyramid(Schedule):
         return tuple(self.base >> layer for layer in range(num_layers))
 
 
+def not_the_oldest_quarter(length_B1, place_T, horizon):
+    return horizon - horizon // 4
+
+
 class Scaled(RecurrentTransformer):
     def __init__(self, vocab_size, horizons, segment_length, *, scale: float = 1.0, **sizes) -> None:
         super().__init__(vocab_size, horizons, segment_length, **sizes)
@@ -164,6 +168,7 @@ class Count(Callback):
 FIT = ["--config", "smoke", "--trainer.enable_progress_bar", "false"]
 OWN = {
     "schedule": ["--model.horizons", "ownparts.Pyramid", "--model.horizons.base", "256"],
+    "rule": ["--model.backbone.rule", "ownparts.not_the_oldest_quarter"],
     "scaled": ["--model.backbone", "ownparts.Scaled", "--model.backbone.scale", "0.5"],
     "narrow": ["--model.backbone", "ownparts.Narrow", "--model.backbone.width", "48"],
     "gru": ["--model.horizons", "null", "--model.backbone", "ownparts.Gru", "--model.backbone.width", "16"],
@@ -233,6 +238,7 @@ def test_a_run_keeps_what_it_expanded_to(folder: Path) -> None:
     assert {name: section and section["horizons"] for name, section in kept.items()} == {
         "ordinary": [320, 64],
         "schedule": [256, 128],
+        "rule": [320, 64],
         "scaled": [320, 64],
         "narrow": [320, 64],
         "gru": [],
@@ -242,6 +248,7 @@ def test_a_run_keeps_what_it_expanded_to(folder: Path) -> None:
         assert section is not None
         assert section["backbone"] == NETWORKS.get(name, "RecurrentTransformer")
         assert section["segment_length"] == 64
+        assert section["rule"] == ("ownparts.not_the_oldest_quarter" if name == "rule" else "boundary")
         for file in ("best.ckpt", "last.ckpt"):
             saved = read_checkpoint(folder / "runs" / name / file)["dsmr"]
             assert {key: saved[key] for key in section} == section
@@ -401,7 +408,11 @@ def test_an_exported_model_says_what_must_come_along(
     run, model = folder / "runs" / name, tmp_path / "model"
     assert dsmr("export", run, model) == 0
     description = json.loads((model / "config.json").read_text())
-    needs = {"trained": ["ownparts.Sgd", "ownparts.Halved"], "schedule": []}.get(name, [NETWORKS.get(name)])
+    needs = {
+        "trained": ["ownparts.Sgd", "ownparts.Halved"],
+        "schedule": [],
+        "rule": ["ownparts.not_the_oldest_quarter"],
+    }.get(name, [NETWORKS.get(name)])
     assert description["needs"] == needs
     card = (model / "README.md").read_text()
     assert ("not part of dsmr" in card) == bool(needs)
@@ -421,7 +432,10 @@ def test_an_exported_model_says_what_must_come_along(
     capsys.readouterr()
     status = dsmr("generate", "--checkpoint", model, "--seconds", "1", "--output", tmp_path / "c.mid")
     error = capsys.readouterr().err
-    assert status == (2 if name in NETWORKS else 0)
+    assert status == (2 if name in {*NETWORKS, "rule"} else 0)
+    if name == "rule":
+        assert "rule 'ownparts.not_the_oldest_quarter' is not one of boundary, sliding" in error
+        assert "No module named 'ownparts'" in error
     if name in NETWORKS:
         assert error.count("\n") == 1
         assert f"{NETWORKS[name]} is not part of dsmr" in error
@@ -469,6 +483,7 @@ def test_a_sweep_ends_with_its_report(folder: Path, tmp_path: Path, capsys: pyte
         "parameters": {
             "model.horizons": {"values": ["2x64", "ownparts.Pyramid"]},
             "model.backbone": {"values": ["ownparts.Scaled"]},
+            "model.backbone.rule": {"value": "ownparts.not_the_oldest_quarter"},
         },
         "command": ["dsmr", "fit", "${args}"],
     }

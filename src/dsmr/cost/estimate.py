@@ -11,7 +11,7 @@ from dsmr import UserError
 from dsmr.attention.backends import Backend
 from dsmr.cost import GIB
 from dsmr.cost.devices import Device, Peak
-from dsmr.cost.operations import CostSizes, flops, saved_bytes
+from dsmr.cost.operations import CostSizes, count_flops, saved_bytes
 from dsmr.model import Backbone
 from dsmr.model.backbone import is_builtin, network_name
 from dsmr.model.blocks import Decoder
@@ -97,7 +97,7 @@ def expected_speed(plan: TrainingPlan) -> tuple[float, float] | None:
     peak = plan.device.peak(PEAKS[plan.precision])
     if peak is None:
         raise UserError(f"{plan.device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
-    needed = flops(plan.network, plan.backend).executed
+    needed = count_flops(plan.network, plan.backend).executed
     low, high = (share * peak / needed for share in UTILISATION)
     return low, high
 
@@ -113,7 +113,7 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
     Raises:
         UserError: the device does not compute in this precision.
     """
-    network, needed = plan.network, flops(plan.network, plan.backend)
+    network, needed = plan.network, count_flops(plan.network, plan.backend)
     parts = peak_parts(plan)
     result = _common_part(network, plan.num_lanes, plan.precision) | {
         "attention": plan.backend,

@@ -28,7 +28,7 @@ class Flops:
     executed: float
 
 
-def flops(network: Decoder, backend: str) -> Flops:
+def count_flops(network: Decoder, backend: str) -> Flops:
     """Count the operations of a training step per token; `backend` is an implementation of attention, not `auto`."""
     sizes = CostSizes.of(network)
     matrices = 2.0 * sizes.matrix_parameters + sizes.prefix_flops

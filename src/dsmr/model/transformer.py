@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dsmr import UserError
 from dsmr.attention.visibility import Visibility, check_rule, find_rule
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import MAESTRO_RATE, TokenRate, check_horizons, describe_horizons, draw_horizons
@@ -41,7 +42,7 @@ class RecurrentTransformer(Decoder):
     def __init__(
         self,
         vocab_size: int,
-        horizons: Schedule | str | Sequence[int],
+        horizons: Schedule | str | Sequence[int] | None,
         segment_length: int,
         *,
         rule: str = "boundary",
@@ -49,6 +50,8 @@ class RecurrentTransformer(Decoder):
         memory_gate: float | None = None,
         **settings: Any,
     ) -> None:
+        if horizons is None:  # model.horizons is null on the command line
+            raise UserError("RecurrentTransformer needs horizons; set model.horizons, for example to 2x3584+10x512")
         super().__init__(vocab_size, segment_length, memory_gate=memory_gate, **settings)
         self.rule, self.memory_block, self.memory_gate = rule, memory_block, memory_gate
         self.horizons = expand_horizons(horizons, self.settings.num_layers)

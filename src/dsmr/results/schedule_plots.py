@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsmr import UserError
 from dsmr.attention.visibility import receptive_field
 from dsmr.model.horizons import TokenRate, format_horizons
 from dsmr.results.plotting import BAR, FAINT, LINE, common_rate, make_panels, token_ticks, token_unit
@@ -38,12 +39,13 @@ def plot_schedules(shapes: Mapping[str, ScheduleShape], path: Path) -> None:
     """
     figure, panels = make_panels(len(shapes), height=2.3)
     rate = common_rate([shape.rate for shape in shapes.values()])
-    longest = max(max(receptive_field(s.horizons, s.segment_length, s.rule)) for s in shapes.values())
+    fields = {name: _receptive_field(shape) for name, shape in shapes.items()}
+    longest = max(max(fields[name] or shape.horizons) for name, shape in shapes.items())
     for axes, (name, shape) in zip(panels, shapes.items(), strict=True):
         layers = range(len(shape.horizons))
         axes.barh(layers, shape.horizons, color=BAR, label="horizon")
-        field = receptive_field(shape.horizons, shape.segment_length, shape.rule)
-        axes.plot(field, layers, "o-", color=LINE, markersize=3, linewidth=1, label="receptive field")
+        if fields[name]:
+            axes.plot(fields[name], layers, "o-", color=LINE, markersize=3, linewidth=1, label="receptive field")
         axes.set_xscale("symlog", base=2, linthresh=shape.segment_length / 4)
         axes.set_xlim(0, 1.5 * max(longest, 1))
         axes.set_xticks([shape.segment_length * 4**k for k in range(5) if shape.segment_length * 4**k <= 2 * longest])
@@ -95,3 +97,11 @@ def plot_recall(
     figure.supxlabel("Distance from the fact to its question (tokens)", fontsize=9)
     figure.supylabel("Answer perplexity (lower is better)", fontsize=9)
     figure.savefig(path, dpi=150)
+
+
+def _receptive_field(shape: ScheduleShape) -> tuple[int, ...]:
+    """Return the receptive field, empty for a rule of a user's own that cannot be imported here."""
+    try:
+        return receptive_field(shape.horizons, shape.segment_length, shape.rule)
+    except UserError:
+        return ()

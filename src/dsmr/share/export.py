@@ -136,8 +136,8 @@ def public_settings(run: Run, horizons: Sequence[int]) -> dict[str, Any]:
 
 
 def user_classes(loaded: LoadedModel, tokenizer: dict[str, Any], run: Run | None) -> list[str]:
-    """Return class paths of the user's own network, tokenizer and training classes, whose source is needed."""
+    """Return class paths of the user's own network, rule, tokenizer and training classes, whose source is needed."""
     settings = {} if run is None else run.config["model"]
     chosen = [settings[key].get("class_path", "") for key in CLASS_SETTINGS if isinstance(settings.get(key), dict)]
-    paths = [network_name(type(loaded.backbone)), str(tokenizer["name"]), *chosen]
+    paths = [network_name(type(loaded.backbone)), loaded.backbone.rule, str(tokenizer["name"]), *chosen]
     return list(dict.fromkeys(path for path in paths if "." in path and path.partition(".")[0] not in PUBLIC_PACKAGES))

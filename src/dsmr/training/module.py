@@ -28,7 +28,7 @@ from dsmr.training.scores import SplitScores
 from dsmr.training.step import TrainingStep
 
 BackboneCallable = Callable[..., Backbone]
-"""Called with vocab_size, segment_length, and horizons unless they are None."""
+"""Called with vocab_size, segment_length, and horizons if it takes them."""
 
 
 class RecurrentLM(TrainingStep):
@@ -37,7 +37,7 @@ class RecurrentLM(TrainingStep):
     Args:
         horizons: tokens that each layer remembers, bottom to top (`2x3584+10x512`), or a schedule; None for a
             network without horizons.
-        backbone: the network; called with vocab_size, segment_length, and horizons unless they are None.
+        backbone: the network; called with vocab_size, segment_length, and horizons if it takes them.
         optimizer: called with two parameter groups: matrices, and everything else without weight decay.
         lr_scheduler: called with the optimizer; stepped after every optimizer step.
         asked_weight: weight in the loss of the targets that generated pieces ask for; all others have 1.
@@ -243,20 +243,19 @@ class RecurrentLM(TrainingStep):
 def build_backbone(
     build: BackboneCallable, vocab_size: int, segment_length: int, horizons: Schedule | str | None
 ) -> Backbone:
-    """Build a network, with horizons if there are any.
+    """Build a network; `horizons` go only to constructors that take them.
 
     Raises:
-        UserError: the constructor's own error, or a network without horizons was given some, or none where it needs
-            them.
+        UserError: the constructor's own error, or horizons were given to a network that has none.
     """
-    given = {} if horizons is None else {"horizons": horizons}
+    sizes = {"vocab_size": vocab_size, "segment_length": segment_length}
     try:
         with as_user_error():  # a user's own network may raise any ValueError
-            return build(vocab_size=vocab_size, segment_length=segment_length, **given)
+            return build(**sizes, horizons=horizons)
     except TypeError as error:
-        if "'horizons'" not in str(error):
+        if "unexpected keyword argument 'horizons'" not in str(error):
             raise
-        needs = "this network has no horizons; set model.horizons to null"
-        if horizons is None:
-            needs = "this network needs horizons; set model.horizons, for example to 2x3584+10x512"
-        raise UserError(needs) from error
+        if horizons is not None:
+            raise UserError("this network has no horizons; set model.horizons to null") from error
+    with as_user_error():
+        return build(**sizes)

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 from dsmr.attention.backends import select_backend
 from dsmr.cost.devices import match_device
-from dsmr.cost.operations import flops
+from dsmr.cost.operations import count_flops
 from dsmr.model.blocks import Decoder
 
 PEAKS = {"32": "float32", "bf": "bfloat16", "16": "float16"}
@@ -76,7 +76,7 @@ class Throughput(Callback):
         backbone = pl_module.backbone
         if peak is None or not isinstance(backbone, Decoder):
             return {}
-        needed = flops(backbone, select_backend(backbone.settings.attention, device.type)).model
+        needed = count_flops(backbone, select_backend(backbone.settings.attention, device.type)).model
         return {"perf/peak_flops_share": per_second * needed / (peak * trainer.world_size)}
 
 

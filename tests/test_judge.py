@@ -217,7 +217,7 @@ def test_the_command_writes_table_picture_and_figures(
         ([str(tmp_path / "cache")], "holds no MIDI file"),
         ([str(tmp_path / "made"), "--split", "trains"], "not one of"),
         ([str(tmp_path / "made"), "--window", "0"], "must be above 0"),
-        ([str(tmp_path / "made"), "--window", "500", "--data.path", str(midi_folder)], "not longer"),
+        ([str(tmp_path / "made"), "--window", "500", "--data.path", str(midi_folder)], "no longer than that"),
     ):
         assert main(["judge", *bad]) == 2
         assert message in capsys.readouterr().err

@@ -139,7 +139,9 @@ def check_layers(backbone: Backbone) -> Decoder:
             "the network from dsmr.model.RecurrentTransformer"
         )
     if not any(backbone.horizons):
-        raise UserError("the model keeps no memory by layer: there is nothing to analyze; give one with horizons")
+        raise UserError(
+            "the model keeps no memory by layer: there is nothing to analyze; use one with horizons above 0"
+        )
     return backbone
 
 

@@ -119,7 +119,7 @@ class Verification:
     Attributes:
         name: of the run.
         measured: its nats per note; None if it cannot be compared.
-        comparison: with the prediction; None likewise.
+        comparison: with the prediction; None if it cannot be compared.
         not_compared: the reason; None if it was compared.
     """
 

@@ -51,7 +51,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def place_of(accelerator: str) -> torch.device:
-    """Return the device that a trainer's accelerator stands for.
+    """Return the device of a trainer's accelerator.
 
     Raises:
         UserError: it is not available, or the benchmark does not support it.

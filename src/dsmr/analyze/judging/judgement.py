@@ -56,7 +56,7 @@ class Judgement:
 
     @property
     def not_compared(self) -> str | None:
-        """Why there is no OA and KL; None if there is."""
+        """The reason if OA and KL cannot be computed, else None."""
         if self.num_reference >= FEWEST:
             return None
         return (
@@ -132,7 +132,7 @@ def judge_folders(
     together = [excerpt for excerpts in sets.values() for excerpt in excerpts]
     start, seconds = (median(getattr(excerpt, name) for excerpt in together) for name in ("start", "seconds"))
     if seconds < window:
-        raise UserError(f"the pieces have {seconds:.1f} s of new music; give a --window that is not longer")
+        raise UserError(f"the pieces have {seconds:.1f} s of new music; give a --window no longer than that")
     reference = read_reference(tokenizer, data.store, split, start, seconds)
     rows = compare_sets(sets, reference, window, training_pitches(tokenizer, data.store))
     refused = {name: reasons for name, (_, reasons) in found.items()}

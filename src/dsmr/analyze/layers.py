@@ -140,7 +140,7 @@ def check_layers(backbone: Backbone) -> Decoder:
         )
     if not any(backbone.horizons):
         raise UserError(
-            "the model keeps no memory by layer: there is nothing to analyze; use one with horizons above 0"
+            "the model keeps no memory by layer: there is nothing to analyze; use one with horizons"
         )
     return backbone
 

@@ -226,7 +226,7 @@ def test_the_next_command_of_preparing_keeps_every_option_that_training_takes(
 ) -> None:
     monkeypatch.chdir(midi(tmp_path / "music", 3).parent)
     small = ["--config", "smoke", *SHORT, "--data.recall=null", "--trainer.enable_progress_bar=false"]
-    given = ["--data.path", "music", *small, "--seed_everything", 7, "--model.horizons=2x64", "--name", "first"]
+    given = ["--data.path", "music", *small, "--seed-everything", 7, "--model.horizons=2x64", "--name", "first"]
     assert dsmr("prepare", "--json", *given, "--output=result.json") == 0
     command = shlex.split(capsys.readouterr().out.splitlines()[-2].removeprefix("next: "))
     assert command == ["dsmr", "fit", *map(str, given)]

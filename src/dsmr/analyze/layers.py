@@ -139,9 +139,7 @@ def check_layers(backbone: Backbone) -> Decoder:
             "the network from dsmr.model.RecurrentTransformer"
         )
     if not any(backbone.horizons):
-        raise UserError(
-            "the model keeps no memory by layer: there is nothing to analyze; use one with horizons"
-        )
+        raise UserError("the model keeps no memory by layer: there is nothing to analyze; use one with horizons")
     return backbone
 
 

@@ -13,7 +13,7 @@ from symusic import Score
 from conftest import tiny_transformer
 from dsmr.cli import main
 from dsmr.cli.lightning_cli import QUIET
-from dsmr.generate.samples import twin
+from dsmr.model.backbone import evaluation_copy
 from dsmr.results.runs import collect_results, read_run
 from dsmr.results.tables import BENCHMARK_COLUMNS, markdown_table
 from dsmr.training.metrics import PositionPerplexity
@@ -91,7 +91,7 @@ def test_samples_change_nothing_in_training(runs: Path, tmp_path: Path) -> None:
 def test_a_twin_shares_the_weights_and_draws_nothing() -> None:
     network = tiny_transformer().float()
     before = torch.get_rng_state()
-    made = twin(network)
+    made = evaluation_copy(network)
     assert torch.equal(torch.get_rng_state(), before)
     pairs = zip(network.parameters(), made.parameters(), strict=True)
     assert all(mine.data_ptr() == theirs.data_ptr() for mine, theirs in pairs)

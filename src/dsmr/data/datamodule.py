@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from dsmr import UserError
 from dsmr.batch import Segment
 from dsmr.data.folder import GIVE_DATA, find_source
-from dsmr.data.lane_dataset import LaneDataset, PieceDataset, PieceTokens, Planner, StreamSampler
+from dsmr.data.lane_dataset import LaneDataset, PieceDataset, PieceTokens, Planner
 from dsmr.data.lanes import LaneReader
 from dsmr.data.maestro import GET_MAESTRO, MAESTRO_NAME, MAESTRO_VARIABLE
 from dsmr.data.preparation import Progress, prepare_midi
 from dsmr.data.sources import Source, Split
 from dsmr.data.store import TokenStore, cache_folder, is_store, open_store
+from dsmr.data.stream_position import StreamPosition, StreamSampler
 from dsmr.data.synthetic import RecallTask, prepare_recall
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.data.transposition import transposition_tables
@@ -32,19 +33,19 @@ class MusicData(LightningDataModule):
     """Pieces of music as lanes of segments.
 
     Args:
-        path: Folder or zip of MIDI files, MAESTRO (zip or folder), or a prepared token store (default: $DSMR_MAESTRO,
-            or what dsmr prepare --download fetched).
+        path: Folder or zip of MIDI files, MAESTRO, or a token store (default: $DSMR_MAESTRO, or the downloaded
+            MAESTRO).
         recall: Generate pieces for a memory task instead of reading MIDI files.
-        windows: Train on isolated windows of segment_length tokens instead of streams with memory.
+        windows: Isolated windows of segment_length tokens instead of streams with memory.
         tokenizer: Tokenizer of the MIDI files.
         segment_length: Tokens per lane and batch (T).
         num_lanes: Lanes per process (B), the batch size.
-        transpose: Transpose each training piece by a random shift of up to this many semitones in every epoch.
-        validation_stride: Validate on every n-th piece of the split (1: the whole split).
-        seed: Random seed of the order and transposition of training pieces (default: --seed_everything, or 0).
+        transpose: Transpose each training piece by up to this many semitones, at random in every epoch.
+        validation_stride: Validate on every n-th piece of the split.
+        seed: Random seed of the training data (default: --seed_everything, or 0).
         cache_dir: Folder of token stores (default: $DSMR_CACHE, or ~/.cache/dsmr).
-        max_refused_share: Largest share of unreadable files; above it preparation fails.
-        num_workers: Loader processes (0: read in the training process, which takes microseconds per batch).
+        max_refused_share: Fail if a larger share of the files is unreadable.
+        num_workers: Loader processes (0: read in the training process).
 
     Raises:
         UserError: there is no data, or it cannot be used; the message says what to do.
@@ -83,8 +84,7 @@ class MusicData(LightningDataModule):
         self.num_workers = num_workers
         self.vocab_size = len(self.tokenizer.vocab)
         self.progress: Progress | None = None
-        self._epoch = self._next_step = 0
-        self._num_steps: dict[int, int] = {}  # by epoch, for those that have started
+        self.position = StreamPosition()
         self._store: TokenStore | None = None
 
     @property
@@ -181,7 +181,7 @@ class MusicData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Segment]:
         """Training segments; an interrupted epoch resumes at its next batch."""
-        self._num_steps.clear()  # another trainer may limit epochs differently
+        self.position.forget_lengths()  # another trainer may limit epochs differently
         return self._loader("train", seed=self.seed, semitones=self.transpose)
 
     def val_dataloader(self) -> DataLoader[Segment]:
@@ -223,7 +223,7 @@ class MusicData(LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=None,
-            sampler=StreamSampler(dataset, self.stream if split == "train" else None),
+            sampler=StreamSampler(dataset, self._stream if split == "train" else None),
             num_workers=self.num_workers,
             generator=torch.Generator(),  # otherwise the loader draws its seed from the global RNG, as dropout does
             pin_memory=bool(self.trainer and self.trainer.strategy.root_device.type == "cuda"),
@@ -231,44 +231,30 @@ class MusicData(LightningDataModule):
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Set the position in the training stream; the next iteration starts there."""
-        self._epoch, self._next_step = epoch, step
+        self.position.seek(epoch, step)
 
     def advance(self, step: int) -> None:
         """Mark a training batch as consumed; after the last one the next epoch starts."""
-        self._next_step = step + 1
-        if self._next_step == self._num_steps.get(self._epoch):
-            self.seek(self._epoch if self._num_overfitted else self._epoch + 1)
+        self.position.advance(step, repeat_epoch=bool(self._overfit_batches))
 
-    def stream(self, dataset: LaneDataset, num_batches: int) -> Iterator[tuple[int, int]]:
-        """Yield (epoch, step) of `num_batches` batches from the current position on.
-
-        Under a trainer, whose epochs all have the same number of batches, it continues into the stream's next epoch;
-        in a loop of your own it ends with the epoch. Under `trainer.overfit_batches` it repeats the first batches of
-        one epoch.
-        """
-        epoch, step = self._epoch, self._next_step
-        for _ in range(num_batches):
-            if epoch not in self._num_steps:
-                whole, limit = dataset.plan(epoch).num_steps, self._num_overfitted or 1.0
-                self._num_steps[epoch] = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
-            yield epoch, step
-            step += 1
-            if step >= self._num_steps[epoch]:
-                if self.trainer is None:
-                    return
-                epoch, step = epoch if self._num_overfitted else epoch + 1, 0
+    def _stream(self, dataset: LaneDataset, num_batches: int) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, step) of the next batches; `trainer.overfit_batches` repeats the first ones of an epoch."""
+        limit = self._overfit_batches
+        return self.position.indices(
+            dataset, num_batches, limit=limit or 1.0, repeat_epoch=bool(limit), stop_at_epoch=self.trainer is None
+        )
 
     @property
-    def _num_overfitted(self) -> int | float:
-        """`trainer.overfit_batches`: a number of batches, a share of an epoch, or 0."""
+    def _overfit_batches(self) -> int | float:
+        """A number of batches, a share of an epoch, or 0."""
         limit: int | float = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
         return limit
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the training stream, and the settings that define the stream."""
         return {
-            "epoch": self._epoch,
-            "next_step": self._next_step,
+            "epoch": self.position.epoch,
+            "next_step": self.position.next_step,
             "seed": self.seed,
             "segment_length": self.segment_length,
             "num_lanes": self.num_lanes,

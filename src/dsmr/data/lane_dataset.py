@@ -1,13 +1,12 @@
-"""PyTorch datasets and samplers over a token store: segments of lanes by (epoch, step), and whole pieces."""
+"""PyTorch datasets over a token store: segments of lanes by (epoch, step), and whole pieces."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
+from torch.utils.data import Dataset
 
 from dsmr.batch import Segment
 from dsmr.data.lanes import LaneReader, Plan, plan_stream
@@ -106,30 +105,3 @@ class PieceDataset(Dataset[PieceTokens]):
 
     def __len__(self) -> int:
         return len(self.numbers)
-
-
-StreamIndices = Callable[[LaneDataset, int], Iterator[tuple[int, int]]]
-"""Yields (epoch, step) of a number of batches from the current position of the training stream."""
-
-
-class StreamSampler(SequentialSampler, DistributedSampler[Any]):
-    """Samples the training stream from its current position; every iteration has as many batches as epoch 0.
-
-    The stream keeps its own epoch counter, because Lightning's differs after a resume. To Lightning this sampler is
-    sequential and already distributed, so that neither `overfit_batches` nor `use_distributed_sampler` replaces it.
-
-    Args:
-        dataset: the segments.
-        stream: indices of the training stream; None reads all of epoch 0, for validation and test.
-    """
-
-    def __init__(self, dataset: LaneDataset, stream: StreamIndices | None) -> None:
-        self.lanes, self.stream = dataset, stream
-
-    def __iter__(self) -> Iterator[Any]:
-        if self.stream is not None:
-            return self.stream(self.lanes, len(self))
-        return iter([(0, step) for step in range(len(self))])
-
-    def __len__(self) -> int:
-        return len(self.lanes)

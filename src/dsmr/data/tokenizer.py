@@ -47,10 +47,10 @@ class TokenizerSpec:
     """Everything that is needed to build a tokenizer again.
 
     Attributes:
-        name: `performance`, the class name of a MidiTok tokenizer with one stream of tokens (REMI, TSD, MIDILike,
-            PerTok, ...), or the dotted path of your own tokenizer class (`mytok.Mine`).
-        config: arguments of MidiTok's `TokenizerConfig`, `additional_params` included. In YAML and JSON, ranges such
-            as `beat_res` have keys like `"0_4"`. `performance` takes none.
+        name: performance, a MidiTok class with one stream of tokens (REMI, TSD, MIDILike, PerTok, ...), or the dotted
+            path of your own class (mytok.Mine).
+        config: Arguments of MidiTok's TokenizerConfig, additional_params included; ranges have keys such as "0_4".
+            performance takes none.
     """
 
     name: str = "performance"

@@ -182,7 +182,7 @@ def test_prompts_of_a_split_have_as_many_tokens_as_the_data_have_in_the_seconds(
 
     original = generate_command.continuations
     monkeypatch.setattr(generate_command, "continuations", noted)
-    options = ["--prompt_seconds", 4, "--seconds", 0.1, "--output", tmp_path / "made", "--data.path", folder]
+    options = ["--prompt_seconds", 4, "--seconds", 0.1, "--output", tmp_path / "made"]
     assert dsmr("generate", "--checkpoint", run, "--prompt", "validation", *options) == 0
     assert read == [round(4 * store.tokens_per_second)] * len(store.of_split("validation"))
     assert capsys.readouterr().out.splitlines()[-1] == f"next: dsmr judge {tmp_path / 'made'} --data.path {folder}"

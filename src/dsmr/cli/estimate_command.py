@@ -1,7 +1,6 @@
 """`dsmr estimate`: memory, speed and cost of a training run, by arithmetic."""
 
 import shlex
-from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -15,9 +14,7 @@ from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device
 from dsmr.cost.estimate import TrainingPlan
-from dsmr.model.backbone import build_on_meta
 from dsmr.model.blocks import Decoder
-from dsmr.model.horizons import format_horizons
 
 OWN_OPTIONS = ("--device", "--fit-memory", "--price-per-hour", "--epoch-tokens", "--output", "--json")
 FITTED_OPTIONS = ("--trainer.precision", "--data.num_lanes", "--model.horizons")
@@ -62,7 +59,7 @@ def run(command: str, arguments: list[str]) -> int:
         plan = TrainingPlan(network, num_lanes, precision, device)
         result: dict[str, Any] = costs.estimate_training(plan, settings.epoch_tokens, settings.price_per_hour)
         if settings.fit_memory:
-            result["fit_memory"] = fit_memory(plan, settings.epoch_tokens)
+            result["fit_memory"] = costs.fit_memory(plan, settings.epoch_tokens)
         result["rows"], result["absent"] = estimate_variants(plan, settings.epoch_tokens)
         next_command = suggest_next(plan, result, arguments)
     else:
@@ -84,23 +81,6 @@ def precision_of(given: object) -> str:
     if name not in costs.PEAKS:
         raise UserError(f"trainer.precision {given} is not one of {', '.join(costs.PEAKS)}")
     return name
-
-
-def fit_memory(plan: TrainingPlan, epoch_tokens: int) -> dict[str, Any]:
-    """Find the largest budget that fits, in the shape of the horizons, and the most lanes at the given horizons."""
-    horizons = costs.largest_horizons(plan, plan.network.memory_block)
-    given: dict[str, Any] = plan.network.config() | {"horizons": horizons}
-    network = build_on_meta(lambda: type(plan.network).rebuild(given, **vars(plan.network.settings)))
-    larger = TrainingPlan(network, plan.num_lanes, plan.precision, plan.device)
-    # horizons beyond the longest piece gain nothing, so memory that is left goes to lanes
-    larger = replace(larger, num_lanes=max(plan.num_lanes, costs.largest_lanes(larger)))
-    largest = costs.estimate_training(larger, epoch_tokens)
-    return {
-        "spelling": format_horizons(horizons),
-        "largest_num_lanes": costs.largest_lanes(plan),
-        **{key: largest[key] for key in ("horizons", "budget", "num_lanes", "peak_bytes", "fits", "epoch_hours")},
-        "usable_bytes": costs.usable_bytes(plan.device) if plan.device else None,
-    }
 
 
 def estimate_lines(result: dict[str, Any], device: Device | None) -> list[str]:

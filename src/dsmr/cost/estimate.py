@@ -4,7 +4,7 @@ The bytes of the state are exact. What autograd saves was verified by measuremen
 GPU's allocator, kernels and speed were not, so those estimates carry a range or a caveat.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dsmr import UserError
@@ -13,8 +13,9 @@ from dsmr.cost import GIB
 from dsmr.cost.devices import Device, Peak
 from dsmr.cost.operations import CostSizes, count_flops, saved_bytes
 from dsmr.model import Backbone
-from dsmr.model.backbone import is_builtin, network_name
+from dsmr.model.backbone import build_on_meta, is_builtin, network_name
 from dsmr.model.blocks import Decoder
+from dsmr.model.horizons import format_horizons
 from dsmr.model.schedules import Schedule
 
 MAESTRO_TRAINING_TOKENS = 22_891_636
@@ -238,3 +239,20 @@ def largest_lanes(plan: TrainingPlan) -> int:
     one, two = needed_bytes(1), needed_bytes(2)
     rest = usable_bytes(plan.device) - one
     return 0 if rest < 0 else 1 + rest // max(two - one, 1)
+
+
+def fit_memory(plan: TrainingPlan, epoch_tokens: int) -> dict[str, Any]:
+    """Find the largest budget that fits, in the shape of the horizons, and the most lanes at the given horizons."""
+    horizons = largest_horizons(plan, plan.network.memory_block)
+    given: dict[str, Any] = plan.network.config() | {"horizons": horizons}
+    network = build_on_meta(lambda: type(plan.network).rebuild(given, **vars(plan.network.settings)))
+    larger = TrainingPlan(network, plan.num_lanes, plan.precision, plan.device)
+    # horizons beyond the longest piece gain nothing, so memory that is left goes to lanes
+    larger = replace(larger, num_lanes=max(plan.num_lanes, largest_lanes(larger)))
+    largest = estimate_training(larger, epoch_tokens)
+    return {
+        "spelling": format_horizons(horizons),
+        "largest_num_lanes": largest_lanes(plan),
+        **{key: largest[key] for key in ("horizons", "budget", "num_lanes", "peak_bytes", "fits", "epoch_hours")},
+        "usable_bytes": usable_bytes(plan.device) if plan.device else None,
+    }

@@ -77,7 +77,7 @@ def check_rebuilds(backbone: Backbone) -> None:
         return
     fix = "let config() return every argument of the constructor"
     if "<locals>" in name or network.__module__ == "__main__":
-        raise UserError(f"{name} cannot be imported again; define the network at the top level of a module")
+        raise UserError(f"{name} cannot be imported again; define the network at the top of a module")
     known = next(
         (base for base in network.__mro__ if issubclass(base, Backbone) and is_builtin(network_name(base))), None
     )

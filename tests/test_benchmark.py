@@ -45,7 +45,7 @@ def rows(result: dict) -> dict[str, dict]:
     return {row["name"]: row for row in result["rows"]}
 
 
-def test_every_row_is_measured_and_told_against_full(result: dict) -> None:
+def test_every_row_is_measured_and_compared_with_full(result: dict) -> None:
     found = rows(result)
     names = [*OURS, *(f"{name}_decode{lanes}" for lanes in ("", "_2") for name in ("full", "short", "perceiver_ar"))]
     assert list(found) == names

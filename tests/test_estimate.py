@@ -183,7 +183,7 @@ def test_a_beginning_that_fits_several_devices_is_asked_back() -> None:
         find_device("A100")
 
 
-def test_every_device_has_a_source_and_plausible_figures() -> None:
+def test_every_device_has_a_source_and_plausible_numbers() -> None:
     for name, device in DEVICES.items():
         assert device.name == name
         assert device.source

@@ -67,7 +67,7 @@ def test_an_exported_model_is_the_same_function(kind: str, tmp_path: Path) -> No
     assert load_model(tmp_path / "model", horizons=None if kind == "perceiver" else "2x64").data == "MAESTRO"
 
 
-def test_the_card_has_figures_and_licence_and_the_settings_no_paths(tmp_path: Path) -> None:
+def test_the_card_has_metrics_and_licence_and_the_settings_no_paths(tmp_path: Path) -> None:
     export_model(run_of(tmp_path / "run"), tmp_path / "model")
     card = (tmp_path / "model" / exported.CARD).read_text()
     assert "license: cc-by-nc-sa-4.0" in card
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
         Generator.load(run_of(tmp_path / "other", tokenizer=None))
 
 
-def test_what_stands_in_the_way_is_kept(tmp_path: Path) -> None:
+def test_existing_files_are_kept(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")

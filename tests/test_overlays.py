@@ -13,7 +13,7 @@ from dsmr.benchmark.variants import VARIANTS
 from dsmr.cli.config_files import SWEEPS, shipped
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.model import RecurrentTransformer
-from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
+from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 
 OVERLAYS = [name for name in shipped() if name.startswith(("horizons/", "backbone/", "data/"))]
 BUDGET = 12_288
@@ -115,14 +115,12 @@ def test_the_variants_experiment_has_a_row_for_every_overlay_with_one_budget() -
             assert len(cli.model.backbone.blocks) == 4
 
 
-def test_pictures_are_written_and_without_matplotlib_the_message_says_what_to_install(
+def test_plots_are_written_and_without_matplotlib_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     depths = {"one": ScheduleShape((256, 64), 64), "two": ScheduleShape((0, 128), 64, "sliding")}
     plot_schedules(depths, tmp_path / "schedules.svg")
-    plot_recall({"one": {64: 1.0, 128: 16.0}}, {"one": (64, 128)}, 16, tmp_path / "recall.png")
     assert "receptive field" in (tmp_path / "schedules.svg").read_text()
-    assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r"dsmr\[app\]"):
         plot_schedules(depths, tmp_path / "other.svg")

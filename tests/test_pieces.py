@@ -219,7 +219,7 @@ def test_a_piece_with_nats_but_without_notes_counts_in_the_sum_alone() -> None:
     assert found.ends == pytest.approx(ratio_interval(nats_P, notes_P).ends, rel=0.02)
 
 
-def test_pairs_tell_what_single_figures_cannot() -> None:
+def test_paired_differences_show_what_single_values_cannot() -> None:
     rng = np.random.default_rng(1)
     notes_P = rng.integers(100, 2000, 60).astype(float)
     level_P = rng.normal(12, 2, 60)
@@ -298,7 +298,7 @@ def test_a_seed_counts_once_and_one_of_the_data_is_another() -> None:
     assert len(group_runs([twice[0], scored("other", 1, 0, 1.0, piece="q")])) == 2
 
 
-def test_a_figure_without_an_interval_stands_alone_whatever_the_spelling() -> None:
+def test_a_value_without_an_interval_is_formatted_alone() -> None:
     found = Interval(1.0, None, None, 4)
     assert str(found) == f"{found}" == "1.000"
     assert f"{found:+.4f}" == "+1.0000"

@@ -70,7 +70,7 @@ def test_what_is_logged_as_kept_is_what_is_predicted(runs: Path) -> None:
     assert predicted(network, 4, "merged", 4, on_cpu=True) / 2**20 == pytest.approx(counted, rel=0.10)
 
 
-def test_samples_are_music_and_a_picture_of_it(runs: Path) -> None:
+def test_samples_are_music_and_its_piano_roll(runs: Path) -> None:
     names = sorted(path.name for path in (runs / "two" / "samples").iterdir())
     assert names == ["step-0000010.mid", "step-0000010.png", "step-0000020.mid", "step-0000020.png"]
     assert Score(runs / "two" / "samples" / "step-0000010.mid").note_num() > 10
@@ -88,7 +88,7 @@ def test_samples_change_nothing_in_training(runs: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_twin_shares_the_weights_and_draws_nothing() -> None:
+def test_an_evaluation_copy_shares_the_weights_and_draws_nothing() -> None:
     network = tiny_transformer().float()
     before = torch.get_rng_state()
     made = evaluation_copy(network)
@@ -127,18 +127,18 @@ def test_positions_partition_all_tokens() -> None:
             assert float(value.log()) == pytest.approx(sum(values) / len(values), rel=1e-5)
 
 
-def test_a_report_has_tables_and_pictures(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_has_tables_and_plots(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(runs), "--output", str(tmp_path / "report"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {run["name"] for run in result["runs"]} == {"two", "none"}
     assert result["benchmarks"] == ["speed"]
     assert not result["unread"]
-    pictures = ["learning.png", "positions.png", "schedules.png", "tradeoff.png"]
-    pictures += ["speed-pieces.png", "speed-speed.png"]
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(["README.md", *pictures])
+    plots = ["learning.png", "positions.png", "schedules.png", "tradeoff.png"]
+    plots += ["speed-pieces.png", "speed-speed.png"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(["README.md", *plots])
     text = (tmp_path / "report" / "README.md").read_text()
     assert "| `two` | 1x320+1x64 | 20 |" in text
-    assert all(f"({picture})" in text for picture in pictures)
+    assert all(f"({plot})" in text for plot in plots)
     best = min(logged(runs / "two", "val/perplexity"))
     perplexities = [run["val/perplexity"] for run in result["runs"]]
     assert perplexities == sorted(perplexities)
@@ -163,7 +163,7 @@ def test_a_run_without_a_validation_comes_last_and_a_curve_counts_all_tokens(run
     assert first.curve("train/nll")[0][0] == 5 * 4 * 64 * 3
 
 
-def test_a_benchmark_of_decoding_alone_has_no_picture_of_training(runs: Path, tmp_path: Path) -> None:
+def test_a_benchmark_of_decoding_alone_has_no_plot_of_training(runs: Path, tmp_path: Path) -> None:
     result = json.loads((runs / "speed.json").read_text())
     result["rows"] = [{**row, "kind": "decoding"} for row in result["rows"]]
     (tmp_path / "decode.json").write_text(json.dumps(result | {"pieces": []}))
@@ -176,7 +176,7 @@ def test_a_row_that_found_no_memory_says_so() -> None:
     assert markdown_table(rows, BENCHMARK_COLUMNS)[2:] == ["| `full` | out of memory |", "| `short` | 12 |"]
 
 
-def test_vector_pictures_on_demand(runs: Path, tmp_path: Path) -> None:
+def test_vector_plots_on_demand(runs: Path, tmp_path: Path) -> None:
     assert main(["report", str(runs), "--output", str(tmp_path), "--format", "svg"]) == 0
     assert (tmp_path / "learning.svg").read_text().lstrip().startswith("<?xml")
 
@@ -201,22 +201,21 @@ def test_a_run_that_is_no_number_says_from_where_on(runs: Path, tmp_path: Path) 
     assert "not finite from step 9 on" in (tmp_path / "report" / "README.md").read_text()
 
 
-def test_runs_whose_folders_are_called_alike_are_told_apart(runs: Path, tmp_path: Path) -> None:
+def test_runs_whose_folders_are_share_a_name_have_different_names(runs: Path, tmp_path: Path) -> None:
     for folder in ("a/seed=0", "b/seed=0", "b/seed=1"):
         broken_copy(runs, tmp_path / folder, nan_from=99)
     assert {run.name for run in collect_results(tmp_path).runs} == {"a/seed=0", "b/seed=0", "seed=1"}
     assert main(["report", str(tmp_path), "--format", "svg"]) == 0
-    pictures = {name: (tmp_path / "report" / f"{name}.svg").read_text() for name in ("learning", "schedules")}
+    plots = {name: (tmp_path / "report" / f"{name}.svg").read_text() for name in ("learning", "schedules")}
     shown = {
-        name: [f"<!-- {run} -->" in text for run in ("a/seed=0", "b/seed=0", "seed=1")]
-        for name, text in pictures.items()
+        name: [f"<!-- {run} -->" in text for run in ("a/seed=0", "b/seed=0", "seed=1")] for name, text in plots.items()
     }
     assert all(shown["learning"])
     assert sum(shown["schedules"]) == 1  # they are of one schedule
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_table_is_there_whatever_becomes_of_its_pictures(
+def test_a_table_is_there_whatever_becomes_of_its_plots(
     is_there: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_there:  # but cannot draw

@@ -20,6 +20,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,7 +33,8 @@ from dsmr.cost import MIB
 from dsmr.data.synthetic import NUM_MARKS
 from dsmr.model.horizons import format_horizons, parse_horizons
 from dsmr.model.memory import Memory
-from dsmr.results.schedule_plots import ScheduleShape, plot_recall, plot_schedules
+from dsmr.results.plotting import BAR, FAINT, LINE, make_panels
+from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 
 HERE = Path(__file__).resolve().parent.parent
 WARNING = (
@@ -289,6 +291,36 @@ def main() -> int:
     results = {kind: {name: done[kind, name] for name in options.only} for kind in kinds}
     write(options.results, states, results)
     return 0
+
+
+def plot_recall(
+    perplexities: Mapping[str, Mapping[int, float]], reaches: Mapping[str, Sequence[int]], chance: int, path: Path
+) -> None:
+    """Plot the perplexity of recalled answers by distance, one panel per model.
+
+    Args:
+        perplexities: by model name and distance in tokens.
+        reaches: by model name: tokens within reach of one layer, and at most of all layers.
+        chance: perplexity of guessing.
+        path: output file.
+    """
+    figure, panels = make_panels(len(perplexities), height=1.9)
+    for axes, (name, by_distance) in zip(panels, perplexities.items(), strict=True):
+        distances = sorted(by_distance)
+        direct, deep = reaches[name]
+        axes.axhline(chance, color=FAINT, linewidth=0.8, linestyle=":")
+        axes.axvspan(0, min(direct, max(distances) + 40), color=BAR, alpha=0.2, linewidth=0)
+        axes.axvline(deep, color=FAINT, linewidth=0.8, linestyle="--")
+        axes.plot(distances, [by_distance[d] for d in distances], "o-", color=LINE, markersize=3, linewidth=1)
+        axes.set_yscale("log")
+        axes.set_ylim(0.9, 24)
+        axes.set_yticks([1, 4, chance], ["1", "4", str(chance)])
+        axes.minorticks_off()
+        axes.set_xlim(0, max(distances) + 40)
+        axes.set_title(name, fontsize=8)
+    figure.supxlabel("Distance from the fact to its question (tokens)", fontsize=9)
+    figure.supylabel("Answer perplexity (lower is better)", fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def write(folder: Path, states: dict[str, dict[str, Any]], results: dict[str, dict[str, dict[str, Any]]]) -> None:

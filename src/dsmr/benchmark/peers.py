@@ -20,18 +20,6 @@ class XTransformersXL(nn.Module):
 
     Its options are set to match our network: flash attention, rotary positions, RMSNorm, gated SiLU MLP, tied
     embeddings, no biases.
-
-    Args:
-        vocab_size: V.
-        segment_length: T.
-        horizon: M of every layer.
-        d_model: E.
-        num_layers: number of blocks.
-        num_heads: number of attention heads.
-        hidden_width: width of the gated MLP.
-
-    Raises:
-        ImportError: x-transformers is not installed.
     """
 
     def __init__(
@@ -96,17 +84,7 @@ class XTransformersXL(nn.Module):
 class PerceiverARPytorch(nn.Module):
     """Perceiver AR of perceiver-ar-pytorch: a cross-attention to M tokens, then self-attention over the segment.
 
-    Args:
-        vocab_size: V.
-        segment_length: T.
-        prefix_length: M.
-        d_model: E.
-        num_layers: number of blocks, including the cross-attention.
-        num_heads: number of attention heads.
-        hidden_width: width of a gated MLP with as many parameters as its ungated one.
-
     Raises:
-        ImportError: perceiver-ar-pytorch is not installed.
         UnfitError: the heads are narrower than its rotary embedding.
     """
 

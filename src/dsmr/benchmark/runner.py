@@ -199,16 +199,7 @@ def train_rows(
     say: Say,
     train: Train,
 ) -> None:
-    """Train and validate our rows, adding the metrics to their results.
-
-    Args:
-        rows: measured rows.
-        results: results by name.
-        work: what to measure.
-        precision: of rows whose name has none.
-        say: receives progress messages.
-        train: trains and validates a row.
-    """
+    """Train and validate our rows, adding the metrics to their results; `precision` is for names without one."""
     networks = work.known_rows()[0]
     for name in rows:
         network, _, own_precision = name.partition("@")

@@ -138,11 +138,7 @@ PEERS = {"x_transformers_xl": x_transformers_step, "perceiver_ar_pytorch": perce
 
 
 def peer_training_row(peer: str, name: str, work: Workload) -> MeasuredRow:
-    """Prepare a training row of a peer.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Prepare a training row of a peer; raises ImportError if it is not installed."""
     return _training_row(name, work, PEERS[peer](work), {})
 
 

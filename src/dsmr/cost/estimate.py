@@ -104,12 +104,7 @@ def expected_speed(plan: TrainingPlan) -> tuple[float, float] | None:
 
 
 def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: float | None = None) -> dict[str, Any]:
-    """Estimate operations, memory, time and price of a plan.
-
-    Args:
-        plan: network, lanes, precision and device.
-        epoch_tokens: tokens of the training split.
-        price_per_hour: price of the device, in any currency.
+    """Estimate operations and memory of a plan, and with a device time and price (in any currency) per epoch.
 
     Raises:
         UserError: the device does not compute in this precision.
@@ -149,16 +144,10 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
 def estimate_unknown_network(
     network: Backbone, num_lanes: int, precision: str, device: Device | None
 ) -> dict[str, Any]:
-    """Estimate what the interface of a network reveals, for one that is not built from dsmr's layers.
-
-    Args:
-        network: any backbone.
-        num_lanes: B.
-        precision: as spelled by Lightning.
-        device: must be None, since neither operations nor peak memory are known.
+    """Estimate the state of a network that is not built from dsmr's layers.
 
     Raises:
-        UserError: a device is given.
+        UserError: a device is given, on which neither operations nor peak memory are known.
     """
     name = network_name(type(network))
     if device is not None:

@@ -68,14 +68,12 @@ class SavedBytes:
         return sum(storage.nbytes() for storage in self._kept.values())
 
     def __enter__(self) -> Self:
-        """Start counting."""
         self._hooks.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop counting."""
         self._hooks.__exit__(kind, error, trace)
 
     def release(self) -> None:

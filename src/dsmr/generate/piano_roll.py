@@ -19,9 +19,6 @@ def plot_piano_roll(score: "Score", path: Path, *, title: str = "", seam: float 
         path: output file.
         title: of the plot.
         seam: seconds at which the prompt ends; None without a prompt.
-
-    Raises:
-        UserError: matplotlib is missing.
     """
     figure, (axes,) = make_panels(1, height=2.9, columns=1)
     tracks = score.to("second").tracks

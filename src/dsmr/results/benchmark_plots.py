@@ -11,15 +11,7 @@ if TYPE_CHECKING:
 
 
 def plot_benchmark(result: Mapping[str, Any], path: Path) -> None:
-    """Plot training speed against memory, one point per row, labelled with its perplexity if measured.
-
-    Args:
-        result: JSON document of `dsmr benchmark`.
-        path: output file.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
+    """Plot training speed against memory, one point per row, labelled with its perplexity if measured."""
     figure, (axes,) = make_panels(1, height=4.6, columns=1)
     rows = [row for row in result["rows"] if row.get("kind") == "training"]
     has_peak = all("peak_memory_gib" in row for row in rows)
@@ -59,15 +51,7 @@ def annotate_apart(axes: "Axes", labels: Sequence[tuple[tuple[float, float], str
 
 
 def plot_piece_lengths(curves: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot time and memory against piece length.
-
-    Args:
-        curves: `pieces` of a benchmark's JSON document.
-        path: output file.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
+    """Plot time and memory against piece length, from `pieces` of a benchmark result."""
     figure, panels = make_panels(2, height=3.2, columns=2, shared=False)
     for number, curve in enumerate(curves):
         tokens = [point["tokens"] for point in curve["points"]]

@@ -12,15 +12,8 @@ from dsmr.results.piece_table import PieceTable, average_tables
 from dsmr.results.runs import Run
 
 SEED = re.compile(r"[,_-]?seed[=_-]?\d+[,_-]?")
-IGNORED_DATA = ("seed", "cache_dir", "num_workers", "path")
-COMPARED_TRAINER = (
-    "max_steps",
-    "max_epochs",
-    "precision",
-    "gradient_clip_val",
-    "accumulate_grad_batches",
-    "devices",
-)
+IGNORED_DATA_KEYS = ("seed", "cache_dir", "num_workers", "path")
+TRAINER_KEYS = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "accumulate_grad_batches", "devices")
 
 
 @dataclass(frozen=True)
@@ -114,8 +107,8 @@ def _seed_label(run: Run) -> str:
 
 def _setting_key(config: Mapping[str, Any]) -> str:
     """Return a run's settings without its seeds and its machine."""
-    data = {key: value for key, value in config["data"].items() if key not in IGNORED_DATA}
-    trainer = {key: config["trainer"].get(key) for key in COMPARED_TRAINER}
+    data = {key: value for key, value in config["data"].items() if key not in IGNORED_DATA_KEYS}
+    trainer = {key: config["trainer"].get(key) for key in TRAINER_KEYS}
     return json.dumps([config["model"], data, trainer], sort_keys=True, default=str)
 
 
@@ -128,11 +121,7 @@ def shared_name(names: Sequence[str]) -> str:
 
 
 def compare_groups(groups: Sequence[RunGroup], against: str | None = None) -> tuple[list[GroupDifference], list[str]]:
-    """Compare every group with one of them.
-
-    Args:
-        groups: best first.
-        against: name of the group to compare with; None for the best.
+    """Compare every group with the one named `against`, by default the first.
 
     Returns:
         Differences, and reasons for the groups that cannot be compared.
@@ -166,15 +155,7 @@ def compare_seeds(first: RunGroup, second: RunGroup) -> dict[str, float]:
 
 
 def comparison_table(groups: Sequence[RunGroup], against: str | None = None) -> list[str]:
-    """Format all groups as a Markdown table, followed by their differences.
-
-    Args:
-        groups: best first.
-        against: name of the group to compare with; None for the best.
-
-    Raises:
-        UserError: there is no group named `against`.
-    """
+    """Format all groups as a Markdown table, followed by their differences as of `compare_groups`."""
     differences, refused = compare_groups(groups, against)
     header = ["run", "pieces", "perplexity", "nats per note"]
     families = [

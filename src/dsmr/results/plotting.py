@@ -12,43 +12,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BAR, LINE, FAINT = "#4477aa", "#cc6677", "#999999"
-COLOURS = (
-    "#4477aa",
-    "#cc6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-    "#222222",
-    "#ee8866",
-    "#999933",
-    "#bbbbbb",
-)
+HEX_CODES = "4477aa cc6677 228833 ccbb44 66ccee aa3377 222222 ee8866 999933 bbbbbb"
+COLOURS = [f"#{code}" for code in HEX_CODES.split()]
 NO_MATPLOTLIB = "plots need matplotlib: pip install 'dsmr[app]'"
 
 
 def check_plots() -> None:
-    """Refuse to plot without matplotlib, before any other work is done.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
+    """Raise UserError if matplotlib is missing, before any other work is done."""
     if find_spec("matplotlib") is None:
         raise UserError(NO_MATPLOTLIB)
 
 
 def make_panels(count: int, height: float, columns: int = 4, *, shared: bool = True) -> tuple["Figure", "list[Axes]"]:
-    """Create a figure with `count` panels.
-
-    Args:
-        count: number of panels.
-        height: of a panel, in inches.
-        columns: most panels in a row.
-        shared: all panels have the same axes.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
+    """Create a figure with `count` panels, each `height` inches high, with `shared` axes."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -24,15 +24,7 @@ POSITION = "val/position/perplexity_"
 
 
 def plot_learning(runs: Sequence[Run], path: Path) -> None:
-    """Plot training NLL (running mean) and validation perplexity against training tokens.
-
-    Args:
-        runs: runs to plot.
-        path: output file.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
+    """Plot training NLL (running mean) and validation perplexity against training tokens."""
     figure, panels = make_panels(2, height=3.4, columns=2, shared=False)
     for number, run in enumerate(runs):
         for axes, column in zip(panels, ("train/nll", "val/perplexity"), strict=True):
@@ -60,15 +52,8 @@ def plot_positions(runs: Sequence[Run], path: Path) -> bool:
 
     Intervals over pieces are shown for runs with `pieces.csv`, unless there are too many runs to tell apart.
 
-    Args:
-        runs: runs to plot.
-        path: output file.
-
     Returns:
         False, without a plot, if no run has perplexities by position.
-
-    Raises:
-        UserError: matplotlib is missing.
     """
     is_empty, note = True, None
     figure, (axes,) = make_panels(1, height=3.6, columns=1)
@@ -105,17 +90,10 @@ def plot_positions(runs: Sequence[Run], path: Path) -> bool:
 
 
 def plot_tradeoff(runs: Sequence[Run], path: Path) -> bool:
-    """Plot perplexity against training speed, with memory as the area of a disc.
-
-    Args:
-        runs: runs of one machine, or their speeds do not compare.
-        path: output file.
+    """Plot perplexity against training speed of runs on one machine, with memory as the area of a disc.
 
     Returns:
         False, without a plot, if fewer than two runs have all three metrics.
-
-    Raises:
-        UserError: matplotlib is missing.
     """
     wanted = ("perf/tokens_per_second", "val/perplexity", "perf/state_mib")
     measured = [run for run in runs if all(run.metrics.get(name) is not None for name in wanted)]

@@ -10,13 +10,14 @@ from dsmr.benchmark.variant_costs import estimate_variants, variant_costs_table
 from dsmr.cli.config_files import left_out
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning_cli import SizesCLI
+from dsmr.cli.parser import underscored
 from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device
 from dsmr.cost.estimate import TrainingPlan
 from dsmr.model.blocks import Decoder
 
-OWN_OPTIONS = ("--device", "--fit-memory", "--price-per-hour", "--epoch-tokens", "--output", "--json")
+OWN_OPTIONS = ("--device", "--fit_memory", "--price_per_hour", "--epoch_tokens", "--output", "--json")
 FITTED_OPTIONS = ("--trainer.precision", "--data.num_lanes", "--model.horizons")
 PRECISIONS = {None: "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -32,12 +33,12 @@ class EstimateCLI(SizesCLI):
             default=None,
             help="GPU to estimate, such as rtx-3060-12gb (default: none).",
         )
-        parser.add_argument("--fit-memory", action="store_true", help="Find the largest budget that fits the device.")
+        parser.add_argument("--fit_memory", action="store_true", help="Find the largest budget that fits the device.")
         parser.add_argument(
-            "--price-per-hour", type=float | None, default=None, help="Price of the device, in any currency."
+            "--price_per_hour", type=float | None, default=None, help="Price of the device, in any currency."
         )
         parser.add_argument(
-            "--epoch-tokens",
+            "--epoch_tokens",
             type=int,
             default=costs.MAESTRO_TRAINING_TOKENS,
             help="Tokens in an epoch (default: MAESTRO's training split).",
@@ -127,7 +128,7 @@ def suggest_next(plan: TrainingPlan, result: dict[str, Any], arguments: list[str
         return "dsmr estimate --device rtx-3060-12gb --trainer.precision bf16-mixed estimates a GPU"
     if "fit_memory" in result:
         fit = result["fit_memory"]
-        given = left_out(arguments, OWN_OPTIONS + FITTED_OPTIONS)
+        given = left_out(underscored(arguments), OWN_OPTIONS + FITTED_OPTIONS)
         largest = ["--data.num_lanes", str(fit["num_lanes"]), "--model.horizons", fit["spelling"]]
         return shlex.join(["dsmr", "fit", *given, "--trainer.precision", plan.precision, *largest])
     if plan.precision == "32-true":

@@ -11,12 +11,13 @@ from dsmr import UserError
 from dsmr.cli.config_files import grouped, has_training_settings, left_out, take_flag
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning_cli import DsmrCLI
+from dsmr.cli.parser import underscored
 from dsmr.cli.progress import bar
 from dsmr.data.maestro import MAESTRO_LICENCE, download_maestro
 from dsmr.data.store import cache_folder
 from dsmr.results.run_files import CONFIG_FILE
 
-OWN_OPTIONS = ("--download", "--checkpoint", "--ckpt_path", "--ckpt-path", "--output", "--json")
+OWN_OPTIONS = ("--download", "--checkpoint", "--ckpt_path", "--output", "--json")
 
 
 class PrepareCLI(DsmrCLI):
@@ -40,7 +41,7 @@ def training_command(arguments: list[str], run: Path | None, *, has_validation: 
         run: folder of the run given by `--checkpoint`; its settings are repeated under another name.
         has_validation: True if the store has validation pieces.
     """
-    options = left_out(arguments, OWN_OPTIONS)
+    options = left_out(underscored(arguments), OWN_OPTIONS)
     if run is not None:
         is_named = any(name == "--name" for name, _ in grouped(options))
         options = ["--config", str(run / CONFIG_FILE), *options]

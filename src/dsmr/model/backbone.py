@@ -89,9 +89,9 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def rebuild(cls, config: dict[str, Any], **options: Any) -> Self:
         """Build the network that `config()` describes, with those options that its constructor takes."""
-        if config.get("horizons", ()) is None:  # earlier versions wrote it for networks without horizons
-            config = {name: value for name, value in config.items() if name != "horizons"}
         parameters = inspect.signature(cls).parameters
+        if "horizons" not in parameters and config.get("horizons", ()) is None:  # written by earlier versions
+            config = {name: value for name, value in config.items() if name != "horizons"}
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         taken = {k: v for k, v in options.items() if k in cls.OPTIONS and (takes_any or k in parameters)}
         return cls(**config | taken)

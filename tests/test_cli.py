@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -18,7 +19,10 @@ from symusic import Note, Score, Track
 from conftest import write_midi
 from dsmr.cli import main
 from dsmr.cli.config_files import find_config, shipped
-from dsmr.cli.lightning_cli import QUIET, continue_wandb
+from dsmr.cli.former_paths import current_path
+from dsmr.cli.lightning_cli import QUIET
+from dsmr.cli.run_folder import continue_wandb
+from dsmr.cli.yaml_values import load_yaml
 from dsmr.generate.audio import find_sound_font, render_audio
 from dsmr.results.run_files import read_checkpoint
 from dsmr.training.csv_logger import MetricsLogger, read_metrics
@@ -569,3 +573,92 @@ def test_training_that_was_done_or_never_validated_says_so(tmp_path: Path, capsy
     assert f"next: dsmr fit --resume '{run}'" in out
     assert dsmr("fit", "--resume", run) == 0
     assert "nothing was left to train: 2 steps are done" in capsys.readouterr().out
+
+
+FORMER = {
+    "dsmr.optim.AdamW": "dsmr.training.AdamW",
+    "dsmr.optim.WarmupCosine": "dsmr.training.WarmupCosine",
+    "dsmr.callbacks.PeakMemory": "dsmr.training.callbacks.PeakMemory",
+    "dsmr.callbacks.Samples": "dsmr.generate.samples.Samples",
+}
+
+
+def test_a_run_whose_config_has_class_paths_of_an_earlier_version_resumes(smoke_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "smoke"
+    shutil.copytree(smoke_run, run)
+    text = (run / "config.yaml").read_text()
+    for former, current in FORMER.items():
+        text = text.replace(current, former)
+    assert "dsmr.optim.AdamW" in text
+    (run / "config.yaml").write_text(text)
+    former = ["--model.optimizer", "dsmr.optim.AdamW", "--trainer.callbacks+", "dsmr.callbacks.PeakMemory"]
+    options = ["--trainer.max_steps", "22", "--trainer.enable_progress_bar=false"]
+    assert dsmr("fit", "--resume", run, *former, *options) == 0
+    assert read_checkpoint(run / "last.ckpt")["global_step"] == 22
+    assert not any(path in (run / "config.yaml").read_text() for path in FORMER)
+    assert dsmr("validate", "--checkpoint", run, "--trainer.enable_progress_bar=false") == 0
+
+
+@pytest.mark.parametrize(("former", "current"), FORMER.items())
+def test_class_paths_of_earlier_versions_name_the_same_classes(former: str, current: str) -> None:
+    module, _, name = current_path(former).rpartition(".")
+    assert getattr(importlib.import_module(module), name).__name__ == current.rpartition(".")[2]
+    assert load_yaml(f"[{{class_path: {former}}}, {former}.x]")[0]["class_path"] == f"{module}.{name}"
+    assert current_path(f"see {former}") == f"see {former}"
+
+
+def test_the_help_of_training_is_short_and_has_own_options_first(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("fit", "validate", "test"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert len(shown.splitlines()) < 120
+        places = [shown.index(option) for option in ("--checkpoint", "--data.num_lanes", "--model.horizons")]
+        assert places == sorted(places)
+        assert "--trainer.max_steps" not in shown.replace("(--trainer.max_steps", "")
+        assert "--model.backbone.help CLASS" in shown
+    with pytest.raises(SystemExit):
+        main(["fit", "--help-trainer"])
+    shown = capsys.readouterr().out
+    assert "--trainer.max_steps" in shown
+    assert "default: 100000" in shown  # of base.yaml
+    assert "--data.num_lanes" not in shown
+
+
+def test_the_options_of_a_network_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.backbone.help", "RecurrentTransformer"])
+    shown = capsys.readouterr().out
+    assert "--model.backbone.num_layers" in shown
+    assert "--model.backbone.vocab_size" not in shown
+
+
+def test_dashes_and_underscores_are_both_accepted(tmp_path: Path) -> None:
+    options = [
+        "--trainer.max-steps",
+        2,
+        "--save-every-n-steps=1",
+        "--model.backbone.num-heads",
+        1,
+        "--data.num-lanes=2",
+    ]
+    assert dsmr("fit", *SMOKE, *options, "--root", tmp_path, "--name", "with-dash") == 0
+    config = yaml.safe_load((tmp_path / "with-dash" / "config.yaml").read_text())
+    assert (config["save_every_n_steps"], config["data"]["num_lanes"]) == (1, 2)
+    assert config["model"]["backbone"]["init_args"]["num_heads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "use"),
+    [
+        (["predict"], "use dsmr generate --prompt validation"),
+        (["evaluate", "made"], "use dsmr judge"),
+        (["validate", "--ablate"], "use dsmr analyze"),
+    ],
+)
+def test_what_was_removed_names_its_replacement(
+    arguments: list[str], use: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert use in line

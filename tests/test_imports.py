@@ -1,6 +1,7 @@
 """Imports go one way, from room to room; imports for type checking count."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,8 @@ def test_networks_and_streams_do_without(rooms: tuple[str, ...], package: str) -
     assert len(files) >= len(rooms)
     for path in files:
         assert package not in {name.split(".")[0] for name in imported(path)}, path
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = [path.parent.name if path.stem == "__init__" else path.stem for path in FILES]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

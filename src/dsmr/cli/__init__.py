@@ -1,7 +1,7 @@
-"""The program `dsmr`: one command each for preparing, training, evaluating and generating.
+"""The program `dsmr`: one command each for preparing data, training, evaluating and generating.
 
-Commands are imported when they are called, so that help is quick. What people read goes to the screen; a mistake
-of the user's is one line that says what to do, with exit status 2. `DSMR_DEBUG=1` shows the whole traceback.
+Commands are imported when they are called, so that `dsmr --help` is fast. An error of the user is one line on
+stderr that says what to do, with exit status 2; `DSMR_DEBUG=1` prints the traceback as well.
 """
 
 import difflib
@@ -9,36 +9,27 @@ import errno
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from dsmr import UserError
+
 COMMANDS = {
-    "prepare": ("dsmr.cli.prepare_command", "MIDI into the token store"),
-    "fit": ("dsmr.cli.fit_command", "train a model"),
-    "validate": ("dsmr.cli.fit_command", "perplexity of a trained model on whole validation pieces"),
-    "test": ("dsmr.cli.fit_command", "the same on the test split"),
-    "generate": (
-        "dsmr.cli.generate_command",
-        "music from a trained model: new pieces, or continuations",
-    ),
-    "predict": ("dsmr.cli.fit_command", "continuations of validation pieces, many at once"),
-    "judge": ("dsmr.cli.judge_command", "compare folders of generated pieces with real ones"),
-    "export": ("dsmr.cli.export_command", "a trained model as a folder to hand on"),
-    "estimate": (
-        "dsmr.cli.estimate_command",
-        "parameters, memory, speed and cost, without training",
-    ),
-    "sweep": ("dsmr.cli.sweep", "many trials from one file: schedules, budgets, seeds"),
-    "analyze": (
-        "dsmr.cli.analyze_command",
-        "where layers look, what memory is worth, what it hears in a piece",
-    ),
-    "report": ("dsmr.cli.report_command", "tables and pictures of runs and benchmarks"),
-    "benchmark": ("dsmr.cli.benchmark_command", "speed and memory of schedules, baselines and peers"),
+    "prepare": ("dsmr.cli.prepare_command", "tokenize MIDI files into a token store"),
+    "fit": ("dsmr.cli.fit_command", "train a model, or resume a run"),
+    "validate": ("dsmr.cli.fit_command", "evaluate a trained model on the validation split"),
+    "test": ("dsmr.cli.fit_command", "evaluate a trained model on the test split"),
+    "generate": ("dsmr.cli.generate_command", "generate new pieces, or continue existing ones"),
+    "judge": ("dsmr.cli.judge_command", "compare generated pieces with real ones"),
+    "analyze": ("dsmr.cli.analyze_command", "measure what a trained model uses its memory for"),
+    "estimate": ("dsmr.cli.estimate_command", "estimate parameters, memory, speed and cost without training"),
+    "benchmark": ("dsmr.cli.benchmark_command", "measure speed and memory of schedules, baselines and peers"),
+    "sweep": ("dsmr.cli.sweep", "run many trials of one sweep file"),
+    "report": ("dsmr.cli.report_command", "summarize runs and benchmarks in tables and plots"),
+    "export": ("dsmr.cli.export_command", "export a trained model to share it"),
 }
-RENAMED = {"evaluate": "dsmr judge"}
-"""What replaces a command of earlier versions."""
+REMOVED = {"evaluate": "dsmr judge", "predict": "dsmr generate --prompt validation"}
+"""Commands of earlier versions, and what replaces them."""
 DEBUG_VARIABLE = "DSMR_DEBUG"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -47,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: the command and its options; None means the program's own.
+        arguments: the command and its options; None takes them from `sys.argv`.
 
     Returns:
-        the exit status: 0, 1 after an interruption, 2 after a mistake of the user's.
+        The exit status: 0, 1 after an interruption, 2 after an error of the user.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
@@ -61,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"dsmr {version('dsmr')}")
         return 0
-    if given[0] in RENAMED:
-        return fail(f"dsmr {given[0]} is now {RENAMED[given[0]]}")
+    if given[0] in REMOVED:
+        return fail(f"dsmr {given[0]} was removed; use {REMOVED[given[0]]}")
     if given[0] not in COMMANDS:
-        return fail(f"no command {given[0]!r}{nearest(given[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
-    see_current_folder()
+        return fail(f"unknown command {given[0]!r}{nearest(given[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
+    add_current_folder()
     try:
         run: Callable[[str, list[str]], int] = importlib.import_module(COMMANDS[given[0]][0]).run
         return run(given[0], given[1:])
@@ -73,80 +64,54 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 1
     except Exception as error:
-        if os.environ.get(DEBUG_VARIABLE) or not is_mistake(error):
+        message = user_message(error)
+        if message is None or os.environ.get(DEBUG_VARIABLE):
             raise
-        return fail(described(error))
+        return fail(message)
 
 
-def see_current_folder() -> None:
-    """Let classes be named that stand in the current folder, as `python main.py` does; installed ones come first."""
+def add_current_folder() -> None:
+    """Let settings name classes in the current folder, as `python main.py` does; installed packages come first."""
     if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))
 
 
 def usage() -> str:
-    """What `dsmr --help` prints."""
-    rows = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    """Return what `dsmr --help` prints."""
+    rows = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: dsmr COMMAND [--config FILE_OR_NAME ...] [options]",
+            "usage: dsmr COMMAND [options]",
             "",
-            "Depth-Structured Music Recurrence: whole piano performances, a memory horizon per layer.",
+            "Depth-Structured Music Recurrence: train and use language models of whole piano pieces.",
             "",
+            "commands:",
             *rows,
             "",
-            "dsmr COMMAND --help lists its options. Start with: dsmr prepare",
+            "dsmr COMMAND --help lists the options of a command. Start with: dsmr prepare",
         ]
     )
 
 
-def is_mistake(error: Exception) -> bool:
-    """Whether an error is for a user.
-
-    A ValueError that our own code raised, a library's word on its settings, a package that is not installed, a GPU
-    that is full, or a disk on which nothing can be written.
-    """
+def user_message(error: Exception) -> str | None:
+    """Return what a user can do about an error, or None if it is a bug that needs its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return True
-    if is_missing_package(error) or is_out_of_memory(error):
-        return True
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    if isinstance(error, MisconfigurationException) or type(error).__module__.startswith("wandb.errors"):
-        return True
-    frames = list(traceback.walk_tb(error.__traceback__))
-    raised_in = frames[-1][0].f_globals.get("__name__", "")
-    return isinstance(error, ValueError) and raised_in.partition(".")[0] == "dsmr"
-
-
-def described(error: Exception) -> str:
-    """What to do about an error that is for a user."""
-    if isinstance(error, OSError):
-        return unwritten(error)
-    if is_missing_package(error) and getattr(error, "name", None):
-        return f"{error}; pip install it"
-    if is_out_of_memory(error):
-        return f"{str(error).partition('. ')[0]}: lower data.num_lanes, or the horizons; dsmr estimate tells what fits"
-    return str(error)
-
-
-def is_missing_package(error: Exception) -> bool:
-    """Whether a package is missing that is not this one."""
-    return isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] != "dsmr"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU is full; asked without torch, which not every command imports."""
-    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch"
-
-
-def unwritten(error: OSError) -> str:
-    """What to do where a system does not let us write."""
-    return f"cannot write {error.filename or 'a file'} ({error.strerror}): make room, or choose another folder"
+        return f"cannot write {error.filename or 'a file'} ({error.strerror}): make room, or choose another folder"
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] != "dsmr":
+        return f"{error}; pip install it" if error.name else str(error)
+    # by their names, since not every command imports these packages
+    kind, package = type(error).__name__, type(error).__module__
+    if kind == "OutOfMemoryError" and package.startswith("torch"):
+        return f"{str(error).partition('. ')[0]}: lower data.num_lanes or the horizons; dsmr estimate shows what fits"
+    if kind == "MisconfigurationException" or package.startswith("wandb.errors"):
+        return str(error)
+    return None
 
 
 def fail(message: str) -> int:
-    """Print one line and give the exit status of a mistake."""
+    """Print an error in one line, and return the exit status for an error of the user."""
     if "dsmr.cli.progress" in sys.modules:
         sys.modules["dsmr.cli.progress"].close_bars()
     print(f"dsmr: error: {' '.join(message.split())}", file=sys.stderr)
@@ -154,7 +119,7 @@ def fail(message: str) -> int:
 
 
 def nearest(word: str, known: Iterable[object], cutoff: float = 0.5) -> str:
-    """`; did you mean ...?` with the nearest known word, or nothing; upper and lower case are alike."""
+    """Return `; did you mean ...?` with the most similar known word, ignoring case, or an empty string."""
     names = {str(name).lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(names), n=1, cutoff=cutoff)
     return f"; did you mean {names[close[0]]}?" if close else ""

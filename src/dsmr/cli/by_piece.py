@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsmr.analyze.layers import interval_dict
-from dsmr.results.bootstrap import Comparison, Interval, missing_interval_note, ratio_interval
+from dsmr.results.bootstrap import Interval, missing_interval_note, ratio_interval
 from dsmr.results.piece_table import PieceTable
 
 DATA_SETTINGS = ("recall", "windows", "tokenizer", "validation_stride")
@@ -69,18 +69,6 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
         table.write(path)
         print(f"  by piece: {path}")
     return {"by_piece": None if path is None else str(path), "intervals": plain(found)}
-
-
-def tell_savings(savings: dict[str, Comparison]) -> dict[str, Any]:
-    """Print the nats lost without each layer's memory; return them for JSON."""
-    print("  nats per note that the memory saves, the same weights without it:")
-    for name, saving in savings.items():
-        what = "all layers" if name == "all" else f"layer {name}"
-        print(f"    {what:<32}{saving.difference:8.3f}")
-    why = missing_interval_note(saving.difference for saving in savings.values())
-    if why:
-        print(f"    ({why})")
-    return {"ablated": {name: plain(saving.difference) for name, saving in savings.items()}}
 
 
 def plain(value: Any) -> Any:

@@ -3,13 +3,11 @@
 import shlex
 import signal
 from pathlib import Path
-from typing import Any
 
 from lightning import Trainer
 
 from dsmr import UserError
-from dsmr.analyze.ablation import ablations, savings, variants
-from dsmr.cli.by_piece import is_as_in_training, tell_pieces, tell_savings
+from dsmr.cli.by_piece import is_as_in_training, tell_pieces
 from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.library_errors import in_training
 from dsmr.cli.lightning_cli import DsmrCLI
@@ -24,7 +22,7 @@ from dsmr.training.callbacks import LostProcess, Stopped
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """Run `fit`, `validate`, `test` or `predict`."""
+    """Run `fit`, `validate` or `test`."""
     cli = DsmrCLI(command, arguments)
     cli.datamodule.progress = bar("tokenising")
     if command != "fit" and cli.checkpoint is None:
@@ -40,7 +38,7 @@ def run(command: str, arguments: list[str]) -> int:
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
     if command == "fit":
         return fit(cli, path, output)
-    return predict(cli, path, output) if command == "predict" else evaluate(cli, path, output)
+    return evaluate(cli, path, output)
 
 
 def load_exported(cli: DsmrCLI, folder: Path) -> None:
@@ -85,23 +83,15 @@ def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
 def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
     """Evaluate, and return the exit status."""
     pieces_file = file_of_pieces(cli)
-    if cli.config.ablate:
-        variants(cli.model.backbone.horizons)  # refuses what has no memory, before anything is evaluated
     run_once = cli.trainer.validate if cli.command == "validate" else cli.trainer.test
     run_once(cli.model, cli.datamodule, ckpt_path=path, weights_only=True, verbose=False)
-    whole, is_first = cli.model.piece_table, cli.trainer.is_global_zero
-    result: dict[str, Any] = {}
-    if is_first:
-        result |= conclude(cli.command, cli.trainer, cli.model, cli.datamodule, cli.folder)
-    if is_first and whole is not None:
-        is_run = cli.config.pieces is not None or whole.is_complete(cli.datamodule.store.pieces)
-        result |= tell_pieces(whole, pieces_file if is_run else None)
-    if cli.config.ablate and whole is not None:
-        without = ablations(cli.model, lambda: run_once(cli.model, cli.datamodule, verbose=False))
-        if is_first:
-            result |= tell_savings(savings(whole, without))
-    if not is_first:
+    if not cli.trainer.is_global_zero:
         return 0
+    result = conclude(cli.command, cli.trainer, cli.model, cli.datamodule, cli.folder)
+    table = cli.model.piece_table
+    if table is not None:
+        is_whole = cli.config.pieces is not None or table.is_complete(cli.datamodule.store.pieces)
+        result |= tell_pieces(table, pieces_file if is_whole else None)
     print(f"next: dsmr generate --checkpoint {shlex.quote(str(cli.folder))} --output music.mid")
     write_result(result, as_json=cli.as_json, output=output)
     return 0
@@ -133,14 +123,3 @@ def file_of_pieces(cli: DsmrCLI) -> Path | None:
     if cli.checkpoint.name not in (BEST_FILE, exported.WEIGHTS):
         parts.append(cli.checkpoint.stem)
     return cli.folder / ("_".join(parts) + ".csv")
-
-
-def predict(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
-    """Continue validation pieces, and say where they are."""
-    cli.trainer.predict(cli.model, cli.datamodule, return_predictions=False, ckpt_path=path, weights_only=True)
-    folder = cli.writer.folder
-    print(f"{cli.writer.num_written} continuations in {folder}")
-    reference = ["--data.path", cli.config.data.path] if cli.config.data.path else []
-    print("next:", shlex.join(["dsmr", "judge", str(folder), *reference]))
-    write_result({"folder": str(folder), "num": cli.writer.num_written}, as_json=cli.as_json, output=output)
-    return 0

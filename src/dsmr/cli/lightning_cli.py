@@ -18,7 +18,7 @@ from dsmr.cli.config_files import FOLDER, take_flag
 from dsmr.cli.given_settings import GivenSettings, options_of
 from dsmr.cli.help_format import ShortHelp
 from dsmr.cli.library_errors import one_line
-from dsmr.cli.parser import OneLineParser, underscored
+from dsmr.cli.parser import OneLineParser, normalized
 from dsmr.cli.refusals import FILLED_BY_MODULE
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
@@ -33,8 +33,6 @@ from dsmr.cli.trainer_settings import (
 )
 from dsmr.cli.yaml_values import load_yaml, plain_values
 from dsmr.data.datamodule import MusicData
-from dsmr.generate.continuer import Continuer
-from dsmr.generate.midi_writer import MidiWriter
 from dsmr.generate.samples import Samples
 from dsmr.model.backbone import build_on_meta
 from dsmr.model.horizons import format_horizons
@@ -60,7 +58,6 @@ QUIET = (
     ".*LightningCLI's args parameter.*",  # the command is removed before Lightning parses the rest
     ".*does not have many workers.*",  # reading a batch takes microseconds
     ".*exists and is not empty.*",  # a resumed run
-    ".*infer the batch indices.*",  # a batch of predict is one piece
     ".*your dataloader is not resumable.*",  # the datamodule is
     ".*callbacks used to create the checkpoint.*",  # those of training, when last.ckpt is only evaluated
     ".*`max_epochs` was not set.*",  # check_end decides what ends a run
@@ -120,12 +117,12 @@ class DsmrCLI(LightningCLI):
         quieten()
         self.command = command
         self.folder: Path
-        self.as_json, arguments = take_flag(underscored(arguments), "--json")
+        self.as_json, arguments = take_flag(normalized(arguments), "--json")
         self.trained, arguments = take_run(command, arguments)
         self.checkpoint = self.trained.weights if self.trained else None
         self.exported = self.trained.exported if self.trained else None
         super().__init__(
-            Continuer if command == "predict" else RecurrentLM,
+            RecurrentLM,
             MusicData,
             args=arguments,
             run=False,
@@ -145,7 +142,7 @@ class DsmrCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of data and model before those of the trainer."""
-        for key, cls in (("data", MusicData), ("model", self._model_class), ("trainer", Trainer)):
+        for key, cls in (("data", MusicData), ("model", RecurrentLM), ("trainer", Trainer)):
             parser.add_lightning_class_args(cls, key)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -161,10 +158,7 @@ class DsmrCLI(LightningCLI):
         add("--save_every_n_steps", int, 500, "Save last.ckpt after this number of optimizer steps.")
         add("--save_every_minutes", float, 10.0, "Save last.ckpt at least this often.")
         add("--sample_every_n_steps", int, 5000, "Generate a sample after this number of steps; 0: none.")
-        if self.command == "predict":
-            add("--predictions", str | None, None, "Folder for the pieces; default: RUN/predictions.")
         if self.command in EVALUATIONS:
-            parser.add_argument("--ablate", action="store_true", help="Evaluate also without each layer's memory.")
             add(
                 "--pieces", str | None, None, "CSV file for the results of each piece, by default in the run's folder."
             )
@@ -255,9 +249,6 @@ class DsmrCLI(LightningCLI):
         if settings.enable_progress_bar is not False and not has_bar:
             callbacks.append(TQDMProgressBar(refresh_rate=10))
         is_run = self.command == "fit" and not settings.fast_dev_run
-        if self.command == "predict":
-            self.writer = MidiWriter(Path(self.config.predictions or self.folder / "predictions"))
-            callbacks.append(self.writer)
         if is_run:
             for one in settings.callbacks or []:
                 if isinstance(one, ModelCheckpoint) and one.dirpath is None:  # whatever the logger is

@@ -7,6 +7,7 @@ from jsonargparse import ActionConfigFile, Namespace
 
 from dsmr import UserError
 from dsmr.cli.config_files import resolve_configs
+from dsmr.cli.former_paths import current_path
 from dsmr.cli.given_settings import option_value, options_of
 from dsmr.cli.help_format import ShortHelp
 from dsmr.cli.refusals import explain
@@ -44,7 +45,7 @@ class OneLineParser(WrittenParser):
             UserError: an option or a config file is wrong.
         """
         if self.exit_on_error:
-            args = underscored(list(args), keep=self._option_string_actions)
+            args = normalized(list(args), keep=self._option_string_actions)
             if any(isinstance(action, ActionConfigFile) for action in self._actions):
                 args = resolve_configs(args)
             self.given_arguments = args
@@ -95,15 +96,17 @@ class OneLineParser(WrittenParser):
         return dump_yaml(settings) if is_changed else content
 
 
-def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:
-    """Replace dashes in the names of options by underscores, except in names to keep."""
-    options = [argument.partition("=") for argument in arguments]
-    return [
-        "--" + name[2:].replace("-", "_") + equals + value
-        if name.startswith("--") and name not in keep
-        else name + equals + value
-        for name, equals, value in options
-    ]
+def normalized(arguments: list[str], keep: Container[str] = ()) -> list[str]:
+    """Replace dashes in the names of options by underscores, except in names to keep, and former class paths."""
+    changed = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--"):
+            changed.append(current_path(argument))
+            continue
+        name = name if name in keep else "--" + name[2:].replace("-", "_")
+        changed.append(name + equals + current_path(value))
+    return changed
 
 
 def is_class_as_string(value: Any, kind: Any) -> bool:

@@ -7,9 +7,9 @@ wording of its messages.
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -47,7 +47,7 @@ from dsmr.cli.yaml_values import WrittenFloat, WrittenParser, alternatives, is_u
 CLOSE = 0.7
 FILLED_BY_MODULE = ("vocab_size", "segment_length", "horizons")
 """Arguments of a network that `RecurrentLM` gives; horizons are set at `model.horizons` only."""
-FORMER = {  # options of older Lightning, and of other programs, that no spelling comes near
+FORMER = {  # options of earlier versions, of older Lightning and of other programs
     "gpus": "trainer.accelerator and trainer.devices",
     "auto_lr_find": "model.optimizer.lr",
     "resume_from_checkpoint": "--resume RUN",
@@ -56,6 +56,7 @@ FORMER = {  # options of older Lightning, and of other programs, that no spellin
     "lr": "model.optimizer.lr",
     "learning_rate": "model.optimizer.lr",
     "epochs": "trainer.max_epochs",
+    "ablate": "dsmr analyze, which evaluates without the memory of each layer",
 }
 
 
@@ -185,12 +186,15 @@ def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
 
 def accepts(kind: Any, value: Any) -> bool:
     """Return True if jsonargparse accepts a value for a type."""
-
-    def owner(value): ...  # type: ignore[no-untyped-def]
-
-    owner.__annotations__ = {"value": kind}
     parser = WrittenParser(exit_on_error=False)
-    parser.add_function_arguments(owner, skip={f"value.init_args.{name}" for name in FILLED_BY_MODULE})
+    if get_origin(kind) is Callable and get_args(kind)[0] is Ellipsis:  # a network
+
+        def module(value): ...  # type: ignore[no-untyped-def]
+
+        module.__annotations__ = {"value": kind}
+        parser.add_function_arguments(module, skip={f"value.init_args.{name}" for name in FILLED_BY_MODULE})
+    else:
+        parser.add_argument("--value", type=kind)
     try:
         parser.parse_object({"value": value})
     except Exception:  # of any class: the value is refused

@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from dsmr import UserError
+from dsmr.cli.type_words import find_class
 from dsmr.cli.yaml_values import load_yaml
 from dsmr.model import Schedule
 from dsmr.share.description import import_class
@@ -70,7 +71,7 @@ def check_resumed(config: Path, model: Namespace) -> None:
     for key in ("optimizer", "lr_scheduler"):
         spec, now = before.get(key), model[key]
         was = spec.get("class_path") if isinstance(spec, dict) else spec
-        if was and was != now.class_path:
+        if was and was != now.class_path and find_class(was, ()) is not find_class(now.class_path, ()):
             raise UserError(
                 f"model.{key} is now {now.class_path}, but the run was trained with {was}, of which the checkpoint "
                 f"holds the state; leave model.{key} as it was, or begin a new run"

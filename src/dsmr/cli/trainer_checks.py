@@ -31,7 +31,6 @@ NEEDED = {
     "fit": ("max_steps", "max_epochs", "limit_train_batches"),
     "validate": ("limit_val_batches",),
     "test": ("limit_test_batches",),
-    "predict": ("limit_predict_batches",),
 }
 """Settings of which 0 leaves a command nothing to do."""
 UNSUPPORTED_CALLBACKS = {

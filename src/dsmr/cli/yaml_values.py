@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
+from dsmr.cli.former_paths import current_path
+
 MODE = "dsmr"
 """Parser mode of jsonargparse that loads and dumps with this module."""
 
@@ -87,6 +89,10 @@ def _bool(loader: Loader, node: yaml.ScalarNode) -> bool | WrittenBool:
     return node.value == "true" if node.value in ("true", "false") else WrittenBool(node.value)
 
 
+def _str(loader: Loader, node: yaml.ScalarNode) -> str:
+    return current_path(str(loader.construct_yaml_str(node)))
+
+
 def _represent(tag: str, dumper: Dumper, value: Any) -> yaml.ScalarNode:
     return dumper.represent_scalar(tag, str(getattr(value, "text", value)))
 
@@ -102,6 +108,7 @@ for _kind, _tag in ((WrittenInt, "int"), (WrittenFloat, "float"), (WrittenBool, 
 Loader.add_constructor("tag:yaml.org,2002:int", _int)
 Loader.add_constructor("tag:yaml.org,2002:float", _float)
 Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
+Loader.add_constructor("tag:yaml.org,2002:str", _str)
 
 
 def load_yaml(text: str) -> Any:

@@ -18,7 +18,7 @@ from dsmr.cli.config_files import FOLDER, take_flag
 from dsmr.cli.given_settings import GivenSettings, options_of
 from dsmr.cli.help_format import ShortHelp
 from dsmr.cli.library_errors import one_line
-from dsmr.cli.parser import OneLineParser, normalized
+from dsmr.cli.parser import OneLineParser, underscored
 from dsmr.cli.refusals import FILLED_BY_MODULE
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
@@ -117,7 +117,7 @@ class DsmrCLI(LightningCLI):
         quieten()
         self.command = command
         self.folder: Path
-        self.as_json, arguments = take_flag(normalized(arguments), "--json")
+        self.as_json, arguments = take_flag(underscored(arguments), "--json")
         self.trained, arguments = take_run(command, arguments)
         self.checkpoint = self.trained.weights if self.trained else None
         self.exported = self.trained.exported if self.trained else None

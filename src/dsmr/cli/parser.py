@@ -45,7 +45,7 @@ class OneLineParser(WrittenParser):
             UserError: an option or a config file is wrong.
         """
         if self.exit_on_error:
-            args = normalized(list(args), keep=self._option_string_actions)
+            args = with_current_paths(underscored(list(args), keep=self._option_string_actions))
             if any(isinstance(action, ActionConfigFile) for action in self._actions):
                 args = resolve_configs(args)
             self.given_arguments = args
@@ -96,17 +96,21 @@ class OneLineParser(WrittenParser):
         return dump_yaml(settings) if is_changed else content
 
 
-def normalized(arguments: list[str], keep: Container[str] = ()) -> list[str]:
-    """Replace dashes in the names of options by underscores, except in names to keep, and former class paths."""
+def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:
+    """Replace dashes in the names of options by underscores, except in names to keep."""
     changed = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not name.startswith("--"):
-            changed.append(current_path(argument))
-            continue
-        name = name if name in keep else "--" + name[2:].replace("-", "_")
-        changed.append(name + equals + current_path(value))
+        if name.startswith("--") and name not in keep:
+            name = "--" + name[2:].replace("-", "_")
+        changed.append(name + equals + value)
     return changed
+
+
+def with_current_paths(arguments: list[str]) -> list[str]:
+    """Replace class paths of earlier versions, given alone or after `=`."""
+    options = [argument.rpartition("=") for argument in arguments]
+    return [name + equals + current_path(value) for name, equals, value in options]
 
 
 def is_class_as_string(value: Any, kind: Any) -> bool:

@@ -190,7 +190,7 @@ CLASSES: dict[str, Case] = {
     ),
     "horizons below nothing": (
         ["--model.horizons", "Uniform", "--model.horizons.horizon", "-64"],
-        ["Uniform.horizons(2) returned (-64, -64)", "none negative"],
+        ["Uniform.horizons(2) gives (-64, -64)", "at least 0"],
     ),
     "horizons that look like a number": (["--model.horizons", "512"], ["for 2 layers write, for example, 2x512"]),
     "a key of generated pieces": (
@@ -416,7 +416,7 @@ def test_a_metric_that_is_not_logged_has_its_nearest_named(
 @pytest.mark.parametrize(
     ("key", "options", "now"),
     [
-        ("optimizer", ["--model.optimizer=dsmr.training.optimizers.Muon"], "dsmr.training.Muon"),
+        ("optimizer", ["--model.optimizer=dsmr.training.Muon"], "dsmr.training.Muon"),
         ("optimizer", ["--model.optimizer=SGD"], "torch.optim.SGD"),
         ("lr_scheduler", ["--model.lr_scheduler=StepLR", "--model.lr_scheduler.step_size=3"], "StepLR"),
     ],
@@ -442,7 +442,7 @@ def test_the_same_optimizer_by_another_spelling_resumes(smoke_run: Path, tmp_pat
     run = tmp_path / "smoke"
     shutil.copytree(smoke_run, run)
     options = [
-        "--model.optimizer=dsmr.training.optimizers.AdamW",
+        "--model.optimizer=dsmr.training.AdamW",
         "--trainer.max_steps=22",
         "--trainer.enable_progress_bar=false",
     ]
@@ -685,7 +685,7 @@ def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
 
     monkeypatch.setattr("dsmr.cli.estimate_command.run", full)
-    one_line(["estimate"], ["CUDA out of memory: lower data.num_lanes or the horizons"], capsys)
+    one_line(["estimate"], ["CUDA out of memory: lower data.num_lanes, or the horizons"], capsys)
 
 
 def test_what_a_library_raises_is_told_from_what_our_code_raises() -> None:

@@ -83,7 +83,7 @@ model: {optimizer: {class_path: AdamW, init_args: {lr: 3e-4, betas: [0.9, 0.95],
 data: {num_lanes: 4, recall: {distances: [64, 128]}}
 seed_everything: 7
 """
-    settings = config(tmp_path, text.replace("AdamW", "dsmr.training.optimizers.AdamW"))
+    settings = config(tmp_path, text.replace("AdamW", "dsmr.training.AdamW"))
     trainer, optimizer = settings.trainer, settings.model.optimizer.init_args
     assert (trainer.max_steps, type(trainer.max_steps)) == (20, int)
     assert (trainer.gradient_clip_val, type(trainer.gradient_clip_val)) == (1.0, float)

@@ -81,11 +81,11 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
 """Rows and further options of each step, what matters most first; the first two decide how rows are compiled."""
 PROBES = {
     **{
-        f"adamw_{lr}": ["--model.optimizer=dsmr.training.optimizers.AdamW", f"--model.optimizer.lr={lr}"]
+        f"adamw_{lr}": ["--model.optimizer=dsmr.training.AdamW", f"--model.optimizer.lr={lr}"]
         for lr in ("3e-4", "1e-3", "3e-3")
     },
     **{
-        f"muon_{lr}": ["--model.optimizer=dsmr.training.optimizers.Muon", f"--model.optimizer.lr={lr}"]
+        f"muon_{lr}": ["--model.optimizer=dsmr.training.Muon", f"--model.optimizer.lr={lr}"]
         for lr in ("1e-3", "3e-3")
     },
 }
@@ -288,7 +288,7 @@ def probe(call: Call, name: str) -> None:
     """A short run of two_scale with one optimizer and learning rate."""
     folder = call.state / "probes" / name
     warmup = [
-        "--model.lr_scheduler=dsmr.training.optimizers.WarmupCosine",
+        "--model.lr_scheduler=dsmr.training.WarmupCosine",
         f"--model.lr_scheduler.warmup_steps={1 if call.dry else 200}",
     ]
     options = [*of_row(call, "two_scale"), *PROBES[name], *warmup]

@@ -91,7 +91,7 @@ class Scale:
     window_lanes: int
 
 
-ADAMW = ("--model.optimizer=dsmr.training.optimizers.AdamW", "--model.optimizer.lr=2e-3")
+ADAMW = ("--model.optimizer=dsmr.training.AdamW", "--model.optimizer.lr=2e-3")
 STEPS = ("--trainer.max_steps={0}", "--trainer.val_check_interval={0}", "--save_every_n_steps={0}")
 SCALES = {
     "recall": Scale(("--config=recall", "--model.backbone.num_layers=4", *(s.format(800) for s in STEPS)), 64, 64, 8),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dsmr import UserError
+from dsmr import UserError, as_user_error
 from dsmr.attention.backends import Backend
 from dsmr.model import Backbone
 from dsmr.model.horizons import TokenRate, token_rate
@@ -105,10 +105,9 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: Bac
             raise UserError(f"{section['backbone']} has no horizons to change; leave out --horizons")
         config = config | {"horizons": horizons}
     try:
-        backbone = network.rebuild(config, attention=attention)
+        with as_user_error():  # a user's network may raise any ValueError
+            backbone = network.rebuild(config, attention=attention)
         backbone.load_state_dict(weights)
-    except ValueError as error:  # whatever a user's network raises becomes one line too
-        raise UserError(str(error)) from error
     except (TypeError, RuntimeError) as error:  # a user's class that has changed since
         reason = " ".join(str(error).split())
         raise UserError(

@@ -85,8 +85,7 @@ PROBES = {
         for lr in ("3e-4", "1e-3", "3e-3")
     },
     **{
-        f"muon_{lr}": ["--model.optimizer=dsmr.training.Muon", f"--model.optimizer.lr={lr}"]
-        for lr in ("1e-3", "3e-3")
+        f"muon_{lr}": ["--model.optimizer=dsmr.training.Muon", f"--model.optimizer.lr={lr}"] for lr in ("1e-3", "3e-3")
     },
 }
 """Options of each probe."""

@@ -1,4 +1,4 @@
-"""A batch: one segment for every lane. Shared by the streams that make it and the training that reads it.
+"""A batch: one segment for every lane, made by `data` and read by `training`.
 
 Shapes: B lanes, T segment length.
 """
@@ -8,21 +8,21 @@ from typing import NamedTuple
 from torch import Tensor
 
 IGNORED = -100
-"""Target that counts nowhere: padding behind a piece's end, and lanes that ran out of pieces."""
+"""Target that is not scored: padding after the end of a piece, and lanes that ran out of pieces."""
 
 
 class Segment(NamedTuple):
     """One batch: a segment for every lane.
 
     Attributes:
-        tokens_BT: what the model reads, int64.
-        targets_BT: what it predicts there, the next token, int64; `IGNORED` where nothing counts.
-        is_start_B: bool, lanes that begin a new piece here.
-        piece_B: number of the piece in the store, -1 for a lane that ran out.
-        position_B: place in its piece of the first target that counts, in tokens; BOS has place 0.
-        microseconds_B: this segment's share of its piece's music time, int64; the shares of a piece add up to its
-            length. An integer, because a trainer in half precision casts every float of a batch.
-        distance_BT: for generated pieces, how far back the target's answer lies in tokens; 0 elsewhere.
+        tokens_BT: inputs, int64.
+        targets_BT: the next tokens, int64; `IGNORED` where nothing is scored.
+        is_start_B: bool, lanes that begin a new piece with this segment.
+        piece_B: number of the piece in the store, -1 for a lane that ran out of pieces.
+        position_B: position in its piece of the first scored target, in tokens; BOS has position 0.
+        microseconds_B: this segment's share of the music time of its piece, int64; the shares add up to the length
+            of the piece. An integer, because a trainer in half precision casts every float of a batch.
+        distance_BT: for generated pieces, how many tokens back the answer of the target was; 0 elsewhere.
         step: number of the batch within its epoch.
     """
 

@@ -190,7 +190,7 @@ CLASSES: dict[str, Case] = {
     ),
     "horizons below nothing": (
         ["--model.horizons", "Uniform", "--model.horizons.horizon", "-64"],
-        ["Uniform.horizons(2) gives (-64, -64)", "at least 0"],
+        ["Uniform.horizons(2) returned (-64, -64)", "none negative"],
     ),
     "horizons that look like a number": (["--model.horizons", "512"], ["for 2 layers write, for example, 2x512"]),
     "a key of generated pieces": (
@@ -685,7 +685,7 @@ def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has")
 
     monkeypatch.setattr("dsmr.cli.estimate_command.run", full)
-    one_line(["estimate"], ["CUDA out of memory: lower data.num_lanes, or the horizons"], capsys)
+    one_line(["estimate"], ["CUDA out of memory: lower data.num_lanes or the horizons"], capsys)
 
 
 def test_what_a_library_raises_is_told_from_what_our_code_raises() -> None:

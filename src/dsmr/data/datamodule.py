@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dsmr import UserError
 from dsmr.batch import Segment
 from dsmr.data.folder import GIVE_DATA, find_source
-from dsmr.data.lane_dataset import LaneDataset, PieceDataset, PieceTokens, Planner
+from dsmr.data.lane_dataset import LaneDataset, Planner
 from dsmr.data.lanes import LaneReader
 from dsmr.data.maestro import GET_MAESTRO, MAESTRO_NAME, MAESTRO_VARIABLE
 from dsmr.data.preparation import Progress, prepare_midi
@@ -191,12 +191,6 @@ class MusicData(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Segment]:
         """Test segments, in a fixed order and never transposed."""
         return self._loader("test", seed=0, semitones=0)
-
-    def predict_dataloader(self) -> DataLoader[PieceTokens]:
-        """Whole validation pieces, distributed over the processes."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        pieces = PieceDataset(self.store, self.pieces("validation")[rank::world_size])
-        return DataLoader(pieces, batch_size=None, generator=torch.Generator())
 
     def _loader(self, split: Split, *, seed: int, semitones: int) -> DataLoader[Segment]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

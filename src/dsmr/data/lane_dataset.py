@@ -1,30 +1,13 @@
-"""PyTorch datasets over a token store: segments of lanes by (epoch, step), and whole pieces."""
+"""PyTorch dataset over a token store: segments of lanes by (epoch, step)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from dsmr.batch import Segment
 from dsmr.data.lanes import LaneReader, Plan, plan_stream
 from dsmr.data.sources import Split
-from dsmr.data.store import TokenStore
 from dsmr.data.windows import Windows, plan_random_windows, plan_strided_windows, plan_training_windows
-
-
-class PieceTokens(NamedTuple):
-    """A whole piece.
-
-    Attributes:
-        name: path in its source.
-        ids: BOS, events, EOS; int64.
-    """
-
-    name: str
-    ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -90,18 +73,3 @@ class LaneDataset(Dataset[Segment]):
         if self._num_steps is None:
             self._num_steps = self.planner(0).num_steps
         return self._num_steps
-
-
-class PieceDataset(Dataset[PieceTokens]):
-    """Whole pieces of a store."""
-
-    def __init__(self, store: TokenStore, numbers: list[int]) -> None:
-        self.store, self.numbers = store, numbers
-
-    def __getitem__(self, index: int) -> PieceTokens:
-        piece = self.store.pieces[self.numbers[index]]
-        ids = self.store.tokens[piece.start : piece.start + piece.length].astype(np.int64)
-        return PieceTokens(piece.name, torch.from_numpy(ids))
-
-    def __len__(self) -> int:
-        return len(self.numbers)

@@ -144,7 +144,7 @@ def test_a_run_whose_time_is_over_saves_and_leaves_without_a_validation(
         "00:00:00:01",
     ]
     assert dsmr("fit", *SMOKE, *long, "--root", tmp_path, "--name", "short") == 0
-    assert "(trainer.max_time is over), which" in capsys.readouterr().out
+    assert "(trainer.max_time is over); saved" in capsys.readouterr().out
     assert read_checkpoint(tmp_path / "short/last.ckpt")["global_step"] > 0
     assert not (tmp_path / "short/best.ckpt").exists()
 
@@ -398,7 +398,7 @@ MISTAKES = {
     ),
     "a folder that generated pieces do not read": (
         ["fit", "--config=smoke", "--data.path=music"],
-        "data.path music is not read; set data.recall to null",
+        "data.recall generates pieces and would ignore data.path music; set data.recall to null",
     ),
     "an unknown trainer key": (["fit", "--trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
     "an unknown key of the network": (["fit", "--model.backbone.num_layer=3"], "did you mean num_layers?"),
@@ -411,7 +411,7 @@ MISTAKES = {
     "a value out of range": (["fit", "--config=smoke", "--data.num_lanes=0"], "data.num_lanes is 0"),
     "no spelling of horizons": (["fit", "--config=smoke", "--model.horizons=abc"], "2x3584+10x512"),
     "horizons of other layers": (["fit", "--config=smoke", "--model.horizons=3x64"], "for example, 2x64"),
-    "horizons off the block": (["fit", "--config=smoke", "--model.horizons=2x70"], "64 or 128 would be"),
+    "horizons off the block": (["fit", "--config=smoke", "--model.horizons=2x70"], "use 64 or 128"),
     "no checkpoint": (["validate"], "give --checkpoint RUN"),
     "a missing checkpoint": (["validate", "--checkpoint", "nowhere"], "no such run"),
     "a missing run": (["fit", "--resume", "nowhere"], "no such run"),
@@ -445,16 +445,16 @@ MISTAKES = {
             "--model.horizons={class_path: Fitted, init_args: {schedule: {class_path: Uniform}, "
             "budget: 96, block: 16}}",
         ],
-        "0 or 64 would be",
+        "use 0 or 64",
     ),
-    "an unknown rule": (["fit", "--model.backbone.rule=slide"], "'sliding'"),
+    "an unknown rule": (["fit", "--model.backbone.rule=slide"], "boundary, sliding"),
     "a network without horizons that is given some": (
         ["fit", "--config=smoke", "--config=perceiver_ar", "--model.horizons=2x64"],
         "set model.horizons to null",
     ),
     "a network with horizons that is given none": (
         ["fit", "--config=smoke", "--model.horizons=null"],
-        "give model.horizons",
+        "set model.horizons",
     ),
     "windows that read no memory": (
         [
@@ -507,7 +507,7 @@ def test_a_wrong_config_file_is_named_with_its_line(tmp_path: Path, capsys: pyte
         "unknown.yaml": ("model:\n  horizon: 2x64\n", "unknown.yaml, line 2); did you mean model.horizons?"),
         "twice.yaml": (
             "data: {seed: 1}\nmodel: {}\ndata: {seed: 2}\n",
-            "twice.yaml, line 3: the key data stands twice",
+            "twice.yaml, line 3: the key data is given twice",
         ),
         "resume.yaml": ("resume: runs/nowhere\n", "on the command line, not in a config file"),
         "broken.yaml": ("model:\n  - a: [\n", "broken.yaml, line 3"),

@@ -56,7 +56,7 @@ CLASSES: dict[str, Case] = {
     ),
     "a key beside class_path": (
         [CALLBACK, "[{class_path: ModelSummary, max_depth: 3}]"],
-        ["trainer.callbacks.max_depth stands beside class_path; keys of the class belong under init_args"],
+        ["trainer.callbacks.max_depth is beside class_path; arguments of the class belong under init_args"],
     ),
     "a number for a callback": (
         [CALLBACK, "3"],
@@ -260,7 +260,7 @@ HABITS: dict[str, Case] = {
         ["--trainer.max_time", "{minuts: 1}"],
         ["trainer.max_time is {'minuts': 1}", "{hours: 2"],
     ),
-    "a time that is over": (["--trainer.max_time", "{minutes: -1}"], ["which is no duration"]),
+    "a time that is over": (["--trainer.max_time", "{minutes: -1}"], ["which is not a duration"]),
     "no steps": (["--trainer.max_steps", "0"], ["trainer.max_steps is 0; set it to at least 1"]),
     "steps in thousands": (
         ["--trainer.max_steps", "1e3"],

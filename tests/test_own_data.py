@@ -282,7 +282,7 @@ def test_a_single_piece_trains_and_generates(tmp_path: Path, capsys: pytest.Capt
     assert not run.exists(), "something was left behind"
     assert dsmr(*fit, "--trainer.limit_val_batches", 0) == 0
     said = capsys.readouterr().out
-    assert "trained without validation, so that there is no best.ckpt; other commands take last.ckpt" in said
+    assert "trained without validation, so there is no best.ckpt; other commands use last.ckpt" in said
     assert said.splitlines()[-1] == f"next: dsmr generate --checkpoint {run} --output music.mid"
     assert (run / "last.ckpt").is_file()
     assert not (run / "best.ckpt").exists()

@@ -19,13 +19,13 @@ SWEEPS = FOLDER / "sweeps"
 
 
 def shipped() -> dict[str, Path]:
-    """Shipped configs by name, `base` or `horizons/two_scale`."""
+    """Return the shipped configs by name, such as `base` or `horizons/two_scale`."""
     paths = (path for path in sorted(FOLDER.rglob("*.yaml")) if path.parent != SWEEPS)
     return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
 
 
 def find_config(given: str) -> Path:
-    """Config file of a path or a shipped name; the part before the slash may be left out.
+    """Return the config file of a path or a shipped name, whose folder may be left out.
 
     Raises:
         UserError: there is no such file or name, or the file does not hold settings.
@@ -38,8 +38,8 @@ def find_config(given: str) -> Path:
         raise UserError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
     if not matches:
         raise UserError(
-            f"--config {given}: no such file, and no shipped config of that name{nearest(given, known)}; "
-            f"shipped: {', '.join(name.rpartition('/')[2] for name in known)}"
+            f"--config {given}: no such file or shipped config"
+            + (nearest(given, known) or f"; shipped: {', '.join(name.rpartition('/')[2] for name in known)}")
         )
     if len(matches) > 1:
         choices = " or ".join(name for name, path in known.items() if path in matches)
@@ -48,7 +48,7 @@ def find_config(given: str) -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A loader that refuses a key that stands twice, of which YAML would silently keep the last."""
+    """A loader that refuses duplicate keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse duplicates."""
@@ -56,16 +56,16 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key} stands twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 def check_config(path: Path) -> Path:
-    """Give back the path if the file holds settings, or nothing.
+    """Return the path of a file that holds settings or is empty.
 
     Raises:
-        UserError: it does not.
+        UserError: it holds something else.
     """
     content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), _StrictLoader)
     if content is not None and not isinstance(content, dict):
@@ -75,10 +75,10 @@ def check_config(path: Path) -> Path:
 
 
 def check_yaml(path: Path) -> Path:
-    """Give back the path if the file holds YAML.
+    """Return the path of a file that holds YAML.
 
     Raises:
-        UserError: it does not, or a key stands twice; with file and line.
+        UserError: it does not, or a key is given twice; with file and line.
     """
     try:
         yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
@@ -95,7 +95,7 @@ def check_yaml(path: Path) -> Path:
 
 
 def resolve_configs(arguments: list[str]) -> list[str]:
-    """Command line with every `--config NAME` replaced by the path of its file."""
+    """Replace every `--config NAME` by the path of its file."""
     resolved: list[str] = []
     for index, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
@@ -109,7 +109,7 @@ def resolve_configs(arguments: list[str]) -> list[str]:
 
 
 def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
-    """Value of an option of ours, and the command line without it.
+    """Return the value of an option, and the command line without it.
 
     Raises:
         UserError: the option has no value, or is given twice.
@@ -128,28 +128,28 @@ def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str
 
 
 def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
-    """Whether a flag is given, and the command line without it."""
+    """Return True if a flag is given, and the command line without it."""
     return flag in arguments, [argument for argument in arguments if argument != flag]
 
 
 def config_values(arguments: list[str]) -> list[str]:
-    """All values of `--config`, in order."""
+    """Return all values of `--config`."""
     values = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
     return values + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
 
 
 def left_out(arguments: list[str], options: Sequence[str]) -> list[str]:
-    """Command line without some options and all keys below them."""
+    """Return the command line without some options and all keys below them."""
     return [part for name, parts in grouped(arguments) if not belongs(name, options) for part in parts]
 
 
 def belongs(name: str, options: Sequence[str]) -> bool:
-    """True for one of some options, and for a key below it."""
+    """Return True for one of some options, and for a key below it."""
     return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
 def grouped(arguments: list[str]) -> list[tuple[str, list[str]]]:
-    """Options of a command line, each with its parts: `--a=1`, or `--a` and what follows it up to the next option."""
+    """Split a command line into options, each with its parts: `--a=1`, or `--a` and its values."""
     found: list[tuple[str, list[str]]] = []
     for argument in arguments:
         if argument.startswith("--") or argument == "-c" or not found:
@@ -160,7 +160,7 @@ def grouped(arguments: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def has_training_settings(arguments: list[str]) -> bool:
-    """True where a `--config` says how to train, and not only on what."""
+    """Return True if a `--config` has settings of model or trainer, not only of data."""
     contents = [yaml.safe_load(find_config(given).read_text(encoding="utf-8")) for given in config_values(arguments)]
     return any(isinstance(content, dict) and content.keys() & {"model", "trainer"} for content in contents)
 

@@ -1,4 +1,4 @@
-"""What a command line and its config files give: each setting with its path, its value and the file."""
+"""The settings of a command line and its config files, in the order in which they are given."""
 
 import argparse
 import inspect
@@ -13,18 +13,15 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from dsmr.cli.yaml_values import load_yaml
 
 Keys = tuple[str | int, ...]
-"""Path of a setting; an integer is an item's number."""
+"""Path of a setting; an integer is the index of a list item."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a parser knows of a setting.
+    """An option of a parser.
 
     Attributes:
-        kind: its type; None for a flag.
-        default: its value where none is given.
-        is_required: whether it must be given.
-        is_flag: whether it takes no value.
+        kind: type of its value; None for a flag, which takes no value.
     """
 
     kind: Any
@@ -35,13 +32,7 @@ class Option:
 
 @dataclass(frozen=True)
 class GivenSetting:
-    """A setting as it was given.
-
-    Attributes:
-        keys: its path.
-        value: its value, with its text where it is a number.
-        file: config file; None on the command line.
-    """
+    """One setting, with the config file that it is in; None for the command line."""
 
     keys: Keys
     value: Any
@@ -49,11 +40,11 @@ class GivenSetting:
 
 
 class NothingGiven:
-    """Value of an option that needs one and has none."""
+    """Value of an option that needs a value and has none."""
 
 
 def options_of(parser: ArgumentParser) -> dict[str, Option]:
-    """Options of a parser by their names."""
+    """Return the options of a parser by their names."""
     found = {}
     for action in parser._actions:
         kind = getattr(action, "_typehint", None) or action.type
@@ -66,7 +57,7 @@ def options_of(parser: ArgumentParser) -> dict[str, Option]:
 
 
 def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[GivenSetting]:
-    """Yield all settings of a command line and its config files, in order."""
+    """Yield all settings of a command line and its config files."""
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -88,7 +79,7 @@ def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[G
 
 
 def option_value(text: str) -> Any:
-    """Value of a command line's text."""
+    """Parse the value of an option."""
     try:
         return load_yaml(text)
     except yaml.YAMLError:
@@ -117,7 +108,7 @@ def split_section(given: GivenSetting, options: Mapping[str, Option]) -> Iterato
 
 
 def merged_value(before: Any, rest: Keys, value: Any) -> Any:
-    """Value of an option of which a part is given, over what it was before."""
+    """Set a part of an option's value, keeping the rest of what it was before."""
     if not rest:
         return value if not is_same_class(before, value) else overlaid(before, value)
     if isinstance(before, list) and before:
@@ -138,7 +129,7 @@ def merged_value(before: Any, rest: Keys, value: Any) -> Any:
 
 
 def is_same_class(before: Any, value: Any) -> bool:
-    """Whether a value gives arguments to the class that was named before it."""
+    """Return True if a value only adds arguments to the class that was named before."""
     if not (isinstance(before, dict) and isinstance(value, dict) and "class_path" in before and "init_args" in value):
         return False
     path = str(value.get("class_path", before["class_path"]))
@@ -146,18 +137,18 @@ def is_same_class(before: Any, value: Any) -> bool:
 
 
 def overlaid(before: dict[Any, Any], value: dict[Any, Any]) -> dict[Any, Any]:
-    """A class with arguments over those that it had."""
+    """Add arguments to those of a class."""
     arguments = {**(before.get("init_args") or {}), **(value.get("init_args") or {})}
     return {**before, **value, "init_args": arguments}
 
 
 def as_list(value: Any) -> list[Any]:
-    """A list as it is, nothing as an empty one, and anything else as a list of it."""
+    """Return a list unchanged, an empty list for None, and a list of one item for anything else."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def plain_default(default: Any) -> Any:
-    """A default as it would be given."""
+    """Return a default as a user would write it."""
     if isinstance(default, Namespace):
         return default.as_dict()
     if inspect.isclass(default):
@@ -166,33 +157,28 @@ def plain_default(default: Any) -> Any:
 
 
 def setting_name(keys: Keys) -> str:
-    """Name of a setting as one types it."""
+    """Return the name of a setting as users type it, without `init_args` and indices."""
     return ".".join(str(key) for key in keys if key != "init_args" and isinstance(key, str))
 
 
 @dataclass(frozen=True)
 class GivenSettings:
-    """The settings of a command line and its config files, to ask which of two was given last.
-
-    Attributes:
-        arguments: of the command line, config files resolved.
-        options: of the parser.
-    """
+    """A command line with resolved config files, and the options of its parser."""
 
     arguments: list[str]
     options: Mapping[str, Option]
 
     @property
     def command_line(self) -> int:
-        """Level of the command line, above all config files."""
+        """Level of the command line, above that of all config files."""
         return len(self.arguments)
 
 
 def level_given(settings: GivenSettings, key: str) -> int:
-    """Return how late a dotted key is given, as later settings win.
+    """Return the level at which a dotted key is set, to tell which of two settings wins.
 
-    -1: only base.yaml or a default; from 0 on: the number of the config file; `GivenSettings.command_line`: the
-    command line. A null does not count.
+    -1 is a default or base.yaml, 0 and above the number of a config file, `GivenSettings.command_line` the command
+    line. null does not count.
     """
     levels, files = [-1], list[Path]()
     for given in all_given(settings.arguments, settings.options):

@@ -1,4 +1,4 @@
-"""Where results go: a file, and the last line of stdout."""
+"""Write results as JSON: to a file, and to the last line of stdout."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from dsmr import UserError
 
 
 def check_output(given: str | None, option: str = "--output") -> Path | None:
-    """Path of a result file, before any work is done for it.
+    """Return the path of a result file, and check before any work that it can be written.
 
     Raises:
-        UserError: its folder is missing or cannot be written, or it is a folder itself.
+        UserError: its folder is missing or cannot be written, or the path is a folder.
     """
     if given is None:
         return None
@@ -28,7 +28,7 @@ def check_output(given: str | None, option: str = "--output") -> Path | None:
 
 
 def write_result(result: dict[str, Any], *, as_json: bool, output: Path | None) -> None:
-    """Write a result to a file, and as one JSON document on the last line of stdout, where asked."""
+    """Write a result to a file, and as one JSON document to the last line of stdout, if asked for."""
     if output is not None:
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if as_json:

@@ -1,4 +1,4 @@
-"""Settings that Lightning or torch refuse, in one line each."""
+"""Turn the errors that Lightning, torch and users' classes raise about settings into `UserError`."""
 
 import sys
 import traceback
@@ -15,7 +15,7 @@ from dsmr import UserError
 from dsmr.cli import nearest
 
 LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics")
-"""Their own code raises these errors for settings; what our code raises is for us."""
+"""Errors that these packages raise themselves may be about settings; others are bugs."""
 BELOW = {*sys.stdlib_module_names, "fsspec"}
 REFUSING = (ValueError, RuntimeError, ImportError, OSError, MisconfigurationException)
 
@@ -40,15 +40,12 @@ add_instantiator(make, object)
 
 @contextmanager
 def one_line(settings: Namespace) -> Iterator[None]:
-    """Explain what goes wrong while the objects of the settings are made.
+    """Explain errors that are raised while objects are built from their settings.
 
-    jsonargparse wraps an error in all alternatives of a type; the error itself is what counts.
-
-    Args:
-        settings: from which they are made.
+    jsonargparse wraps an error in a report on all alternatives of a type; `make` has recorded the original.
 
     Raises:
-        UserError: a library refuses a setting.
+        UserError: a library or a user's class refuses a setting.
     """
     failures: Failures = []
     token = _failures.set(failures)
@@ -70,16 +67,16 @@ def one_line(settings: Namespace) -> Iterator[None]:
 
 
 def is_within(cause: Exception, error: Exception) -> bool:
-    """Whether an error is another one, or quotes it, indented as jsonargparse does."""
+    """Return True if an error is another one, or quotes it as jsonargparse does, with other indentation."""
     text = " ".join(str(cause).split())
     return cause is error or (bool(text) and text in " ".join(str(error).split()))
 
 
 def is_refusal(error: Exception, cls: type | None = None) -> bool:
-    """Whether an error is about a setting.
+    """Return True if an error is about a setting.
 
-    A library raised it, or the constructor of a class that is not ours. A TypeError counts only where a setting names
-    the class that raised it: elsewhere, we have called a library wrongly.
+    That is an error that a library raised, or a ValueError of a user's class. A TypeError counts only if a setting
+    names the class that raised it; any other is a wrong call of ours.
     """
     is_theirs = cls is not None and cls.__module__.partition(".")[0] != "dsmr"
     kinds = (*REFUSING, TypeError) if is_theirs else REFUSING
@@ -88,7 +85,7 @@ def is_refusal(error: Exception, cls: type | None = None) -> bool:
 
 
 def raised_in(error: Exception) -> str:
-    """Module that raised an error, beyond what it called of Python's own library."""
+    """Return the module that raised an error, disregarding calls into the standard library."""
     frames = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     outside = [name for name in frames if name.partition(".")[0] not in BELOW]
     return outside[-1] if outside else ""
@@ -96,7 +93,7 @@ def raised_in(error: Exception) -> str:
 
 @contextmanager
 def in_training(trainer: Trainer) -> Iterator[None]:
-    """Explain what a library refuses only once it trains: metrics to watch, steps of an optimizer, folders.
+    """Explain what libraries refuse only in training: metrics to monitor, steps of an optimizer, folders.
 
     Raises:
         UserError: a library refuses a setting.
@@ -116,7 +113,7 @@ def in_training(trainer: Trainer) -> Iterator[None]:
 
 
 def unsteppable(trainer: Trainer, error: Exception) -> str:
-    """Explain an error of torch's optimizers and schedules over their settings; empty for any other."""
+    """Explain an error of torch's optimizers and schedulers about their settings; empty for other errors."""
     module = raised_in(error)
     is_ours = any(type(one).__module__.startswith("dsmr.") for one in trainer.optimizers)
     is_setting = isinstance(error, (ValueError, ZeroDivisionError)) or (type(error) is RuntimeError and not is_ours)
@@ -126,7 +123,7 @@ def unsteppable(trainer: Trainer, error: Exception) -> str:
 
 
 def unlogged(trainer: Trainer, error: Exception) -> str:
-    """Explain an error of a callback or a schedule that watches what is not logged; empty for any other error."""
+    """Explain that a callback or a scheduler monitors a metric that is not logged; empty for other errors."""
     logged = sorted(trainer.callback_metrics)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     watched = [(type(one).__name__, getattr(one, "monitor", None)) for one in callbacks]
@@ -138,7 +135,7 @@ def unlogged(trainer: Trainer, error: Exception) -> str:
 
 
 def key_of(cls: type, settings: Any, key: str = "") -> str:
-    """Key of the setting that names a class; empty where there is none."""
+    """Return the key of the setting that names a class; empty if there is none."""
     if isinstance(settings, dict):
         if str(settings.get("class_path", "")).rpartition(".")[2] == cls.__name__:
             return key
@@ -150,7 +147,7 @@ def key_of(cls: type, settings: Any, key: str = "") -> str:
 
 
 def words_of(error: Exception) -> str:
-    """What an error says; a missing package is named."""
+    """Return the message of an error, naming a missing package."""
     name = getattr(error, "name", None)
     if isinstance(error, ModuleNotFoundError) and name:
         return f"the package {name.partition('.')[0]} is not installed"

@@ -1,4 +1,4 @@
-"""What a command says before and after its work."""
+"""What `fit`, `validate` and `test` print before and after their work."""
 
 import math
 import shlex
@@ -19,7 +19,7 @@ from dsmr.training.module import RecurrentLM
 
 @rank_zero_only
 def announce(model: RecurrentLM, data: MusicData, trainer: Trainer) -> None:
-    """Say what is about to run: what each layer keeps, parameters, the memory in the compute precision."""
+    """Print the horizons of the layers, the number of parameters, and the memory in the compute precision."""
     backbone, precision = model.backbone, str(trainer.precision)
     parameters = sum(p.numel() for p in backbone.parameters())
     size = backbone.state_bytes(data.num_lanes, 2 if "16" in precision else 8 if "64" in precision else 4)
@@ -34,7 +34,7 @@ def conclude(
     data: MusicData,
     folder: Path,
 ) -> dict[str, Any]:
-    """Print the figures, and after training the next useful command; gives them as a result."""
+    """Print the metrics and, after training, the next useful command; return the result for JSON."""
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     metrics = {name: value for name, value in logged.items() if math.isfinite(value)}
     for name, value in metrics.items():
@@ -65,7 +65,7 @@ def conclude(
         if is_scored:
             print(f"next: dsmr validate --checkpoint {run}")
         elif not trainer.limit_val_batches:
-            print(f"trained without validation, so that there is no {BEST_FILE}; other commands take {LAST_FILE}")
+            print(f"trained without validation, so there is no {BEST_FILE}; other commands use {LAST_FILE}")
             print(f"next: dsmr generate --checkpoint {run} --output music.mid")
         else:
             print("no validation ran, so there is no best checkpoint: lower trainer.val_check_interval")

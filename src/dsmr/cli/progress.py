@@ -1,4 +1,4 @@
-"""Progress bars for commands that are not Lightning's."""
+"""Progress bars of tasks that are not Lightning's."""
 
 from tqdm.auto import tqdm
 
@@ -8,13 +8,13 @@ _drawn: list[tqdm] = []
 
 
 def close_bars() -> None:
-    """End the lines of bars that an error left open."""
+    """Close bars that an error left open, so that a message begins on a new line."""
     while _drawn:
         _drawn.pop().close()
 
 
 def bar(title: str, unit: str = "piece") -> Progress:
-    """Progress callback that draws a bar on the terminal once it is first called."""
+    """Return a progress callback, which draws its bar at the first call."""
     drawn: tqdm | None = None
 
     def advance(done: int, total: int) -> None:

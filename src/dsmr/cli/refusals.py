@@ -1,8 +1,7 @@
 """Explain in one line why a setting is refused.
 
-jsonargparse tries every alternative of a type and reports all of them. Here the settings that were given are walked
-along the parser's types, down to the first part that jsonargparse does not accept by itself. Nothing depends on the
-wording of its messages.
+jsonargparse reports every alternative of a type that it has tried. Here the given settings are walked along the types
+of the parser, down to the innermost part that jsonargparse refuses. Nothing depends on the wording of its messages.
 """
 
 import inspect
@@ -62,13 +61,11 @@ FORMER = {  # options of earlier versions, of older Lightning and of other progr
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a setting is refused: `{before}{its name}{its place}{after}`.
+    """The reason why a setting is refused, as the message `{before}{name} ({file}, line 3){after}`.
 
     Attributes:
         keys: path of the setting.
-        after: what follows its name.
-        before: what precedes it.
-        is_missing: whether something is only missing, which may be given yet.
+        is_missing: True if a required argument is missing, which a later setting may still give.
     """
 
     keys: Keys
@@ -81,9 +78,9 @@ def explain(parser: ArgumentParser, arguments: list[str], message: str) -> str:
     """Explain an error of a parser in one line.
 
     Args:
-        parser: that refused its arguments.
-        arguments: what it was given.
-        message: jsonargparse's own words, for what is not wrong with any single setting.
+        parser: the parser.
+        arguments: its command line.
+        message: jsonargparse's own message, for errors that no single setting explains.
     """
     found = list(refusals(parser, arguments))
     named = [sentence for key, sentence in found if key in message]
@@ -92,14 +89,14 @@ def explain(parser: ArgumentParser, arguments: list[str], message: str) -> str:
 
 
 def shortened(message: str) -> str:
-    """Key and first reason of a message of jsonargparse."""
+    """Return the key and the first reason of a message of jsonargparse."""
     rows = [line.strip() for line in message.splitlines() if line.strip()]
     reasons = [row[2:] for row in rows if row.startswith("- ")]
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join([rows[0], reasons[0]] if reasons else rows))
 
 
 def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield the option and the explanation of everything that is wrong, in the order in which it was given."""
+    """Yield the option and the explanation of every refused setting, in the order in which they are given."""
     options = options_of(parser)
     values: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -110,7 +107,7 @@ def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str
         if refusal is None:
             continue
         before = refusal.before or ("--" if given.file is None and "." not in key else "")
-        sentence = f"{before}{setting_name(refusal.keys)}{place(refusal, given)}{refusal.after}"
+        sentence = f"{before}{setting_name(refusal.keys)}{location(refusal, given)}{refusal.after}"
         if refusal.is_missing:
             missing[key] = sentence
         else:
@@ -119,13 +116,13 @@ def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str
 
 
 def key_of(keys: Keys, options: Mapping[str, Option]) -> str | None:
-    """Name of the option of which a part is given; None where there is none."""
+    """Return the name of the option that a path belongs to; None if there is none."""
     names = (setting_name(keys[:length]).removesuffix("+") for length in range(len(keys), 0, -1))
     return next((name for name in names if name in options), None)
 
 
 def refused(options: Mapping[str, Option], values: dict[str, Any], given: GivenSetting) -> Refusal | None:
-    """Explain a setting, or give None where it is right; adds it to the values so far."""
+    """Add a setting to the values so far, and return the reason if it is refused."""
     keys = (*given.keys[:-1], str(given.keys[-1]).removesuffix("+"))
     is_appended = keys != given.keys
     key = key_of(keys, options)
@@ -152,7 +149,7 @@ def refused(options: Mapping[str, Option], values: dict[str, Any], given: GivenS
 
 
 def unknown_option(keys: Keys, value: Any, options: Mapping[str, Option]) -> Refusal:
-    """Explain a key that is none, or a section that is given a value."""
+    """Explain an unknown key, or a section that is given a value."""
     key = setting_name(keys)
     inner = [name for name in options if name.startswith(f"{key}.")]
     if inner:
@@ -172,7 +169,7 @@ def unknown_option(keys: Keys, value: Any, options: Mapping[str, Option]) -> Ref
 
 
 def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
-    """Explain why a type refuses a value, or give None where it does not."""
+    """Return the reason why a type refuses a value, or None if it accepts it."""
     if accepts(kind, value):
         return None
     for one in alternatives(kind):
@@ -203,7 +200,7 @@ def accepts(kind: Any, value: Any) -> bool:
 
 
 def inside(keys: Keys, one: Any, value: Any, whole: Any) -> Refusal | None:
-    """Explain what is wrong within a value, where an alternative of its type is what was meant."""
+    """Explain what is wrong within a value, for the alternative of its type that was meant."""
     inner = get_args(one)
     if isinstance(value, list) and is_sequence(one) and inner:
         found = (why_not((*keys, number), inner[0], item) for number, item in enumerate(value))
@@ -224,19 +221,19 @@ def inside(keys: Keys, one: Any, value: Any, whole: Any) -> Refusal | None:
 
 
 def needs_class(keys: Keys, one: Any) -> Refusal:
-    """Ask for the class of which arguments are given."""
+    """Ask for a class whose arguments are given."""
     return Refusal(keys, f" needs a class_path, the name of its class{listing(known_classes(classes_of(one)))}")
 
 
 def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str, Any]) -> Refusal | None:
-    """Explain what is wrong with a class and its arguments."""
+    """Return the reason why a class or its arguments are refused, or None."""
     path = spec.get("class_path")
     if not isinstance(path, str):
         return needs_class(keys, one)
     odd = sorted(set(map(str, spec)) - {"class_path", "init_args", "dict_kwargs"})
     if odd:
         return Refusal(
-            (*keys, odd[0]), " stands beside class_path; keys of the class belong under init_args", before="the key "
+            (*keys, odd[0]), " is beside class_path; arguments of the class belong under init_args", before="the key "
         )
     found, known = find_class(path, bases), known_classes(bases)
     if found is None or isinstance(found, str):
@@ -253,7 +250,7 @@ def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str
 
 
 def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal | None:
-    """Explain what is wrong with the arguments of a class, or give None where they are right."""
+    """Return the reason why the arguments of a class are refused, or None."""
     if not isinstance(arguments, dict):
         return Refusal(
             (*keys, "init_args"), f" is {shown_value(arguments)}; it takes a mapping of {cls.__name__}'s keys"
@@ -286,16 +283,18 @@ def arguments_of(cls: Any, one: Any) -> dict[str, Option]:
     return options_of(parser)
 
 
-def place(refusal: Refusal, given: GivenSetting) -> str:
-    """File and line of a setting, or of the nearest one around it, where a config file has it."""
+def location(refusal: Refusal, given: GivenSetting) -> str:
+    """Return file and line of a setting, or of the nearest setting around it; empty for the command line."""
     if given.file is None:
         return ""
-    known = {short(keys): line for keys, line in key_lines(given.file.read_text(encoding="utf-8-sig")).items()}
-    around = (short(refusal.keys[:length]) for length in range(len(refusal.keys), 0, -1))
+    known = {
+        without_init_args(keys): line for keys, line in key_lines(given.file.read_text(encoding="utf-8-sig")).items()
+    }
+    around = (without_init_args(refusal.keys[:length]) for length in range(len(refusal.keys), 0, -1))
     line = next((f", line {known[keys]}" for keys in around if keys in known), "")
     return f" ({given.file}{line})"
 
 
-def short(keys: Keys) -> Keys:
-    """Path of a setting without `init_args`, which may be left out."""
+def without_init_args(keys: Keys) -> Keys:
+    """Return a path without `init_args`, which users may leave out."""
     return tuple(key for key in keys if key != "init_args")

@@ -1,4 +1,4 @@
-"""Checks of settings before a run, for what Lightning would stumble over late, or explain badly."""
+"""Checks of trainer settings that Lightning would refuse late, or without a clear message."""
 
 import inspect
 import os
@@ -32,32 +32,28 @@ NEEDED = {
     "validate": ("limit_val_batches",),
     "test": ("limit_test_batches",),
 }
-"""Settings of which 0 leaves a command nothing to do."""
+"""Settings that leave a command nothing to do if they are 0."""
 UNSUPPORTED_CALLBACKS = {
     "LearningRateFinder": "compare learning rates with dsmr sweep, such as experiments/learning_rate.yaml",
     "BatchSizeFinder": "the batch is data.num_lanes; dsmr estimate says how many lanes fit a GPU",
     "BackboneFinetuning": "it would freeze the whole network, which is the backbone",
 }
 COPIED = ("spawn", "fork", "notebook")
-"""Strategies whose processes are copies of the first, of which not everything can be copied."""
+"""Strategies that copy the first process, which holds objects that cannot be copied."""
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:
-    """Refuse settings of the trainer.
-
-    Args:
-        trainer: its settings.
-        command: that is run.
+    """Check the settings of the trainer for a command.
 
     Raises:
-        UserError: naming the key, and what it takes.
+        UserError: naming the key and the values that it takes.
     """
     for key, least in LEAST.items():
         value = trainer.get(key)
         if value is not None and value < least:
             raise UserError(f"trainer.{key} is {value}; it must be at least {least}")
     if trainer.barebones:
-        raise UserError("trainer.barebones leaves out metrics and checkpoints; dsmr benchmark measures bare speed")
+        raise UserError("trainer.barebones leaves out metrics and checkpoints; use dsmr benchmark to measure speed")
     if trainer.profiler == "xla" and find_spec("torch_xla") is None:
         raise UserError("trainer.profiler xla needs the package torch_xla; pip install torch_xla")
     for key in NEEDED[command]:
@@ -75,7 +71,7 @@ def check_trainer(trainer: Namespace, command: str) -> None:
 
 
 def check_duration(key: str, given: Any) -> None:
-    """Refuse what is no duration.
+    """Check a duration.
 
     Raises:
         UserError: naming the key.
@@ -90,18 +86,18 @@ def check_duration(key: str, given: Any) -> None:
         length = timedelta(0)
     if length is not None and length <= timedelta(0):
         raise UserError(
-            f"{key} is {given}, which is no duration; write days:hours:minutes:seconds, such as 00:02:30:00, or "
+            f"{key} is {given}, which is not a duration; write days:hours:minutes:seconds, such as 00:02:30:00, or "
             "{hours: 2, minutes: 30}"
         )
 
 
 def accelerators() -> list[str]:
-    """Accelerators of this machine, as Lightning calls them."""
+    """Return the names of this machine's accelerators in Lightning."""
     return sorted(name for name, entry in AcceleratorRegistry.items() if entry["accelerator"].is_available())
 
 
 def check_accelerator(given: Any) -> None:
-    """Refuse an accelerator that this machine does not have.
+    """Check that this machine has an accelerator.
 
     Raises:
         UserError: naming those that it has.
@@ -116,7 +112,7 @@ def check_accelerator(given: Any) -> None:
 
 
 def check_devices(devices: Any, accelerator: Any) -> None:
-    """Refuse a number of processes that a CPU cannot have; GPUs are Lightning's to check.
+    """Check the number of processes on a CPU; Lightning checks GPUs.
 
     Raises:
         UserError: naming the key.
@@ -132,10 +128,10 @@ def check_devices(devices: Any, accelerator: Any) -> None:
 
 
 def check_strategy(given: Any) -> None:
-    """Refuse a strategy that is none.
+    """Check the name of a strategy.
 
     Raises:
-        UserError: naming the nearest, or how a class is given.
+        UserError: naming the most similar one, or the spelling for a class.
     """
     if not isinstance(given, str) or given == "auto":
         return
@@ -156,10 +152,10 @@ def check_strategy(given: Any) -> None:
 
 
 def check_nodes(trainer: Trainer) -> None:
-    """Refuse several nodes where nothing says where they are, for which Lightning would wait half an hour.
+    """Check that several nodes have an address; without one, Lightning waits half an hour before it fails.
 
     Raises:
-        UserError: saying how they are told.
+        UserError: naming the variables to set.
     """
     strategy = trainer.strategy
     if trainer.num_nodes == 1 or not isinstance(strategy, ParallelStrategy):
@@ -172,7 +168,7 @@ def check_nodes(trainer: Trainer) -> None:
 
 
 def check_callbacks(callbacks: list[Namespace] | None) -> None:
-    """Refuse callbacks of Lightning that change what a run keeps fixed.
+    """Check for callbacks of Lightning that change what a run keeps fixed.
 
     Raises:
         UserError: naming the callback and what to use in its place.

@@ -1,4 +1,4 @@
-"""Trainer settings that contradict each other: of two ways to say the same thing, the one given last counts."""
+"""Settle trainer settings that contradict each other: of two, the one that is given last wins."""
 
 from enum import Enum
 from typing import Any
@@ -10,7 +10,7 @@ from dsmr.cli.given_settings import GivenSettings, level_given
 
 
 def plain_strings(settings: Any) -> Any:
-    """Replace members of string enums by their strings: a class's default may be one, which YAML cannot hold."""
+    """Replace members of string enums, which YAML cannot hold, by their strings."""
     if isinstance(settings, Namespace):
         for key, value in vars(settings).items():
             settings[key] = plain_strings(value)
@@ -22,10 +22,10 @@ def plain_strings(settings: Any) -> Any:
 
 
 def settle_length(trainer: Namespace, given: GivenSettings) -> None:
-    """Let `max_epochs` lift a `max_steps` that was given before it, and the reverse.
+    """Let `max_epochs` remove a `max_steps` that was set before it, and the reverse.
 
-    base.yaml gives `max_steps`, so that `--trainer.max_epochs 3` alone would end at whichever comes first. Given
-    together on the command line, both hold. -1 is no limit and lifts none.
+    base.yaml sets `max_steps`, which would otherwise still apply after `--trainer.max_epochs 3`. If both are on the
+    command line, both apply. -1 means no limit and removes none.
     """
     steps, epochs = (level_given(given, f"trainer.{name}") for name in ("max_steps", "max_epochs"))
     if trainer.max_epochs in (None, -1):
@@ -37,7 +37,7 @@ def settle_length(trainer: Namespace, given: GivenSettings) -> None:
 
 
 def check_end(trainer: Namespace) -> None:
-    """Refuse a run that nothing ends, which Lightning would stop after 1,000 epochs.
+    """Check that a run has an end; Lightning would stop it after 1,000 epochs.
 
     Raises:
         UserError: naming what to set.
@@ -47,7 +47,7 @@ def check_end(trainer: Namespace) -> None:
 
 
 def settle_validation(trainer: Namespace, given: GivenSettings) -> None:
-    """Let the later of an interval in batches, a share of an epoch and a number of epochs replace the others."""
+    """Let the last of a validation interval in batches, in parts of an epoch or in epochs replace the others."""
     names = ("val_check_interval", "check_val_every_n_epoch")
     interval, every = (level_given(given, f"trainer.{name}") for name in names)
     if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
@@ -59,13 +59,13 @@ def settle_validation(trainer: Namespace, given: GivenSettings) -> None:
 
 
 def lift_no_validation(trainer: Namespace, given: GivenSettings) -> None:
-    """Validate on the whole split though the run was trained without; asked for on the command line, 0 stays."""
+    """Validate on the whole split even if the run was trained without; 0 stays if the command line says so."""
     if trainer.limit_val_batches == 0 and level_given(given, "trainer.limit_val_batches") < given.command_line:
         trainer.limit_val_batches = None
 
 
 def settle_root(settings: Namespace, given: GivenSettings) -> None:
-    """Take `trainer.default_root_dir` as the folder of runs.
+    """Use `trainer.default_root_dir` as the folder of runs.
 
     Raises:
         UserError: both are given, and differ.

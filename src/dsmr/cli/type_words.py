@@ -1,4 +1,4 @@
-"""Types of settings: what they take, in words, and the classes that they name."""
+"""Describe the types of settings in words, and find the classes that settings name."""
 
 import importlib
 import inspect
@@ -27,18 +27,18 @@ WORDS: dict[Any, str] = {
 
 
 def type_words(kind: Any) -> str:
-    """Say what a type takes: `an integer`, `'norm' or 'value'`, `a Callback, a list of such or null`."""
+    """Describe the values of a type: `an integer`, `'norm' or 'value'`, `a Callback, a list of such or null`."""
     kinds = [one for one in alternatives(kind) if one is not int or float not in alternatives(kind)]
     singles = [part for one in kinds if not is_sequence(one) and one is not NoneType for part in _words(one)]
     lists = [_list_words(get_args(one), singles) for one in kinds if is_sequence(one)]
-    # a number that stands as text, too, is said once
+    # 16 and "16" are mentioned once
     unique = {part.strip("'") if part.strip("'").isdigit() else part: None for part in [*singles, *lists]}
     *first, last = [*unique, *(["null"] if NoneType in kinds else [])]
     return f"{', '.join(first)} or {last}" if first else last
 
 
 def _words(one: Any) -> list[str]:
-    """What a type takes that is neither a union nor a list."""
+    """Describe a type that is neither a union nor a list."""
     if choices(one):
         return [repr(item) for item in choices(one)]
     classes = [f"{article(cls.__name__)} {cls.__name__}" for cls in classes_of(one)]
@@ -47,7 +47,7 @@ def _words(one: Any) -> list[str]:
 
 
 def _list_words(items: tuple[Any, ...], singles: list[str]) -> str:
-    """What a list takes, of given types of items; `of such` where these are taken alone, too."""
+    """Describe a list by the types of its items; `of such` if a single item is accepted as well."""
     if not items:
         return WORDS[list]
     if len(items) > 1 and items[1] is not Ellipsis:
@@ -57,13 +57,13 @@ def _list_words(items: tuple[Any, ...], singles: list[str]) -> str:
 
 
 def article(noun: str) -> str:
-    """The indefinite article of a noun, or of letters that are spelt out."""
+    """Return the indefinite article of a noun or an abbreviation."""
     is_spelt = noun[:2].isupper()
     return "an" if noun[0] in ("AEFHILMNORSX" if is_spelt else "AEIO") else "a"
 
 
 def shown_value(value: Any) -> str:
-    """A value in a message, as it was written."""
+    """Format a value for a message, as the user wrote it."""
     if isinstance(value, Written):
         return str(getattr(value, "text", value))
     if isinstance(value, str):
@@ -75,14 +75,14 @@ def shown_value(value: Any) -> str:
 
 
 def choices(one: Any) -> list[Any]:
-    """Values of a type that has but a few."""
+    """Return the values of a Literal or an Enum; empty for other types."""
     if get_origin(one) is Literal:
         return list(get_args(one))
     return list(one.__members__) if inspect.isclass(one) and issubclass(one, Enum) else []
 
 
 def classes_of(one: Any) -> tuple[type, ...]:
-    """Classes that a type hint accepts, or that its callable returns; none for plain values."""
+    """Return the classes that a type accepts, or that its callable returns; empty for plain values."""
     if is_callable(one):
         results = alternatives(get_args(one)[-1])
         return tuple(cls for result in results for cls in classes_of(result))
@@ -91,32 +91,32 @@ def classes_of(one: Any) -> tuple[type, ...]:
 
 
 def is_callable(one: Any) -> bool:
-    """Whether a type is a function that makes something, of which the arguments are known."""
+    """Return True for a callable with a known result, which settings name by its class."""
     return get_origin(one) is Callable and bool(get_args(one))
 
 
 def is_sequence(one: Any) -> bool:
-    """Whether a type is a list, or any other of Python's own sequences."""
+    """Return True for a list or another sequence of Python's own."""
     origin = get_origin(one) or one
     is_own = inspect.isclass(origin) and origin.__module__ in ("builtins", "collections", "collections.abc")
     return is_own and issubclass(origin, Iterable) and not issubclass(origin, (str, bytes, Mapping))
 
 
 def is_mapping(one: Any) -> bool:
-    """Whether a type is a mapping."""
+    """Return True for a mapping."""
     origin = get_origin(one) or one
     return inspect.isclass(origin) and issubclass(origin, Mapping)
 
 
 def is_class_name(value: str, whole: Any) -> bool:
-    """Whether a text is meant as the name of a class: where no other text is taken, or it looks like one."""
+    """Return True if a string is meant as a class name: it looks like one, or no other string is accepted."""
     takes_text = any(one is str or choices(one) for one in alternatives(whole))
     looks = re.fullmatch(r"(\w+\.)*[A-Z]\w*", value) is not None
     return looks or (not takes_text and re.fullmatch(r"[A-Za-z_][\w.]*", value) is not None)
 
 
 def find_class(path: str, bases: Iterable[type]) -> Any:
-    """Find a class by its path, or by its name among subclasses; gives None or the reason where there is none."""
+    """Return a class by its path, or by its name among subclasses; None or the reason if there is none."""
     if "." not in path:
         found = {path_of(cls): cls for base in bases for cls in subclasses(base) if cls.__name__ == path}
         if len(found) > 1:
@@ -127,12 +127,12 @@ def find_class(path: str, bases: Iterable[type]) -> Any:
         return getattr(importlib.import_module(module), name, None) or f"module {module} has no {name}"
     except ModuleNotFoundError as error:
         return f"no module {error.name}" if module.startswith(str(error.name)) else f"{module} needs {error.name}"
-    except Exception as error:  # a module of the user's
+    except Exception as error:  # whatever a user's module raises
         return f"{module} cannot be imported ({error})"
 
 
 def path_of(cls: type) -> str:
-    """Shortest path from which a class can be imported."""
+    """Return the shortest path from which a class can be imported."""
     parts = cls.__module__.split(".")
     modules = (".".join(parts[:length]) for length in range(1, len(parts)))
     short = (module for module in modules if getattr(sys.modules.get(module), cls.__name__, None) is cls)
@@ -140,15 +140,15 @@ def path_of(cls: type) -> str:
 
 
 def subclasses(base: type) -> list[type]:
-    """A class and all that derive from it."""
+    """Return a class and all classes that derive from it."""
     return [base, *chain.from_iterable(map(subclasses, base.__subclasses__()))]
 
 
 def known_classes(bases: tuple[type, ...]) -> list[str]:
-    """Names of the classes that can be made."""
+    """Return the names of all classes that can be instantiated."""
     return sorted({cls.__name__ for base in bases for cls in subclasses(base) if not inspect.isabstract(cls)})
 
 
 def listing(known: list[str]) -> str:
-    """`; known: ...`, where there are few enough to read."""
+    """Return `; known: ...`, or an empty string for a list that is too long."""
     return f"; known: {', '.join(known)}" if 0 < len(known) <= MOST_KNOWN else ""

@@ -1,7 +1,7 @@
-"""YAML whose numbers keep their text, so that a name written `2024`, `1e3` or `1.10` arrives as written.
+"""YAML whose numbers remember how they were written, so that a run may be named `2024`, `1e3` or `1.10`.
 
 jsonargparse loads a config file before it knows the types, and then refuses the integer 2024 for a string option.
-Here a number is loaded as a number that also knows its text; the parser takes the text where only a string is wanted.
+Here a number is loaded together with its text, and the parser takes the text where a type accepts only strings.
 """
 
 import re
@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 from dsmr.cli.former_paths import current_path
 
 MODE = "dsmr"
-"""Parser mode of jsonargparse that loads and dumps with this module."""
+"""jsonargparse's name for the loader and dumper of this module."""
 
 FLOAT = re.compile(
     r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -26,11 +26,11 @@ FLOAT = re.compile(
     |\.(?:nan|NaN|NAN))$""",
     re.VERBOSE,
 )
-"""YAML 1.1 wants a dot and a signed exponent, so that `3e-4` would be a string."""
+"""YAML 1.1 needs a dot and a signed exponent; without this pattern, `3e-4` would be a string."""
 
 
 class WrittenInt(int):
-    """An integer and how it was written."""
+    """An integer that remembers how it was written."""
 
     text: str
 
@@ -44,7 +44,7 @@ class WrittenInt(int):
 
 
 class WrittenFloat(float):
-    """A number and how it was written."""
+    """A float that remembers how it was written."""
 
     text: str
 
@@ -58,11 +58,11 @@ class WrittenFloat(float):
 
 
 class WrittenBool(str):
-    """What YAML calls a boolean but a person may mean as a word: `yes`, `No`, `on`, `True`."""
+    """A YAML boolean that may be meant as a word: `yes`, `No`, `on`, `True`."""
 
     @property
     def value(self) -> bool:
-        """What YAML says that it is."""
+        """The boolean that it is in YAML."""
         return self.lower() in ("yes", "true", "on")
 
 
@@ -70,11 +70,11 @@ Written = (WrittenInt, WrittenFloat, WrittenBool)
 
 
 class Loader(yaml.SafeLoader):
-    """A safe loader of numbers that keep their text; dates stay strings."""
+    """A safe loader that keeps the text of numbers and booleans; dates stay strings."""
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes every string that `Loader` would take for something else."""
+    """A dumper that quotes every string that `Loader` would not load as a string."""
 
 
 def _int(loader: Loader, node: yaml.ScalarNode) -> WrittenInt:
@@ -112,7 +112,7 @@ Loader.add_constructor("tag:yaml.org,2002:str", _str)
 
 
 def load_yaml(text: str) -> Any:
-    """Load a value; text without any, such as `#1`, is itself the value."""
+    """Load a value; a string without any content for YAML, such as `#1`, is returned unchanged."""
     loader = Loader(text)
     try:
         node = loader.get_single_node()
@@ -124,12 +124,12 @@ def load_yaml(text: str) -> Any:
 
 
 def is_blank(text: str) -> bool:
-    """Whether YAML holds nothing, comments aside."""
+    """Return True if YAML holds nothing but comments."""
     return yaml.compose(text, Loader) is None or load_yaml(text) is None
 
 
 def dump_yaml(value: Any) -> str:
-    """Dump settings as YAML that `load` reads back as they are."""
+    """Dump settings as YAML, which `load_yaml` loads unchanged."""
     return str(yaml.dump(value, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
 
 
@@ -138,7 +138,7 @@ set_dumper(MODE, dump_yaml)
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
-    """Types of a union, without the union; a single type is its own alternative."""
+    """Return the types of a union, flattened; a single type is its own alternative."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return tuple(one for part in get_args(kind) for one in alternatives(part))
@@ -148,7 +148,7 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def as_written(value: Any, kind: Any) -> Any:
-    """Take the text of a value where a type wants a string and nothing that the value is already."""
+    """Replace a number or boolean by its text if a type accepts strings but no such value."""
     kinds = alternatives(kind)
     if isinstance(value, (bool, *Written)):
         return _as_text(value, kinds)
@@ -163,7 +163,7 @@ def as_written(value: Any, kind: Any) -> Any:
 
 
 def _as_text(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """The text of a scalar where a string is wanted and not what it is; otherwise the value, a word a boolean."""
+    """Return the text of a scalar if the types accept only strings, and its value otherwise."""
     text = str(value).lower() if isinstance(value, bool) else str(getattr(value, "text", value))
     value = value.value if isinstance(value, WrittenBool) else value
     same = (bool,) if isinstance(value, bool) else (int, float) if isinstance(value, int) else (float,)
@@ -178,10 +178,10 @@ def _class(origin: Any) -> type:
 
 
 class WrittenParser(ArgumentParser):
-    """A parser that gives a string option the text that was written, and refuses null where a value is needed."""
+    """A parser that gives string options the text as written, and refuses null for options that need a value."""
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, *args: Any, **kwargs: Any) -> Any:
-        """Check a value of a config file, as jsonargparse does for each, in the parsers of classes too."""
+        """Check a value; jsonargparse calls this for all settings, also those of classes."""
         kind = getattr(action, "_typehint", None)
         if kind is not None:
             value = as_written(value, kind)
@@ -191,12 +191,12 @@ class WrittenParser(ArgumentParser):
 
 
 def is_unset(value: Any, kind: Any, default: Any) -> bool:
-    """Whether null stands where a value is needed."""
+    """Return True for null where a value is needed."""
     return value is None and default is not None and not {NoneType, Any, object} & set(alternatives(kind))
 
 
 def plain_values(value: Any) -> Any:
-    """Drop what a value says of how it was written, in containers too; a namespace is changed in place."""
+    """Replace numbers with text by plain numbers, in containers as well; namespaces are changed in place."""
     if isinstance(value, WrittenInt):
         return int(value)
     if isinstance(value, WrittenFloat):
@@ -215,7 +215,7 @@ def plain_values(value: Any) -> Any:
 
 
 def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
-    """Line of every key and item in a YAML document, by its path."""
+    """Return the line of every key and list item in a YAML document, by its path."""
     node = yaml.compose(text, Loader)
     return {} if node is None else dict(_lines(node, ()))
 

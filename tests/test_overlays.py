@@ -1,5 +1,6 @@
 """Every shipped overlay at base.yaml's depth, and the experiments that are made of them."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import experiment
 from dsmr.benchmark.variants import VARIANTS
 from dsmr.cli.config_files import SWEEPS, shipped
 from dsmr.cli.lightning_cli import DsmrCLI
+from dsmr.cli.sweep.spec import make_trials, read_sweep
 from dsmr.model import RecurrentTransformer
 from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 
@@ -100,19 +102,23 @@ def parameters(sweep: dict) -> list[tuple[str, dict]]:
     return list(sweep["parameters"].items())
 
 
-def test_the_variants_experiment_has_a_row_for_every_overlay_with_one_budget() -> None:
+def test_the_miniatures_of_all_variants_have_one_budget_and_equal_steps(tmp_path: Path) -> None:
     variants = experiment("variants")
-
-    assert sorted(variants.VARIANTS) == sorted(name.partition("/")[2] for name in OVERLAYS)
-    for kind, scale in variants.SCALES.items():
-        for name, variant in variants.VARIANTS.items():
-            cli = DsmrCLI("fit", variants.scaled(variant, scale))
-            budget = sum(cli.model.backbone.horizons)
+    recorded = json.loads((Path(variants.__file__).parent / "results.json").read_text(encoding="utf-8"))
+    for kind, miniature in variants.MINIATURES.items():
+        sweep = read_sweep(miniature.write_sweep(kind, list(VARIANTS), tmp_path))
+        trials = make_trials(sweep)
+        assert [trial.name for trial in trials] == list(VARIANTS)
+        for trial in trials:
+            cli = DsmrCLI("fit", list(trial.arguments))
+            network, data = cli.model.backbone, cli.datamodule
             expected = {"full": 64, "two_scale_whole": 64, "memoryless": 0, "windowed": 0, "perceiver_ar": 0}
-            assert budget == expected.get(name, 16) * scale.unit, (kind, name)
-            data = cli.datamodule
+            assert sum(network.horizons) == expected.get(trial.name, 16) * miniature.sizes.block, (kind, trial.name)
+            assert list(network.horizons) == recorded[kind][trial.name]["horizons"]
+            assert network.rule == ("sliding" if trial.name == "binary_sliding" else "boundary")
             assert data.num_lanes * data.segment_length == {"recall": 2048, "maestro": 1024}[kind]
-            assert len(cli.model.backbone.blocks) == 4
+            assert len(network.blocks) == 4
+            assert network.settings.d_model == {"recall": 64, "maestro": 128}[kind]
 
 
 def test_plots_are_written_and_without_matplotlib_the_message_says_what_to_install(
@@ -120,7 +126,9 @@ def test_plots_are_written_and_without_matplotlib_the_message_says_what_to_insta
 ) -> None:
     depths = {"one": ScheduleShape((256, 64), 64), "two": ScheduleShape((0, 128), 64, "sliding")}
     plot_schedules(depths, tmp_path / "schedules.svg")
+    experiment("variants").plot_recall({"one": {64: 1.0, 128: 16.0}}, {"one": (64, 128)}, 16, tmp_path / "recall.png")
     assert "receptive field" in (tmp_path / "schedules.svg").read_text()
+    assert (tmp_path / "recall.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match=r"dsmr\[app\]"):
         plot_schedules(depths, tmp_path / "other.svg")

@@ -1,124 +1,128 @@
-"""Every variant of the paper's table and ours, side by side: what it keeps, recalls, and learns in minutes.
+"""Compare all variants: what each keeps, what it recalls, and what it learns within minutes.
 
-    python experiments/variants.py [--root runs/variants] [--jobs 2] [--only full two_scale]
+    python experiments/variants/run.py [--root runs/variants] [--jobs 2] [--only full two_scale]
 
-Three measurements, each a row per variant:
+Three measurements, each with a row per variant of `dsmr.benchmark.variants`:
 
-state     at base.yaml's size: horizons, budget, parameters, bytes of the state, by formula and as allocated
+state     at base.yaml's size: horizons, budget, parameters, bytes of the state by formula and as allocated
 recall    trained on generated pieces: perplexity of the answers by distance (1 is perfect, 16 is chance)
-maestro   trained on MAESTRO for equally many tokens, scored on every 8th validation piece (needs DSMR_MAESTRO)
+maestro   trained on MAESTRO with equal tokens, scored on every 8th validation piece (needs DSMR_MAESTRO)
 
-The last two are a miniature of 4 layers in which a quarter of full's budget is spent in the same shapes. What is done
-is not done again: a broken run of this script goes on. Tables and plots go to experiments/variants and
-experiments/recall.
+The last two train miniatures of 4 layers. For each, the script writes a sweep file below the root and runs `dsmr sweep
+FILE --local`, so a broken run resumes with the same command. Prints the tables of README.md; writes results.json and
+the plots.
 """
 
 import argparse
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dsmr.attention.visibility import earliest_position
+from dsmr.benchmark.machine import current_commit, package_versions
+from dsmr.benchmark.variants import VARIANTS, WINDOW_SEGMENTS, Row, Sizes, variant_rows
+from dsmr.cli import main as dsmr
+from dsmr.cli.config_files import find_config
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cost import MIB
 from dsmr.data.synthetic import NUM_MARKS
-from dsmr.model.horizons import format_horizons, parse_horizons
+from dsmr.model.horizons import format_horizons
 from dsmr.model.memory import Memory
 from dsmr.results.plotting import BAR, FAINT, LINE, make_panels
 from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 
-HERE = Path(__file__).resolve().parent.parent
-WARNING = (
-    "Minutes of a CPU do not show the paper's ordering: memory does not pay that early, and differences of a few per "
-    "cent are within what another seed moves."
-)
+HERE = Path(__file__).resolve().parent
+NUM_LAYERS = 4
+ADAMW = ["--model.optimizer=dsmr.training.AdamW", "--model.optimizer.lr=2e-3"]
+RECALL = "val/recall/perplexity_"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A row.
+class Miniature:
+    """A small training run of every variant.
 
     Attributes:
-        horizons: of the miniature, in units; None for the Perceiver.
-        paper: what the paper calls it.
-        overrides: options in both measurements, `U` being the unit in tokens.
+        config: shipped config.
+        options: of `dsmr fit`, for all variants.
+        steps: optimizer steps.
+        sizes: that horizons are derived from.
+        num_lanes: B.
     """
 
-    horizons: str | None
-    paper: str = ""
-    overrides: tuple[str, ...] = ()
+    config: str
+    options: list[str]
+    steps: int
+    sizes: Sizes
+    num_lanes: int
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """All variants at this size."""
+        rows, absent = variant_rows(self.sizes)
+        assert not absent, absent
+        return rows
+
+    def overlay(self, name: str) -> dict[str, Any]:
+        """Return the variant's shipped overlay with the sizes of the miniature."""
+        row, overlay = self.rows[name], yaml.safe_load(find_config(VARIANTS[name].overlay).read_text(encoding="utf-8"))
+        backbone = overlay["model"].setdefault("backbone", {"class_path": "dsmr.model.RecurrentTransformer"})
+        changes = backbone.setdefault("init_args", {})
+        changes["num_layers"] = NUM_LAYERS
+        if row.horizons is None:
+            changes["prefix_length"] = self.sizes.full_horizon
+        else:
+            overlay["model"]["horizons"] = format_horizons(row.horizons)
+        if row.windows:
+            length = self.sizes.segment_length
+            lanes = self.num_lanes // WINDOW_SEGMENTS
+            overlay["data"] = {
+                "segment_length": WINDOW_SEGMENTS * length,
+                "num_lanes": lanes,
+                "windows": {"stride": length},
+            }
+        return dict(overlay)
+
+    def write_sweep(self, kind: str, names: list[str], root: Path) -> Path:
+        """Write the sweep file and its overlays."""
+        overlays = root / f"{kind}-overlays"
+        overlays.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (overlays / f"{name}.yaml").write_text(yaml.safe_dump(self.overlay(name)), encoding="utf-8")
+        every = [f"--{key}={self.steps}" for key in ("trainer.max_steps", "trainer.val_check_interval")]
+        every.append(f"--save_every_n_steps={self.steps}")
+        sweep = {
+            "program": "dsmr",
+            "name": kind,
+            "method": "grid",
+            "metric": {"name": "val/nats_per_note", "goal": "minimize"},
+            "command": ["dsmr", "fit", "--config", self.config, *self.options, *every, "${args}"],
+            "parameters": {
+                "seed_everything": {"value": 0},
+                "config": {"values": [str(overlays / f"{name}.yaml") for name in names]},
+            },
+        }
+        path = root / f"{kind}.yaml"
+        path.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
+        return path
 
 
-VARIANTS = {
-    "full": Variant("4x16", "full-memory Transformer-XL reference"),
-    "perceiver_ar": Variant(
-        None, "Perceiver-AR-like reference", ("--config=perceiver_ar", "--model.backbone.prefix_length=16U")
-    ),
-    "two_scale": Variant("2x7+2x1", "two-scale DSMR (final)"),
-    "binary_sliding": Variant(
-        "2x8+2x0", "selective retention DSMR (sliding-window)", ("--model.backbone.rule=sliding",)
-    ),
-    "ascending": Variant("1x1+1x3+1x5+1x7", "progressive ascending DSMR"),
-    "binary": Variant("2x8+2x0", "selective retention, by layers"),
-    "descending": Variant("1x7+1x5+1x3+1x1"),
-    "uniform": Variant("4x4"),
-    "two_scale_upper": Variant("2x1+2x7"),
-    "two_scale_interleaved": Variant("1x7+1x1+1x7+1x1"),
-    "two_scale_whole": Variant("2x31+2x1"),
-    "memoryless": Variant("4x0"),
-    "windowed": Variant(
-        "4x0", "", ("--config=windowed", "--data.segment_length=4T", "--data.num_lanes=B", "--data.windows.stride=T")
+MINIATURES = {
+    "recall": Miniature("recall", [], 800, Sizes(NUM_LAYERS, 64, 1024, 64, short=64, num_long=2, num_kept=2), 32),
+    "maestro": Miniature(
+        "laptop", ADAMW, 600, Sizes(NUM_LAYERS, 256, 2048, 128, short=128, num_long=2, num_kept=2), 4
     ),
 }
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How a miniature is trained: options of `dsmr fit`, the unit and T in tokens, lanes of windows, tokens a step."""
-
-    options: tuple[str, ...]
-    unit: int
-    segment_length: int
-    window_lanes: int
-
-
-ADAMW = ("--model.optimizer=dsmr.training.AdamW", "--model.optimizer.lr=2e-3")
-STEPS = ("--trainer.max_steps={0}", "--trainer.val_check_interval={0}", "--save_every_n_steps={0}")
-SCALES = {
-    "recall": Scale(("--config=recall", "--model.backbone.num_layers=4", *(s.format(800) for s in STEPS)), 64, 64, 8),
-    "maestro": Scale(("--config=laptop", *ADAMW, *(s.format(600) for s in STEPS)), 128, 256, 1),
-}
-
-
-def scaled(variant: Variant, scale: Scale) -> list[str]:
-    """Options of `dsmr fit` for a variant's miniature."""
-    sizes = {"16U": 16 * scale.unit, "4T": 4 * scale.segment_length, "T": scale.segment_length}
-    sizes["B"] = scale.window_lanes
-    options = []
-    for override in variant.overrides:
-        key, _, value = override.partition("=")
-        options.append(f"{key}={sizes.get(value, value)}")
-    if variant.horizons is not None:
-        options.append(f"--model.horizons={format_horizons(miniature(variant, scale))}")
-    return sorted([*scale.options, *options], key=lambda option: not option.startswith("--config="))
-
-
-def miniature(variant: Variant, scale: Scale) -> tuple[int, ...]:
-    assert variant.horizons is not None
-    return tuple(units * scale.unit for units in parse_horizons(variant.horizons))
-
-
-def state(name: str) -> dict[str, Any]:
-    """A variant at base.yaml's size, as its overlay has it."""
+def measure_state(name: str) -> dict[str, Any]:
+    """Measure a variant's state at base.yaml's size."""
     cli = DsmrCLI("fit", [f"--config={name}"])
     backbone, lanes = cli.model.backbone, cli.datamodule.num_lanes
     memory = backbone.init_memory(lanes)
@@ -130,167 +134,61 @@ def state(name: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in backbone.parameters()),
         "lanes": lanes,
         "formula_bytes": backbone.state_bytes(lanes, memory.dtype.itemsize),
-        "allocated_bytes": allocated(memory),
+        "allocated_bytes": allocated_bytes(memory),
     }
 
 
-def allocated(memory: Memory) -> int:
-    """Bytes of the storages behind all that a memory saves, but for the lanes' counters."""
+def allocated_bytes(memory: Memory) -> int:
+    """Return the bytes of the storages behind a memory, without the lanes' counters."""
     content = memory.state_dict()
     content.pop("length_B")
-    tensors = [t for value in content.values() if not isinstance(value, int) for t in _listed(value)]
+    values = [value for value in content.values() if not isinstance(value, int)]
+    tensors = [tensor for value in values for tensor in (value if isinstance(value, list) else [value])]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}.values())
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def run_sweep(kind: str, names: list[str], root: Path, jobs: int) -> dict[str, dict[str, Any]]:
+    """Train and validate the miniatures, and return the metrics of each."""
+    path, output = MINIATURES[kind].write_sweep(kind, names, root), root / f"{kind}.json"
+    options = ["--local", "--root", str(root), "--jobs", str(jobs), "--output", str(output)]
+    if dsmr(["sweep", str(path), *options]):
+        raise SystemExit(1)
+    trials = json.loads(output.read_text(encoding="utf-8"))["trials"]
+    results: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        metrics = {key: value for key, value in trial.items() if key.startswith("val/")}
+        horizons = MINIATURES[kind].rows[trial["name"]].horizons
+        results[trial["name"]] = {"horizons": list(horizons or ()), "metrics": metrics, "commit": current_commit()}
+    if kind == "maestro" and "windowed" in results:
+        results["windowed"]["random"] = score_random_windows(root / kind / "windowed")
+    return results
 
 
-def train(kind: str, name: str, root: Path, threads: int) -> dict[str, Any]:
-    """Train and validate a variant's miniature in a process of its own; what was done before is read."""
-    folder, result = root / kind / name, root / kind / f"{name}.json"
-    fit = [*scaled(VARIANTS[name], SCALES[kind]), f"--root={folder.parent}", f"--name={name}"]
-    if not result.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        dsmr(
-            ["fit", *fit, "--trainer.enable_progress_bar=false", "--output", str(result.with_suffix(".part"))], threads
-        )
-        figures = json.loads(result.with_suffix(".part").read_text(encoding="utf-8"))
-        if name == "windowed" and kind == "maestro":
-            figures["random"] = random_windows(folder, threads)
-        figures["command"] = shown(["dsmr", "fit", *scaled(VARIANTS[name], SCALES[kind])])
-        figures["commit"] = commit()
-        result.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        result.with_suffix(".part").unlink()
-    print(f"{kind} {name}: done", flush=True)
-    return {k: v for k, v in json.loads(result.read_text(encoding="utf-8")).items() if k != "run"}
-
-
-def random_windows(folder: Path, threads: int) -> dict[str, Any]:
-    """The same model in the protocol of one random window per piece, all pieces of the split."""
-    output = folder / "random.json"
+def score_random_windows(run: Path) -> dict[str, Any]:
+    """Score one random window of every piece of the validation split."""
+    output = run / "random.json"
     options = ["--data.windows.protocol=random", "--data.validation_stride=1", "--output", str(output)]
-    dsmr(["validate", "--checkpoint", str(folder), *options, "--trainer.enable_progress_bar=false"], threads)
-    return json.loads(output.read_text(encoding="utf-8"))["metrics"]
+    if dsmr(["validate", "--checkpoint", str(run), *options, "--trainer.enable_progress_bar=false"]):
+        raise SystemExit(1)
+    metrics: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))["metrics"]
+    return metrics
 
 
-def dsmr(arguments: list[str], threads: int) -> None:
-    """Run the program with so many threads.
-
-    Raises:
-        RuntimeError: it failed; with its last words.
-    """
-    program = Path(sys.executable).parent / "dsmr"
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"dsmr {shown(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+def recall_by_distance(result: dict[str, Any]) -> dict[int, float]:
+    """Return the perplexity of the answers by distance in tokens."""
+    metrics = result["metrics"]
+    return {int(key.removeprefix(RECALL)): metrics[key] for key in metrics if key.startswith(RECALL)}
 
 
-def shown(arguments: list[str]) -> str:
-    return " ".join(argument.replace("--config=", "--config ") for argument in arguments)
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def recall_by_distance(figures: dict[str, Any]) -> dict[int, float]:
-    prefix = "val/recall/perplexity_"
-    metrics = figures["metrics"]
-    return {int(key.removeprefix(prefix)): metrics[key] for key in metrics if key.startswith(prefix)}
-
-
-def reach(name: str) -> tuple[int, int]:
-    """Tokens that a question of the recall miniature surely sees through one layer, and at most through all."""
-    scale = SCALES["recall"]
-    if name == "windowed":
-        return scale.segment_length * 3, scale.segment_length * 4
-    variant = VARIANTS[name]
-    horizons = (16 * scale.unit, 0, 0, 0) if variant.horizons is None else miniature(variant, scale)
-    rule = "sliding" if "--model.backbone.rule=sliding" in variant.overrides else "boundary"
-    last = scale.segment_length * (sum(horizons) + 1) - 1  # the last place of a segment: it sees furthest
-    return max(horizons), last - earliest_position(last, horizons, scale.segment_length, rule)
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines) + "\n"
-
-
-def state_table(states: dict[str, dict[str, Any]]) -> str:
-    rows = []
-    for name, row in states.items():
-        spelling = format_horizons(row["horizons"]) or "prefix of 4096 ids"
-        same = "equal" if row["formula_bytes"] == row["allocated_bytes"] else f"{row['allocated_bytes']:,} allocated"
-        rows.append(
-            [
-                f"`{name}`",
-                f"`{spelling}`" + (" sliding" if row["rule"] == "sliding" else ""),
-                f"{row['budget']:,}",
-                f"{row['formula_bytes']:,}",
-                same,
-                f"{row['formula_bytes'] / MIB:,.1f}",
-                f"{row['parameters']:,}",
-            ]
-        )
-    header = ["variant", "horizons", "budget", "state bytes, formula", "allocated", "MiB", "parameters"]
-    return markdown(header, rows)
-
-
-def recall_table(results: dict[str, dict[str, Any]]) -> str:
-    columns = {name: recall_by_distance(figures) for name, figures in results.items()}
-    distances = sorted(next(iter(columns.values())))
-    rows = []
-    for name, by_distance in columns.items():
-        direct, deep = reach(name)
-        horizons = results[name]["horizons"]
-        spelling = f"`{format_horizons(horizons)}`" if horizons else "prefix 1024"
-        cells = [f"{by_distance[d]:.2f}" for d in distances]
-        rows.append([f"`{name}`", spelling, str(direct), str(deep), *cells])
-    return markdown(["variant", "horizons", "direct", "deep", *map(str, distances)], rows)
-
-
-def maestro_table(results: dict[str, dict[str, Any]]) -> str:
-    rows = []
-    for name, figures in results.items():
-        metrics, horizons = figures["metrics"], figures["horizons"]
-        rows.append(
-            [
-                f"`{name}`",
-                f"`{format_horizons(horizons)}`" if horizons else "prefix 2048",
-                f"{metrics['val/perplexity']:.2f}",
-                f"{metrics['val/nats_per_note']:.2f}",
-                f"{metrics['val/nats_per_second']:.1f}",
-                f"`{figures['command']}`",
-            ]
-        )
-    return markdown(["variant", "horizons", "perplexity", "nats per note", "nats per second", "command"], rows)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="All variants side by side.")
-    parser.add_argument("--root", type=Path, default=Path("runs/variants"), help="folder of runs and results")
-    parser.add_argument("--results", type=Path, default=HERE, help="folder of tables and plots")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of the variants")
-    options = parser.parse_args()
-    kinds = ["recall", "maestro"] if os.environ.get("DSMR_MAESTRO") else ["recall"]
-    if "maestro" not in kinds:
-        print("DSMR_MAESTRO is not set: MAESTRO's column is left out")
-    states = {name: state(name) for name in options.only}
-    print(state_table(states))
-    for kind in kinds:
-        (options.root / kind).mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        futures = {
-            (kind, name): pool.submit(train, kind, name, options.root, 1) for kind in kinds for name in options.only
-        }
-        done = {key: future.result() for key, future in futures.items()}
-    results = {kind: {name: done[kind, name] for name in options.only} for kind in kinds}
-    write(options.results, states, results)
-    return 0
+def recall_reach(name: str) -> tuple[int, int]:
+    """Return the tokens that a question of the recall task sees through one layer, and at most through all layers."""
+    sizes, row = MINIATURES["recall"].sizes, MINIATURES["recall"].rows[name]
+    length = sizes.segment_length
+    if row.windows:
+        return (WINDOW_SEGMENTS - 1) * length, WINDOW_SEGMENTS * length
+    horizons = row.horizons or (sizes.full_horizon, *[0] * (NUM_LAYERS - 1))
+    last = length * (sum(horizons) + 1) - 1  # the last position of a segment sees furthest
+    return max(horizons), last - earliest_position(last, horizons, length, row.rule)
 
 
 def plot_recall(
@@ -323,94 +221,92 @@ def plot_recall(
     figure.savefig(path, dpi=150)
 
 
-def write(folder: Path, states: dict[str, dict[str, Any]], results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Two pages with tables and plots, and all figures as JSON."""
-    for name in ("variants", "recall"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    recall, maestro = results["recall"], results.get("maestro")
-    depths = {
-        name: ScheduleShape(tuple(row["horizons"]), row["segment_length"], row["rule"])
-        for name, row in states.items()
-        if any(row["horizons"])
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Format a Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)) + "\n"
+
+
+def state_table(states: dict[str, dict[str, Any]]) -> str:
+    """Format the measured states."""
+    rows = []
+    for name, state in states.items():
+        spelling = format_horizons(state["horizons"]) or "prefix of 4096 ids"
+        equal = state["formula_bytes"] == state["allocated_bytes"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"`{spelling}`" + (" sliding" if state["rule"] == "sliding" else ""),
+                f"{state['budget']:,}",
+                f"{state['formula_bytes']:,}",
+                "equal" if equal else f"{state['allocated_bytes']:,} allocated",
+                f"{state['formula_bytes'] / MIB:,.1f}",
+                f"{state['parameters']:,}",
+            ]
+        )
+    header = ["variant", "horizons", "budget", "state bytes, formula", "allocated", "MiB", "parameters"]
+    return markdown(header, rows)
+
+
+def recall_table(results: dict[str, dict[str, Any]]) -> str:
+    """Format the perplexities of the answers."""
+    columns = {name: recall_by_distance(result) for name, result in results.items()}
+    distances = sorted(next(iter(columns.values())))
+    rows = []
+    for name, by_distance in columns.items():
+        direct, deep = recall_reach(name)
+        spelling = format_horizons(results[name]["horizons"])
+        cells = [f"{by_distance[distance]:.2f}" for distance in distances]
+        rows.append([f"`{name}`", f"`{spelling}`" if spelling else "prefix 1024", str(direct), str(deep), *cells])
+    return markdown(["variant", "horizons", "direct", "deep", *map(str, distances)], rows)
+
+
+def maestro_table(results: dict[str, dict[str, Any]]) -> str:
+    """Format the metrics on MAESTRO."""
+    rows = []
+    for name, result in results.items():
+        metrics, spelling = result["metrics"], format_horizons(result["horizons"])
+        cells = [f"{metrics['val/perplexity']:.2f}", f"{metrics['val/nats_per_note']:.2f}"]
+        cells.append(f"{metrics['val/nats_per_second']:.1f}")
+        rows.append([f"`{name}`", f"`{spelling}`" if spelling else "prefix 2048", *cells])
+    return markdown(["variant", "horizons", "perplexity", "nats per note", "nats per second"], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/variants"), help="folder of the sweeps")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json and the plots")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of the variants")
+    options = parser.parse_args()
+    states = {name: measure_state(name) for name in options.only}
+    print(state_table(states))
+    kinds = ["recall", "maestro"] if os.environ.get("DSMR_MAESTRO") else ["recall"]
+    if "maestro" not in kinds:
+        print("DSMR_MAESTRO is not set: the measurement on MAESTRO is left out")
+    results = {kind: run_sweep(kind, options.only, options.root, options.jobs) for kind in kinds}
+    shapes = {
+        name: ScheduleShape(tuple(state["horizons"]), state["segment_length"], state["rule"])
+        for name, state in states.items()
+        if any(state["horizons"])
     }
-    plot_schedules(depths, folder / "variants" / "schedules.png")
-    perplexities = {name: recall_by_distance(figures) for name, figures in recall.items()}
-    plot_recall(perplexities, {name: reach(name) for name in recall}, NUM_MARKS, folder / "recall" / "variants.png")
-    commits = sorted({figures["commit"] for rows in results.values() for figures in rows.values()})
-    place = {
-        "commits": commits,
-        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}, one thread for each training",
-        "versions": {package: version(package) for package in ("torch", "lightning", "miditok")},
+    options.output.mkdir(parents=True, exist_ok=True)
+    plot_schedules(shapes, options.output / "schedules.png")
+    perplexities = {name: recall_by_distance(result) for name, result in results["recall"].items()}
+    reaches = {name: recall_reach(name) for name in perplexities}
+    plot_recall(perplexities, reaches, NUM_MARKS, options.output / "recall.png")
+    print(recall_table(results["recall"]))
+    if "maestro" in results:
+        print(maestro_table(results["maestro"]))
+    document = {
+        "commit": current_commit(),
+        "hardware": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": package_versions(),
         "seed": 0,
+        "state": states,
+        **results,
     }
-    told = f"{place['hardware']},\ntorch {version('torch')}, float32, seed 0, commit {', '.join(commits)}."
-    (folder / "recall" / "variants.md").write_text(RECALL_PAGE.format(told, recall_table(recall)), encoding="utf-8")
-    page = STATE_PAGE.format(state_table(states)) + (
-        MAESTRO_PAGE.format(told, WARNING, maestro_table(maestro), random_row(maestro)) if maestro else ""
-    )
-    (folder / "variants" / "README.md").write_text(page, encoding="utf-8")
-    everything = place | {"state": states, **results}
-    (folder / "variants" / "results.json").write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
-    print(page, recall_table(recall), sep="\n")
-
-
-def random_row(results: dict[str, dict[str, Any]]) -> str:
-    """What the windowed model has in the protocol of one random window per piece."""
-    random = results.get("windowed", {}).get("random")
-    if not random:
-        return ""
-    return (
-        f"{random['val/nll']:.2f} nats (perplexity {random['val/perplexity']:.2f}, {random['val/tokens']:,.0f} tokens)"
-    )
-
-
-RECALL_PAGE = """# What every variant recalls
-
-    python experiments/variants.py
-
-Generated pieces ask for the loudness of their first notes: 1 is perfect recall, 16 is chance. `configs/recall.yaml`
-with 4 layers (T 64, width 64, 32 lanes of 64 tokens, 800 steps, so 1.6 M tokens each); all but `full`,
-`two_scale_whole`, `perceiver_ar`, `memoryless` and `windowed` keep 1,024 tokens in all, a quarter of `full`. {}
-
-*direct* is the longest horizon: a question surely sees so far through one layer. *deep* is how far back anything at
-all can reach it, through all layers from a segment's last place: beyond that, only chance is left. In between, an
-answer must be handed on from layer to layer: what an earlier question found out is remembered in the layers above.
-
-![Perplexity by distance; shaded: direct, dashed: deep, dotted: chance](variants.png)
-
-{}"""
-
-STATE_PAGE = """# Every variant of the paper's table and ours
-
-    python experiments/variants.py          # all of it: with MAESTRO about an hour and a half on 2 CPU cores
-
-## What they keep
-
-At base.yaml's size: 12 layers, T 512, 8 lanes, float32. The bytes of the state are those of the formula, and those of
-the storages that were allocated. Perceiver's state is token ids; it stands outside the equality of bytes.
-
-{}
-![The horizon of every layer, and how far it sees through those below](schedules.png)
-"""
-
-MAESTRO_PAGE = """
-## What minutes of a CPU bring them
-
-A miniature of `configs/laptop.yaml`'s size: 4 layers, width 128, T 256, a budget of 2,048 tokens, a quarter of
-`full`'s; 600 steps of 1,024 tokens, so **0.6 M training tokens** each, a thirty-seventh of an epoch of MAESTRO v3.0.0
-(about 4 % of the places in `windowed`'s batches are padding, under 1 % in the others');
-scored on every 8th official validation piece (18 of 137, 320,782 tokens: partial). {}
-
-**{}**
-
-{}
-`windowed` reads windows of 1,024 tokens and is scored with at least 768 of context. In the protocol of one random
-window for each of the 137 validation pieces it has
-{}.
-gwinndr/MusicTransformer-Pytorch publishes 1.92 to 1.99 nats in that protocol for 6 layers of width 512, the best of
-300 epochs (windows of 2,048 tokens, drawn anew each time, MAESTRO v2, another pre-processor for the same vocabulary):
-nothing to be compared with before a GPU has trained ours.
-"""
+    (options.output / "results.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What memory is for, in minutes on a CPU, on pieces that are generated here.
+"""Show what memory is for, in two minutes on a CPU, on generated pieces.
 
-Two models of equal size are trained on pieces that ask, after a long silence, for what was heard long ago: one has a
-two-scale memory, the other none. Both are validated, the two-scale one also with its memory taken away. The table
-shows the perplexity of the answers by distance: 1 is perfect recall, 16 is chance. At the end, the two-scale
+The pieces ask, after a long silence, for what was heard long ago. Two models of equal size are trained on them, one
+with a two-scale memory, the other with none. Both are validated, the two-scale model also with its memory taken away.
+The table shows the perplexity of the answers by distance: 1 is perfect recall, 16 is chance. At the end the two-scale
 model writes a piece of MIDI.
 
-    python experiments/demo/run.py [--root runs]
+    python experiments/demo/run.py [--root runs] [options of dsmr fit]
 """
 
 import argparse
@@ -18,44 +18,44 @@ from pathlib import Path
 from dsmr.cli import main as dsmr
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
 
-CONFIG = ["--config", "recall"]
 REACH = 512
-"""Tokens of the two-scale model's long horizon, `recall.yaml`'s 1x512+1x64."""
+"""Tokens of the two-scale model's long horizon."""
 
 
 def run(arguments: list[str]) -> None:
+    """Run a `dsmr` command; leave if it fails."""
     print(f"\n$ dsmr {' '.join(arguments)}", flush=True)
     status = dsmr(arguments)
     if status:
         sys.exit(status)
 
 
-def recall(result: Path) -> dict[int, float]:
-    """Perplexity by distance in tokens, from a result file of `dsmr validate`."""
+def recall_by_distance(result: Path) -> dict[int, float]:
+    """Return the perplexity by distance in tokens from a result file of `dsmr validate`."""
     metrics = json.loads(result.read_text(encoding="utf-8"))["metrics"]
     prefix = "val/recall/perplexity_"
     return {int(name.removeprefix(prefix)): value for name, value in metrics.items() if name.startswith(prefix)}
 
 
-def table(columns: dict[str, dict[int, float]]) -> str:
-    names = list(columns)
-    lines = [f"{'distance':>9}" + "".join(f"{name:>26}" for name in names)]
+def format_table(columns: dict[str, dict[int, float]]) -> str:
+    """Format the perplexities, a column for each model."""
+    lines = [f"{'distance':>9}" + "".join(f"{name:>26}" for name in columns)]
     for distance in sorted(RecallTask().distances):
         mark = " " if distance <= REACH else "*"
-        lines.append(f"{distance:>8}{mark}" + "".join(f"{columns[name][distance]:>26.2f}" for name in names))
+        lines.append(f"{distance:>8}{mark}" + "".join(f"{column[distance]:>26.2f}" for column in columns.values()))
     return "\n".join([*lines, f"  * beyond the long horizon of {REACH} tokens"])
 
 
-def verdict(columns: dict[str, dict[int, float]]) -> bool:
-    """Print what the demo claims and whether it came out."""
+def check_claims(columns: dict[str, dict[int, float]]) -> bool:
+    """Print the demo's claims, and return True if all hold."""
     with_memory, without, emptied = columns.values()
     worst = max(value for distance, value in with_memory.items() if distance <= REACH)
     chance = 0.8 * NUM_MARKS
+    best, best_emptied = min(without.values()), min(emptied.values())
     claims = {
         f"two-scale recalls within its reach (worst {worst:.3f}, at most 1.1)": worst <= 1.1,
-        f"memoryless is at chance (best {min(without.values()):.1f}, at least {chance:.1f})": min(without.values())
-        >= chance,
-        f"so is two-scale without its memory (best {min(emptied.values()):.1f})": min(emptied.values()) >= chance,
+        f"memoryless is at chance (best {best:.1f}, at least {chance:.1f})": best >= chance,
+        f"so is two-scale without its memory (best {best_emptied:.1f})": best_emptied >= chance,
     }
     for claim, holds in claims.items():
         print(f"  {'yes' if holds else 'NO '}  {claim}")
@@ -63,16 +63,13 @@ def verdict(columns: dict[str, dict[int, float]]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="What memory is for, on generated pieces.")
-    parser.add_argument("--root", default="runs", help="folder of runs")
-    parser.add_argument("overrides", nargs="*", help="options for dsmr fit, such as --trainer.max_steps=50")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the demo's folder")
     options, overrides = parser.parse_known_args()
-    overrides += options.overrides
     began = time.perf_counter()
-    root = Path(options.root) / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-    two_scale, memoryless = root / "two_scale", root / "memoryless"
-    run(["fit", *CONFIG, "--root", str(root), "--name", "two_scale", *overrides])
-    run(["fit", *CONFIG, "--root", str(root), "--name", "memoryless", "--model.horizons", "2x0", *overrides])
+    root = options.root / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+    run(["sweep", "demo", "--local", "--root", str(root), *overrides])
+    two_scale, memoryless = (root / "demo" / f"horizons={horizons}" for horizons in ("1x512+1x64", "2x0"))
     results = {
         "two-scale 1x512+1x64": (two_scale, []),
         "memoryless 2x0": (memoryless, []),
@@ -82,11 +79,11 @@ def main() -> int:
     for number, (name, (folder, changes)) in enumerate(results.items()):
         output = root / f"recall_{number}.json"
         run(["validate", "--checkpoint", str(folder), *changes, "--output", str(output)])
-        columns[name] = recall(output)
+        columns[name] = recall_by_distance(output)
     run(["generate", "--checkpoint", str(two_scale), "--seconds", "30", "--output", str(root / "sample.mid")])
     print(f"\nPerplexity of the answers by distance in tokens (1 = perfect recall, {NUM_MARKS} = chance)\n")
-    print(table(columns))
-    holds = verdict(columns)
+    print(format_table(columns))
+    holds = check_claims(columns)
     print(f"\n{time.perf_counter() - began:.0f} s; MIDI sample: {root / 'sample.mid'}")
     return 0 if holds else 1
 

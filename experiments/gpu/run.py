@@ -41,10 +41,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 HERE = Path(__file__).resolve().parent
-TABLE = HERE.parent.parent / "configs" / "sweeps" / "paper_table.yaml"
 FIRST = ("two_scale", "full", "memoryless", "windowed", "two_scale_interleaved", "two_scale_whole")
 LEAST_SECONDS = 90.0  # no step is begun or continued with less: to start and to compile may take a minute
 REPORT_SECONDS = 25.0  # kept for the report
@@ -55,7 +52,6 @@ TRIES = 2
 VALIDATIONS = 4  # of each row while it trains
 TOKENS, TOKENS_PER_STEP = 60_000_000, 4096  # of every row of the table
 PROBE_TOKENS, PROFILE_STEPS = 8_000_000, 40
-PUBLISHED = ("full", "perceiver_ar", "two_scale", "binary_sliding", "ascending")
 DRY_TOKENS, DRY_TOKENS_PER_STEP = 1536, 256  # of configs/smoke.yaml
 
 
@@ -391,10 +387,18 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
     return content
 
 
-def table() -> list[str]:
-    """Rows of the paper's table, those first whose comparison matters most."""
-    rows: list[str] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))["parameters"]["config"]["values"]
-    return [*FIRST, *(row for row in rows if row not in FIRST)]
+def table_rows() -> list[str]:
+    """Return all variants, those whose comparison matters most first."""
+    from dsmr.benchmark.variants import VARIANTS
+
+    return [*FIRST, *(name for name in VARIANTS if name not in FIRST)]
+
+
+def published_rows() -> set[str]:
+    """Return the variants with published numbers; only these are scored on the test split."""
+    from dsmr.benchmark.variants import VARIANTS
+
+    return {name for name, variant in VARIANTS.items() if variant.published}
 
 
 def prepare_environment(pack: Path | None, state: Path) -> None:
@@ -432,7 +436,8 @@ def machine(pack: Path | None) -> dict[str, Any]:
 
 def every_step(call: Call) -> dict[str, Callable[[], None]]:
     """In their order."""
-    first, rows = (FIRST[:2], FIRST[:2]) if call.dry else (FIRST, table())
+    first, rows = (FIRST[:2], FIRST[:2]) if call.dry else (FIRST, table_rows())
+    published = published_rows()
     steps: dict[str, Callable[[], None]] = {"tests": lambda: tests(call)}
     speed, together, *companions = BENCHMARKS
     steps[speed] = partial(benchmark, call, speed)
@@ -441,11 +446,11 @@ def every_step(call: Call) -> dict[str, Callable[[], None]]:
     steps |= {f"profile_{row}": partial(profile, call, row) for row in FIRST[:2]}
     steps |= {f"probe_{name}": partial(probe, call, name) for name in [*PROBES][:: 3 if call.dry else 1]}
     steps |= {f"train_{row}": partial(train, call, row) for row in first}
-    steps |= {f"test_{row}": partial(score_test, call, row) for row in first if row in PUBLISHED}
+    steps |= {f"test_{row}": partial(score_test, call, row) for row in first if row in published}
     steps |= {"generate": partial(generate, call), "export": partial(export, call)}
     steps |= {name: partial(benchmark, call, name) for name in companions if not call.dry}
     steps |= {f"train_{row}": partial(train, call, row) for row in rows if row not in first}
-    steps |= {f"test_{row}": partial(score_test, call, row) for row in rows if row in PUBLISHED and row not in first}
+    steps |= {f"test_{row}": partial(score_test, call, row) for row in rows if row in published and row not in first}
     return steps
 
 
@@ -489,7 +494,7 @@ def main() -> int:
             steps[name]()
         except Exception as error:
             call.leave(name, {"error": repr(error)}, done=False)
-    if any(call.is_done(f"train_{row}") for row in table()):
+    if any(call.is_done(f"train_{row}") for row in table_rows()):
         report(call)
     todo = [name for name in steps if not call.is_done(name) and (not options.only or name in options.only)]
     print(f"to do: {', '.join(todo) if todo else 'nothing'}")

@@ -1,6 +1,6 @@
 """When does memory begin to pay? Rows of the paper's table in miniature, trained on a CPU and validated on the way.
 
-    python experiments/paper_table/cpu.py --root runs/paper_table_cpu        # DSMR_MAESTRO set; goes on after a kill
+    python experiments/paper_table/run.py --root runs/paper_table_cpu        # DSMR_MAESTRO set; goes on after a kill
 
 Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every eighth piece and
 goes on as if it had not stopped (the learning rate falls over all steps). At the end all pieces of the split are
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
+from dsmr.benchmark.variants import Sizes, variant_rows
+from dsmr.model.horizons import format_horizons
 from dsmr.results.bootstrap import compare_tables, ratio_interval
 from dsmr.results.piece_table import PieceTable, average_tables
 from dsmr.results.plotting import COLOURS, make_panels
@@ -31,14 +33,12 @@ STAGES = (500, 1000, 2000, 4000, 8000)
 TOKENS_PER_STEP = 1024
 ROUGH = 8
 """One piece in so many is scored at a stage."""
+SIZES = Sizes(num_layers=4, segment_length=256, budget=2048, block=128, short=128, num_long=2, num_kept=2)
 ROWS = {
-    "two_scale": ["--model.horizons=2x896+2x128"],
-    "full": ["--model.horizons=4x2048"],
-    "memoryless": ["--model.horizons=4x0"],
-    "uniform": ["--model.horizons=4x512"],
-    "two_scale_interleaved": ["--model.horizons=1x896+1x128+1x896+1x128"],
+    name: [f"--model.horizons={format_horizons(variant_rows(SIZES)[0][name].horizons or ())}"]
+    for name in ("two_scale", "full", "memoryless", "uniform", "two_scale_interleaved")
 }
-"""In the shapes of base.yaml's rows: budgets of 2,048 tokens, a quarter of full's, or none."""
+"""Options of each variant in miniature: a budget of 2,048 tokens, four times as much for `full`."""
 BASELINE, WITHOUT = "memoryless", "without"
 THIN = {"markersize": 3, "linewidth": 1.2}
 BY_POSITION = f"nats_per_token_less_{BASELINE}_by_position"
@@ -255,7 +255,7 @@ def main() -> None:
             done.result()
     found = results(root)
     machine = {"hardware": hardware_info(torch.device("cpu")) | {"threads": 1}, "versions": package_versions()}
-    content = {"script": "experiments/paper_table/cpu.py", **machine, "rows": found}
+    content = {"script": "experiments/paper_table/run.py", **machine, "rows": found}
     (arguments.output / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     plot_curve(found, arguments.output / "cpu-tokens.png")
     plot_positions(found, arguments.output / "cpu-positions.png")

@@ -1,18 +1,17 @@
-"""Whether the schedule that `dsmr analyze` suggests is as good as the best hand-made one, where the truth is known.
+"""Compare the schedule that `dsmr analyze` suggests with hand-made ones, on a task where the answer is known.
 
-    python experiments/recall/suggestion.py [--root runs/suggestion]
+    python experiments/recall/run.py [--root runs] [options of dsmr fit]
 
-On the recall task: a model with a long memory in both layers is trained and analyzed for the budget of the
-hand-made schedules; then the suggestion and each of them are trained alike. Scored is the perplexity of answers, 1
-for perfect recall and 16 for chance, at the distances that the longest of the horizons reach. What is done is not
-done again.
+On the recall task, `dsmr sweep recall --local` trains hand-made schedules of one budget, and a model with a long
+memory in both layers. `dsmr analyze` suggests a schedule from that model, which is trained as well if it is not among
+the hand-made ones. The score is the perplexity of the answers (1 is perfect recall, 16 is chance) at the distances
+that the longest horizon reaches. Finished work is kept: re-run the same command to resume. Writes results.json.
 """
 
 import argparse
 import json
 import math
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,64 +23,62 @@ from dsmr.cli import main as dsmr
 
 HERE = Path(__file__).resolve().parent
 FULL = "2x512"
-HAND_MADE = ["1x512+1x64", "1x64+1x512", "1x320+1x256", "1x256+1x320", "1x576+1x0"]
 BUDGET = 576
 SEED = 0
 REACH = 448
 PREFIX = "val/recall/perplexity_"
 
 
-def run(arguments: list[str], output: Path) -> dict[str, Any]:
-    """What a command found; from its file, where there is one.
+def run(arguments: list[str]) -> None:
+    """Run a `dsmr` command; leave if it fails."""
+    print(f"\n$ dsmr {shlex.join(arguments)}", flush=True)
+    status = dsmr(arguments)
+    if status:
+        sys.exit(status)
 
-    Raises:
-        SystemExit: it failed, and has said why.
-    """
+
+def result_of(arguments: list[str], output: Path) -> dict[str, Any]:
+    """Return the result of a command, from its file where there is one."""
     if not output.is_file():
-        print(f"\n$ dsmr {shlex.join(arguments)}", flush=True)
-        status = dsmr([*arguments, "--output", str(output)])
-        if status:
-            sys.exit(status)
-    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-    return found
+        run([*arguments, "--output", str(output)])
+    result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    return result
 
 
-def train(horizons: str, root: Path) -> dict[str, float]:
-    """Perplexity of answers by distance, of the last weights, and nats per note of the validation pieces."""
-    last = root / horizons / "last.ckpt"
-    which = ["--config", "recall", f"--model.horizons={horizons}", f"--root={root}", f"--name={horizons}"]
-    which += [f"--seed_everything={SEED}"]
-    if last.is_file():
-        which = ["--resume", str(last.parent)]
-    else:
-        shutil.rmtree(last.parent, ignore_errors=True)
-    quiet = "--trainer.enable_progress_bar=false"
-    run(["fit", *which, quiet], root / f"{horizons}.fit.json")
-    return dict(run(["validate", "--checkpoint", str(last), quiet], root / f"{horizons}.json")["metrics"])
+def validate(run_folder: Path) -> dict[str, float]:
+    """Validate the last weights of a run."""
+    options = ["--checkpoint", str(run_folder / "last.ckpt"), "--trainer.enable_progress_bar=false"]
+    return dict(result_of(["validate", *options], run_folder / "validation.json")["metrics"])
 
 
-def perplexity(metrics: dict[str, float]) -> float:
-    """Of all answers within reach."""
+def answer_perplexity(metrics: dict[str, float]) -> float:
+    """Return the perplexity of all answers within reach."""
     nats = [math.log(v) for k, v in metrics.items() if k.startswith(PREFIX) and int(k.removeprefix(PREFIX)) <= REACH]
     return math.exp(sum(nats) / len(nats))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/suggestion"))
-    parser.add_argument("--output", type=Path, default=HERE / "suggestion.json")
-    options = parser.parse_args()
-    options.root.mkdir(parents=True, exist_ok=True)
-    trained = {FULL: train(FULL, options.root)}
-    analysis = run(
-        ["analyze", "--checkpoint", str(options.root / FULL), f"--budget={BUDGET}"], options.root / "analysis.json"
-    )
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of the sweep's folder")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json")
+    options, overrides = parser.parse_known_args()
+    folder, suggestion = options.root / "recall", options.root / "suggestion"
+    run(["sweep", "recall", "--local", "--root", str(options.root), *overrides])
+    full = folder / f"horizons={FULL}"
+    analysis = result_of(["analyze", "--checkpoint", str(full), f"--budget={BUDGET}"], full / "analysis.json")
     suggested = analysis["suggested"]
-    for horizons in dict.fromkeys([suggested, *HAND_MADE]):
-        trained[horizons] = train(horizons, options.root)
-    scores = {horizons: perplexity(metrics) for horizons, metrics in trained.items()}
+    runs = {path.name.removeprefix("horizons="): path for path in sorted(folder.glob("horizons=*"))}
+    if suggested not in runs:
+        runs[suggested] = suggestion / suggested
+        fresh = ["--config=recall", f"--seed_everything={SEED}", f"--model.horizons={suggested}", *overrides]
+        start = ["--resume", str(runs[suggested])]
+        if not (runs[suggested] / "last.ckpt").is_file():
+            start = [*fresh, f"--root={suggestion}", f"--name={suggested}"]
+        run(["fit", *start, "--trainer.enable_progress_bar=false"])
+    trained = {horizons: validate(path) for horizons, path in runs.items()}
+    scores = {horizons: answer_perplexity(metrics) for horizons, metrics in trained.items()}
     result = {
-        "command": "python experiments/recall/suggestion.py",
+        "command": "python experiments/recall/run.py",
         "commit": current_commit(),
         "config": "recall",
         "seed": SEED,
@@ -97,7 +94,7 @@ def main() -> None:
         },
         "answers": scores,
     }
-    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (options.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for horizons, score in scores.items():
         print(f"{horizons:<12} answers {score:7.3f}{'  suggested' if horizons == suggested else ''}")
 

@@ -1,10 +1,12 @@
 """Shared fixtures: tiny networks in float64, generated MIDI, and MAESTRO where it is."""
 
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -78,22 +80,31 @@ def write_midi(path: Path, seed: int, *, num_notes: int = 60, program: int = 0, 
 
 
 def trial_cases(short: Sequence[str], long: Sequence[str]) -> list[Any]:
-    """Parameters for the fixture `outcomes` and a trial's name: short forms, and long ones that are marked slow."""
-    cases = [pytest.param("short", name, id=f"{name}-short") for name in short]
-    return cases + [pytest.param("long", name, id=f"{name}-long", marks=pytest.mark.slow) for name in long]
+    """Parameters of the fixture `outcome`: trials in their short form, and in their long one, which is marked slow."""
+    cases = [pytest.param(("short", name), id=f"{name}-short") for name in short]
+    return cases + [pytest.param(("long", name), id=f"{name}-long", marks=pytest.mark.slow) for name in long]
 
 
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run a module's trials (`TRIALS` names a script in tests/trials) in their own process; outcomes by name."""
-    name: str = request.module.TRIALS
-    found = tmp_path_factory.mktemp(name) / "outcomes.json"
-    script = Path(__file__).parent / "trials" / f"{name}.py"
-    command = [sys.executable, str(script), "--output", str(found), *(["--short"] if request.param == "short" else [])]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert found.is_file(), ended.stderr
-    loaded: dict[str, Any] = json.loads(found.read_text())
-    return loaded
+@functools.cache
+def run_trials(script: str, size: str) -> dict[str, Any]:
+    """Run a script of tests/trials once, in its own process; outcomes by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "outcomes.json"
+        command = [sys.executable, str(Path(__file__).parent / "trials" / f"{script}.py"), "--output", str(found)]
+        ended = subprocess.run(
+            [*command, *(["--short"] if size == "short" else [])], capture_output=True, text=True, check=False
+        )
+        if found.is_file():
+            return dict(json.loads(found.read_text()))
+    return {"all": {"cases": 0, "failures": [ended.stderr]}}
+
+
+@pytest.fixture
+def outcome(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Outcome of one trial of the script that the module names in `TRIALS`."""
+    size, name = request.param
+    outcomes = run_trials(request.module.TRIALS, size)
+    return dict(outcomes.get("all") or outcomes[name])
 
 
 def experiment(name: str) -> ModuleType:

@@ -10,8 +10,7 @@ TRIALS = "midi"
 NAMES = ("odd", "bounds", "mutants")
 
 
-@pytest.mark.parametrize(("outcomes", "name"), trial_cases(NAMES, NAMES), indirect=["outcomes"])
-def test_bad_midi_is_kept_or_refused_and_changes_no_neighbour(outcomes: dict[str, Any], name: str) -> None:
-    assert outcomes["mutants"]["cases"] in (500, 10_000)
-    assert outcomes[name]["cases"] >= 1
-    assert outcomes[name]["failures"] == []
+@pytest.mark.parametrize("outcome", trial_cases(NAMES, NAMES), indirect=True)
+def test_bad_midi_is_kept_or_refused_and_changes_no_neighbour(outcome: dict[str, Any]) -> None:
+    assert outcome["failures"] == []
+    assert outcome["cases"] >= 1

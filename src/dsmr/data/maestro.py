@@ -42,7 +42,7 @@ def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAES
 
     def download(url: str, file: Any, fetcher: Any) -> None:
         # pooch sets the total from the answer, but tests `if bar` before, which tqdm refuses without a total
-        with tqdm(desc="downloading", total=1, unit="B", unit_scale=True) as bar:
+        with tqdm(desc="downloading", total=1, unit="B", unit_scale=True, delay=0.5) as bar:
             pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT_SECONDS)(
                 url, file, fetcher
             )
@@ -53,7 +53,8 @@ def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAES
     try:
         return Path(fetcher.fetch(MAESTRO_NAME, downloader=download))
     except RequestException as error:  # an OSError as well, so it comes first
-        raise UserError(f"cannot download {url} ({error}); {advice}") from error
+        reason = getattr(next(iter(error.args), None), "reason", error)  # that of urllib3, without a list of retries
+        raise UserError(f"cannot download {url} ({reason}); {advice}") from error
     except ValueError as error:  # pooch's, for a wrong checksum
         raise UserError(f"{url} sent a file with a wrong checksum, not {sha256}; {advice}") from error
     except OSError as error:

@@ -317,7 +317,7 @@ def test_one_broken_run_is_listed_and_the_others_are_shown(
         "columns": ("metrics.csv", "loss\n1.0\n", "KeyError: 'step'"),
         "cells": ("metrics.csv", "step,loss\n1,2,3\n", "TypeError"),
         "bytes": ("metrics.csv", b"\xff\xfe\x00", "codec"),
-        "described": ("run.json", "[]", "no description of a run"),
+        "described": ("run.json", "[]", "does not describe a run"),
         "cut": ("run.json", "{", "Expecting"),
         "horizons": ("run.json", '{"horizons": ["much"], "config": {}}', "much"),
         "table": ("pieces.csv", "odd\n1\n", "pieces.csv"),
@@ -555,7 +555,7 @@ class Strange(Forgets):
     [
         (Forgets, "takes scale, but its config\\(\\) omits this"),
         (Renames, "becomes another network"),
-        (Unkept, "holds scale = .* \\(Tensor\\), which a checkpoint cannot keep"),
+        (Unkept, "holds scale = .* \\(Tensor\\), which a checkpoint cannot store"),
         (Strange, "cannot be rebuilt from its config\\(\\) .*other"),
     ],
 )
@@ -644,8 +644,8 @@ def test_a_class_path_that_is_no_schedule_is_not_taken_for_a_text(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ((64, 64, 64), r"gives \(64, 64, 64\); it must give 2 numbers"),
-        ((64, -64), "at least 0"),
+        ((64, 64, 64), r"returned \(64, 64, 64\); it must return 2 numbers"),
+        ((64, -64), "none negative"),
         ((64.0, 64.0), "whole numbers"),
         (128, "whole numbers"),
         (ValueError("base is too small"), "base is too small"),

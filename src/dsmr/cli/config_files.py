@@ -1,15 +1,14 @@
 """Config files by path or by shipped name: `--config two_scale` finds `configs/horizons/two_scale.yaml`."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from dsmr import UserError
 from dsmr.cli import nearest
+from dsmr.cli.yaml_values import Loader, key_lines
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 FOLDER = next(f for f in (_PACKAGE / "configs", _PACKAGE.parent.parent / "configs") if f.is_dir())
@@ -25,11 +24,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find_config(given: str) -> Path:
-    """Return the config file of a path or a shipped name, whose folder may be left out.
-
-    Raises:
-        UserError: there is no such file or name, or the file does not hold settings.
-    """
+    """Return the config file of a path or a shipped name, whose folder may be left out."""
     if Path(given).is_file():
         return check_config(Path(given))
     known = shipped()
@@ -47,27 +42,9 @@ def find_config(given: str) -> Path:
     return matches[0]
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A loader that refuses duplicate keys, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse duplicates."""
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def check_config(path: Path) -> Path:
-    """Return the path of a file that holds settings or is empty.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), _StrictLoader)
+    """Return the path of a file that holds settings or is empty."""
+    content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), Loader)
     if content is not None and not isinstance(content, dict):
         what = "a list" if isinstance(content, list) else f"the single value {content}"
         raise UserError(f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}")
@@ -75,13 +52,9 @@ def check_config(path: Path) -> Path:
 
 
 def check_yaml(path: Path) -> Path:
-    """Return the path of a file that holds YAML.
-
-    Raises:
-        UserError: it does not, or a key is given twice; with file and line.
-    """
+    """Return the path of a file that holds YAML."""
     try:
-        yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
+        yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
     except UnicodeDecodeError as error:
@@ -109,11 +82,7 @@ def resolve_configs(arguments: list[str]) -> list[str]:
 
 
 def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str]]:
-    """Return the value of an option, and the command line without it.
-
-    Raises:
-        UserError: the option has no value, or is given twice.
-    """
+    """Return the value of an option, and the command line without it."""
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name != option:
@@ -165,11 +134,9 @@ def has_training_settings(arguments: list[str]) -> bool:
     return any(isinstance(content, dict) and content.keys() & {"model", "trainer"} for content in contents)
 
 
-def location_of_key(key: str, paths: Iterable[Path]) -> str:
-    """Return file and line of a key, ` (a.yaml, line 3)`, or nothing if no file has it."""
-    pattern = re.compile(rf"(^|[{{,])\s*[\"']?{re.escape(key.rpartition('.')[2])}[\"']?\s*:")
-    for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if pattern.search(line):
-                return f" ({path}, line {number})"
-    return ""
+def location_of_key(key: str, path: Path) -> str:
+    """Return file and line of a key, ` (a.yaml, line 3)`; the file alone if it does not have the key."""
+    last = key.rpartition(".")[2]
+    found = key_lines(path.read_text(encoding="utf-8-sig")).items()
+    line = next((f", line {line}" for keys, line in found if keys[-1] == last), "")
+    return f" ({path}{line})"

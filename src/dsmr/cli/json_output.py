@@ -10,11 +10,7 @@ from dsmr import UserError
 
 
 def check_output(given: str | None, option: str = "--output") -> Path | None:
-    """Return the path of a result file, and check before any work that it can be written.
-
-    Raises:
-        UserError: its folder is missing or cannot be written, or the path is a folder.
-    """
+    """Return the path of a result file, and check before any work that it can be written."""
     if given is None:
         return None
     path = Path(given)

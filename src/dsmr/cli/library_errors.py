@@ -93,11 +93,7 @@ def raised_in(error: Exception) -> str:
 
 @contextmanager
 def in_training(trainer: Trainer) -> Iterator[None]:
-    """Explain what libraries refuse only in training: metrics to monitor, steps of an optimizer, folders.
-
-    Raises:
-        UserError: a library refuses a setting.
-    """
+    """Explain what libraries refuse only in training: metrics to monitor, steps of an optimizer, folders."""
     try:
         yield
     except Exception as error:

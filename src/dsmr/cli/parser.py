@@ -39,11 +39,7 @@ class OneLineParser(WrittenParser):
         super().__init__(prog=prog, description=description, **{**defaults, **kwargs, "parser_mode": MODE})
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
-        """Parse a command line.
-
-        Raises:
-            UserError: an option or a config file is wrong.
-        """
+        """Parse a command line."""
         if self.exit_on_error:
             args = with_current_paths(underscored(list(args), keep=self._option_string_actions))
             if any(isinstance(action, ActionConfigFile) for action in self._actions):

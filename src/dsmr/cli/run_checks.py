@@ -1,4 +1,4 @@
-"""Checks of a run's own settings: its name, its folder, its seed and its schedule."""
+"""Checks of a run's name, folder, seed and schedule. Each raises `UserError`, naming the option."""
 
 import os
 import re
@@ -20,11 +20,7 @@ MOST_SEED = 2**32 - 1
 
 
 def check_settings(settings: Namespace) -> None:
-    """Check what can be checked before anything is built.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Check what can be checked before anything is built."""
     if settings.resume is not None or settings.checkpoint is not None:
         raise UserError("resume and checkpoint belong on the command line, not in a config file; take them out")
     name = settings.name
@@ -34,11 +30,7 @@ def check_settings(settings: Namespace) -> None:
 
 
 def check_schedule(horizons: Any) -> None:
-    """Check that a class path for horizons names a schedule; jsonargparse takes one that it cannot import as a string.
-
-    Raises:
-        UserError: with the reason.
-    """
+    """Check a class path of a schedule, which jsonargparse takes for a string if it cannot be imported."""
     if isinstance(horizons, str) and CLASS_PATH.fullmatch(horizons):
         found = import_class(horizons, f"model.horizons {horizons}:")
         if not (isinstance(found, type) and issubclass(found, Schedule)):
@@ -48,25 +40,13 @@ def check_schedule(horizons: Any) -> None:
 
 
 def check_seed(seed: bool | int | None) -> None:
-    """Check that NumPy accepts a seed.
-
-    Raises:
-        UserError: naming the option.
-    """
+    """Check that NumPy accepts a seed."""
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed <= MOST_SEED:
         raise UserError(f"seed_everything is {seed}; it must be from 0 to {MOST_SEED}")
 
 
 def check_resumed(config: Path, model: Namespace) -> None:
-    """Check that a resumed run keeps its optimizer and its learning-rate schedule, whose state the checkpoint holds.
-
-    Args:
-        config: the run's settings so far.
-        model: settings of the model now.
-
-    Raises:
-        UserError: naming both.
-    """
+    """Check that a resumed run keeps the optimizer and scheduler of its config, whose state the checkpoint holds."""
     before = (load_yaml(config.read_text(encoding="utf-8")) or {}).get("model") or {}
     for key in ("optimizer", "lr_scheduler"):
         spec, now = before.get(key), model[key]
@@ -79,11 +59,7 @@ def check_resumed(config: Path, model: Namespace) -> None:
 
 
 def check_folder(folder: Path, option: str) -> None:
-    """Check that a run's folder can be made, and leave nothing behind.
-
-    Raises:
-        UserError: naming the option.
-    """
+    """Check that a run's folder can be made, and leave nothing behind."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

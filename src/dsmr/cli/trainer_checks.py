@@ -1,4 +1,4 @@
-"""Checks of trainer settings that Lightning would refuse late, or without a clear message."""
+"""Checks of trainer settings that Lightning refuses late or unclearly. Each raises `UserError`, naming the key."""
 
 import inspect
 import os
@@ -34,7 +34,7 @@ NEEDED = {
 }
 """Settings that leave a command nothing to do if they are 0."""
 UNSUPPORTED_CALLBACKS = {
-    "LearningRateFinder": "compare learning rates with dsmr sweep, such as experiments/learning_rate.yaml",
+    "LearningRateFinder": "compare learning rates with dsmr sweep learning_rate",
     "BatchSizeFinder": "the batch is data.num_lanes; dsmr estimate says how many lanes fit a GPU",
     "BackboneFinetuning": "it would freeze the whole network, which is the backbone",
 }
@@ -43,11 +43,7 @@ COPIED = ("spawn", "fork", "notebook")
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:
-    """Check the settings of the trainer for a command.
-
-    Raises:
-        UserError: naming the key and the values that it takes.
-    """
+    """Check the settings of the trainer for a command."""
     for key, least in LEAST.items():
         value = trainer.get(key)
         if value is not None and value < least:
@@ -71,11 +67,7 @@ def check_trainer(trainer: Namespace, command: str) -> None:
 
 
 def check_duration(key: str, given: Any) -> None:
-    """Check a duration.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Check a duration."""
     parts = given
     if isinstance(given, str):
         match = re.fullmatch(r"(?P<days>\d+):(?P<hours>\d\d):(?P<minutes>\d\d):(?P<seconds>\d\d)", given.strip())
@@ -97,11 +89,7 @@ def accelerators() -> list[str]:
 
 
 def check_accelerator(given: Any) -> None:
-    """Check that this machine has an accelerator.
-
-    Raises:
-        UserError: naming those that it has.
-    """
+    """Check that this machine has an accelerator."""
     if not isinstance(given, str) or given == "auto":
         return
     here = accelerators()
@@ -112,11 +100,7 @@ def check_accelerator(given: Any) -> None:
 
 
 def check_devices(devices: Any, accelerator: Any) -> None:
-    """Check the number of processes on a CPU; Lightning checks GPUs.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Check the number of processes on a CPU; Lightning checks GPUs."""
     is_cpu = accelerator == "cpu" or (accelerator == "auto" and accelerators() == ["cpu"])
     if not is_cpu or devices == "auto":
         return
@@ -128,11 +112,7 @@ def check_devices(devices: Any, accelerator: Any) -> None:
 
 
 def check_strategy(given: Any) -> None:
-    """Check the name of a strategy.
-
-    Raises:
-        UserError: naming the most similar one, or the spelling for a class.
-    """
+    """Check the name of a strategy."""
     if not isinstance(given, str) or given == "auto":
         return
     name, known = given.lower(), StrategyRegistry.available_strategies()
@@ -152,11 +132,7 @@ def check_strategy(given: Any) -> None:
 
 
 def check_nodes(trainer: Trainer) -> None:
-    """Check that several nodes have an address; without one, Lightning waits half an hour before it fails.
-
-    Raises:
-        UserError: naming the variables to set.
-    """
+    """Check that several nodes have an address; without one, Lightning waits half an hour before it fails."""
     strategy = trainer.strategy
     if trainer.num_nodes == 1 or not isinstance(strategy, ParallelStrategy):
         return
@@ -168,11 +144,7 @@ def check_nodes(trainer: Trainer) -> None:
 
 
 def check_callbacks(callbacks: list[Namespace] | None) -> None:
-    """Check for callbacks of Lightning that change what a run keeps fixed.
-
-    Raises:
-        UserError: naming the callback and what to use in its place.
-    """
+    """Check for callbacks of Lightning that change what a run keeps fixed."""
     for callback in callbacks or []:
         name = callback.class_path.rpartition(".")[2]
         if name in UNSUPPORTED_CALLBACKS:

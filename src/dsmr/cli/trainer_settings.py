@@ -37,11 +37,7 @@ def settle_length(trainer: Namespace, given: GivenSettings) -> None:
 
 
 def check_end(trainer: Namespace) -> None:
-    """Check that a run has an end; Lightning would stop it after 1,000 epochs.
-
-    Raises:
-        UserError: naming what to set.
-    """
+    """Check that a run has an end; Lightning would stop it after 1,000 epochs."""
     if trainer.max_steps == -1 and trainer.max_epochs in (None, -1) and trainer.max_time is None:
         raise UserError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
 
@@ -65,11 +61,7 @@ def lift_no_validation(trainer: Namespace, given: GivenSettings) -> None:
 
 
 def settle_root(settings: Namespace, given: GivenSettings) -> None:
-    """Use `trainer.default_root_dir` as the folder of runs.
-
-    Raises:
-        UserError: both are given, and differ.
-    """
+    """Use `trainer.default_root_dir` as the folder of runs."""
     folder = settings.trainer.default_root_dir
     if folder is None or str(folder) == settings.root:
         return

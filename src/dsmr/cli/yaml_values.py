@@ -70,7 +70,17 @@ Written = (WrittenInt, WrittenFloat, WrittenBool)
 
 
 class Loader(yaml.SafeLoader):
-    """A safe loader that keeps the text of numbers and booleans; dates stay strings."""
+    """A safe loader that keeps the text of numbers, leaves dates as strings and refuses duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicate keys, of which YAML would silently keep the last."""
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 class Dumper(yaml.SafeDumper):

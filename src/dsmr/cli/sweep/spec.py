@@ -120,7 +120,7 @@ def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
         raise UserError(f"{path} is not a sweep file: it must have keys such as program, method and parameters")
 
     def refuse(key: str, message: str) -> UserError:
-        return UserError(f"{key}{location_of_key(key, [path]) or f' ({path})'}: {message}")
+        return UserError(f"{key}{location_of_key(key, path)}: {message}")
 
     check_keys(path, content, refuse)
     parameters = dict(flatten_parameters(content["parameters"], "", refuse))

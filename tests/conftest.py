@@ -130,7 +130,7 @@ def midi_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def maestro() -> str:
-    """Where MAESTRO lies; skips where it is not."""
+    """Path of MAESTRO; skips the test without it."""
     path = os.environ.get("DSMR_MAESTRO")
     if not path:
         pytest.skip("DSMR_MAESTRO is not set: this test reads the real MAESTRO v3.0.0")

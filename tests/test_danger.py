@@ -1,4 +1,4 @@
-"""What comes from outside cannot hurt: checkpoints with code, archives that climb out or swell."""
+"""Untrusted input: checkpoints with code, archives that are too large when unpacked."""
 
 import pickle
 import struct
@@ -24,13 +24,13 @@ VERSION_1 = Path(__file__).parent / "data" / "version1"
 
 @pytest.fixture(autouse=True)
 def lightnings_own_warnings() -> None:
-    """Keep the program's own filters inside a test."""
+    """Apply the program's warning filters in a test."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
 
 
 class Payload:
-    """Leaves a file behind where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -76,7 +76,7 @@ def test_code_in_a_checkpoint_is_never_run(
     assert proof.exists()
 
 
-def test_a_member_that_swells_is_refused_and_its_neighbours_are_kept(tmp_path: Path) -> None:
+def test_a_member_too_large_when_unpacked_is_refused_and_the_others_are_kept(tmp_path: Path) -> None:
     path = zipped(make_maestro(tmp_path / "data", ROWS))
     swelling = tmp_path / "swelling.zip"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(swelling, "w", zipfile.ZIP_DEFLATED) as new:
@@ -89,7 +89,7 @@ def test_a_member_that_swells_is_refused_and_its_neighbours_are_kept(tmp_path: P
     assert len(store.pieces) == 2
 
 
-def test_an_archive_that_swells_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_an_archive_too_large_when_unpacked_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     path = zipped(make_maestro(tmp_path / "data", ROWS))
     content = bytearray(path.read_bytes())
     at = content.index(b"PK\x01\x02")
@@ -100,7 +100,7 @@ def test_an_archive_that_swells_is_refused_before_anything_is_read(tmp_path: Pat
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
-def test_a_csv_that_swells_is_refused(tmp_path: Path, as_zip: bool) -> None:
+def test_a_csv_too_large_when_unpacked_is_refused(tmp_path: Path, as_zip: bool) -> None:
     folder = make_maestro(tmp_path / "data", ROWS)
     with (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").open("ab") as file:
         file.write(b"," * MAX_FILE_BYTES)
@@ -108,8 +108,8 @@ def test_a_csv_that_swells_is_refused(tmp_path: Path, as_zip: bool) -> None:
         find_maestro(zipped(folder) if as_zip else folder).entries()
 
 
-def test_a_link_in_a_run_is_followed_to_nothing_that_is_written(tmp_path: Path) -> None:
-    """What a run saves replaces a link, and leaves what it points to alone."""
+def test_a_link_in_a_run_is_replaced_and_its_target_kept(tmp_path: Path) -> None:
+    """A saved file replaces a link, and leaves its target alone."""
     from dsmr.data.files import atomic_write
 
     precious = tmp_path / "precious"

@@ -4,12 +4,14 @@ B lanes, T segment, N tokens of a piece, V vocabulary.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import Callback, Trainer
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -20,10 +22,12 @@ from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer, decode, enc
 from dsmr.generate import Generator, Sampling
 from dsmr.model import RecurrentTransformer
 from dsmr.model.sizes import Compilation
+from dsmr.results.run_files import read_checkpoint
+from dsmr.training.losses import NotFiniteError
 from dsmr.training.module import RecurrentLM
 from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
 from test_memory import boundary_mask, one_pass
-from test_module import KillAt, KilledError, weights_after
+from test_module import KillAt, KilledError, trainer, weights_after
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = pytest.param("cuda", marks=GPU)
@@ -229,3 +233,57 @@ def test_muon_steps_as_torchs_does(device: str) -> None:
     for name in names:
         value, wanted = one.state_dict()[name], two.state_dict()[name]
         assert (value - wanted).norm() < 0.02 * (wanted - begun[name]).norm()
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_a_failed_step_changes_nothing_and_is_saved(tmp_path: Path, device: str, optimizer: Any) -> None:
+    """On CUDA the step is queued before it is known to have failed."""
+    before: dict[str, Any] = {}
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 6:
+                before.update(weights=copy.deepcopy(pl_module.backbone.state_dict()))
+                before.update(optimizer=copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
+                before.update(is_queued=trainer.optimizers[0].obeys_found_inf)
+
+        def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.global_step == 6:
+                pl_module.backbone.embedding.weight.grad[0, 0] = torch.nan
+
+        def on_exception(self, trainer: Trainer, *_: Any) -> None:
+            before.update(optimizer_after=trainer.optimizers[0].state_dict()["state"])
+
+    lm, data = fresh()
+    lm.optimizer = optimizer
+    with pytest.raises(NotFiniteError, match="at step 7"):
+        weights_after(tmp_path, lm, data, 12, Spoil(), accelerator="gpu" if device == "cuda" else device)
+    assert before["is_queued"] == (device == "cuda")
+    saved = read_checkpoint(tmp_path / "last.ckpt")
+    assert saved["global_step"] == 6
+    for name, weight in before["weights"].items():
+        assert torch.equal(saved["state_dict"][f"backbone.{name}"], weight.cpu()), name
+    torch.testing.assert_close(before["optimizer_after"], before["optimizer"], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+@pytest.mark.parametrize("optimizer", [AdamW, Muon])
+def test_no_training_step_waits_for_the_gpu(tmp_path: Path, device: str, optimizer: Any) -> None:
+    """`HostFlag` waits for an event, which the debug mode allows: the GPU has the optimizer's kernels to run."""
+
+    class NoSync(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if device == "cuda" and trainer.global_step >= 3:  # compilation and allocation may wait
+                torch.cuda.set_sync_debug_mode("error")
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+
+    lm, data = fresh()
+    lm.optimizer = optimizer
+    settings: dict[str, Any] = {"accelerator": "gpu" if device == "cuda" else device, "limit_val_batches": 0}
+    run = trainer(tmp_path, max_steps=6, callbacks=[NoSync()], **settings)
+    run.fit(lm, data)
+    assert run.global_step == 6

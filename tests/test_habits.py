@@ -1,4 +1,4 @@
-"""What users of Lightning do by habit: overfit, count epochs, and bring callbacks and checkpoints of their own."""
+"""Habits of Lightning users: overfit_batches, epochs in place of steps, their own callbacks and checkpoints."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def dsmr(*arguments: str | Path) -> int:
 
 
 class Seen(Callback):
-    """Which batches each of Lightning's epochs trained on."""
+    """Records the batches of each of Lightning's epochs."""
 
     def __init__(self) -> None:
         self.epochs: list[list[tuple[int, ...]]] = []
@@ -92,7 +92,7 @@ def csv_rows(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("limit", "num_batches"), [(3, 3), (0.05, None)])
-def test_overfit_batches_gives_the_same_batches_in_every_epoch(
+def test_overfit_batches_repeats_the_same_batches_in_every_epoch(
     tmp_path: Path, limit: int | float, num_batches: int | None
 ) -> None:
     data, seen = recall_data(), Seen()
@@ -170,7 +170,9 @@ def test_a_module_is_loaded_from_a_checkpoint_as_lightning_users_do(tmp_path: Pa
     found, expected = (trainer(tmp_path).validate(one, data, verbose=False) for one in (loaded, lm))
     assert found == expected
     assert loaded.backbone.horizons == (64, 32)
-    assert RecurrentLM.load_from_checkpoint(tmp_path / "x.ckpt").backbone.training  # to go on training with dropout
+    assert RecurrentLM.load_from_checkpoint(
+        tmp_path / "x.ckpt"
+    ).backbone.training  # so that training continues with dropout
 
 
 def test_continuations_are_returned_to_python() -> None:

@@ -1,4 +1,4 @@
-"""The LightningModule: memories per split, figures, the loss, checkpoints."""
+"""The LightningModule: memories per split, metrics, the training step, checkpoints."""
 
 import copy
 import math
@@ -56,7 +56,7 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return Trainer(default_root_dir=folder, **{**quiet, "max_steps": 6, "val_check_interval": 3, **settings})
 
 
-def figures(folder: Path, num_lanes: int, lm: RecurrentLM) -> dict[str, float]:
+def validation_metrics(folder: Path, num_lanes: int, lm: RecurrentLM) -> dict[str, float]:
     (result,) = trainer(folder).validate(lm, recall_data(num_lanes), verbose=False)
     return dict(result)
 
@@ -65,20 +65,20 @@ def test_perplexity_does_not_depend_on_the_lanes_and_repeats_bitwise(tmp_path: P
     lm = module(recall_data())
     with torch.no_grad():
         lm.backbone.embedding.weight.mul_(30)
-    first, again = (figures(tmp_path, 4, lm) for _ in range(2))
+    first, again = (validation_metrics(tmp_path, 4, lm) for _ in range(2))
     assert first == again
     for num_lanes in (1, 2, 7):
-        other = figures(tmp_path, num_lanes, lm)
+        other = validation_metrics(tmp_path, num_lanes, lm)
         assert other == pytest.approx(first, rel=1e-5)
     assert first["val/tokens"] == sum(
         piece.length - 1 for piece in recall_data().store.pieces if piece.split == "validation"
     )
 
 
-def test_the_figures_are_those_of_every_piece_alone(tmp_path: Path) -> None:
+def test_metrics_equal_those_of_every_piece_alone(tmp_path: Path) -> None:
     data = recall_data()
     lm = module(data)
-    logged = figures(tmp_path, 3, lm)
+    logged = validation_metrics(tmp_path, 3, lm)
     nll, asked = 0.0, []
     for number in data.pieces("validation"):
         piece = data.store.pieces[number]
@@ -246,7 +246,7 @@ def weights_after(
 
 
 class KilledError(Exception):
-    """The process is gone: no hook of Lightning's runs that would save anything."""
+    """Stands for a killed process: no hook of Lightning saves anything."""
 
 
 class KillAt(Callback):
@@ -303,7 +303,7 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one(
         assert torch.equal(value, resumed[name]), name
 
 
-def test_a_run_killed_in_its_last_validation_does_it_when_it_goes_on(tmp_path: Path) -> None:
+def test_a_run_killed_in_its_last_validation_repeats_it_when_resumed(tmp_path: Path) -> None:
     best = BestCheckpoint(tmp_path / "whole")
     whole = weights_after(tmp_path / "whole", *fresh(), 20, best)
     with pytest.raises(KilledError):
@@ -348,7 +348,7 @@ def test_a_run_with_muon_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert not torch.equal(whole["blocks.0.gate_up.weight"], adamw["blocks.0.gate_up.weight"])
 
 
-def test_the_layers_matrices_are_muons(tmp_path: Path) -> None:
+def test_muon_trains_the_matrices_of_the_layers(tmp_path: Path) -> None:
     lm = module(recall_data(), optimizer=Muon)
     lm.trainer = trainer(tmp_path, max_steps=3000)
     configured: Any = lm.configure_optimizers()
@@ -357,7 +357,7 @@ def test_the_layers_matrices_are_muons(tmp_path: Path) -> None:
     assert found == {name for name, p in lm.backbone.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
 
 
-def test_muon_hears_which_projections_a_matrix_stacks(tmp_path: Path) -> None:
+def test_muon_is_given_the_projections_that_a_matrix_stacks(tmp_path: Path) -> None:
     lm = module(recall_data(), optimizer=Muon)
     lm.trainer = trainer(tmp_path, max_steps=3000)
     configured: Any = lm.configure_optimizers()
@@ -372,7 +372,7 @@ def test_muon_hears_which_projections_a_matrix_stacks(tmp_path: Path) -> None:
 
 
 def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let lane 2 have an impossible loss in one call."""
+    """Give lane 2 a loss of `value` in one call."""
     calls = []
 
     def token_nll_or_worse(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -385,7 +385,7 @@ def poisoned(call: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_loss_that_is_no_number_stops_before_the_weights_and_names_the_place(
+def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_the_piece(
     tmp_path: Path, value: float, uninterrupted: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm, data = fresh()
@@ -405,7 +405,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_and_names_the_place(
         assert torch.equal(expected, resumed[weight]), weight
 
 
-def test_a_gradient_that_is_no_number_stops_before_the_weights(tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path: Path) -> None:
     class Spoil(Callback):
         def on_after_backward(self, trainer: Trainer, pl_module: Any) -> None:
             if trainer.global_step == 6:
@@ -431,7 +431,9 @@ def test_a_bad_loss_within_an_accumulation_keeps_the_checkpoint_before(
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 5
 
 
-def test_a_validation_that_is_no_number_names_the_first_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_that_is_not_finite_names_the_first_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm, data = fresh()
     poisoned(2, torch.nan, monkeypatch)
     lm.eval()

@@ -1,4 +1,4 @@
-"""Muon beside AdamW: two optimizers behind one list of groups."""
+"""Muon and AdamW: two optimizers behind one list of parameter groups."""
 
 import copy
 from typing import Any
@@ -62,7 +62,7 @@ def test_a_schedule_reaches_both() -> None:
     assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [0.25] * 3
 
 
-def test_saved_and_loaded_it_goes_on_alike() -> None:
+def test_saved_and_loaded_it_continues_alike() -> None:
     whole = network()
     train(whole, [Muon(groups(whole), lr=0.02)], range(6))
     net = network()
@@ -74,7 +74,7 @@ def test_saved_and_loaded_it_goes_on_alike() -> None:
     assert same(whole, net)
 
 
-def test_a_closure_gives_its_loss() -> None:
+def test_a_step_returns_the_loss_of_its_closure() -> None:
     net = network()
     optimizer = Muon(groups(net), lr=0.02)
 
@@ -95,7 +95,7 @@ def test_nothing_to_do_is_refused() -> None:
 
 
 def alike(mine: torch.Tensor, other: torch.Tensor, first: torch.Tensor) -> None:
-    """Both moved, and to the same place but for bfloat16's sums in another order."""
+    """Check that both moved to the same point, but for bfloat16 sums in another order."""
     moved = (other - first).norm()
     assert (mine - other).norm() < 0.02 * moved
     assert moved > 0.01 * first.norm()

@@ -188,7 +188,7 @@ def test_the_command_measures_every_row_of_the_table(smoke: dict, capsys: pytest
         (["--benchmark.rows=[fulll]"], "fulll is unknown; known: full"),
         (["--benchmark.repeats=0"], "repeats is 0"),
         (['--benchmark.horizons={"short": "2x64"}'], "must have the row `full`"),
-        (['--benchmark.horizons={"full": "3x64"}'], "name 3 layers, but num_layers is 2"),
+        (['--benchmark.horizons={"full": "3x64"}'], "have 3 layers, but num_layers is 2"),
         (['--benchmark.horizons={"full": "2x64"}', "--benchmark.materialised=[odd]"], "odd is not in horizons"),
         (["--benchmark.decode_lanes=[0]"], "must all be at least 1"),
         (["--benchmark.repeat=3"], "unknown key benchmark.repeat"),

@@ -134,8 +134,8 @@ class Generator:
         kinds, values = grammar.kinds.tolist(), grammar.values.tolist()
         velocity = max(int(grammar.state_B4[0, 2]), 0)
         for (token,) in self.tokens(prompt, seed=seed, may_end=last is None, grammar=grammar):
-            tick = int(grammar.tick_B)
-            if last is not None and tick >= last:
+            tick = int(grammar.tick_B)  # after this token
+            if last is not None and tick >= last:  # its shift reaches or passes the end
                 for pitch in grammar.sounding(0):
                     yield Event(last / TICKS_PER_SECOND, pitch, 0)
                 return
@@ -193,7 +193,7 @@ class Generator:
                     tokens_B = tokens_B.masked_fill(has_ended_B, PAD)
                     has_ended_B = has_ended_B | (tokens_B == EOS)
                 grammar.advance(tokens_B)
-            yield tokens_B.tolist()
+            yield tokens_B.tolist()  # outside inference_mode, which would otherwise hold in the caller's code as well
             if may_end and bool(has_ended_B.all()):
                 return
             with torch.inference_mode():

@@ -259,7 +259,7 @@ def test_continuations_of_a_prompt_have_sound_and_picture(
 
 
 def test_every_piece_of_a_split_is_continued(
-    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smoke_run: Path, midi_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["generate", "--checkpoint", smoke_run, "--seconds", 3, "--prompt-seconds", 5, "--num", 2]
     options = ["--prompt", "validation", "--limit", 2, "--output", tmp_path / "made", "--json"]
@@ -279,6 +279,12 @@ def test_every_piece_of_a_split_is_continued(
     assert dsmr(*single, "--data.validation-stride", 2, "--limit", 1) == 0
     (alone,) = (tmp_path / "one").iterdir()
     assert alone.read_bytes() == paths[1].read_bytes()
+    judge = ["judge", tmp_path / "made", "--data.path", midi_folder, "--split", "train", "--window", 1, "--json"]
+    capsys.readouterr()
+    assert dsmr(*judge, "--output", tmp_path / "judged") == 0
+    judged = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert judged["start"] == pytest.approx(5.0), "generated music is judged from its prompt's end on"
+    assert judged["rows"][str(tmp_path / "made")]["pieces"] == 4
 
 
 def test_every_file_of_a_folder_is_continued(

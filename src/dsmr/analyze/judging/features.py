@@ -80,8 +80,8 @@ def divergence(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArr
 
 def entropy_bits(counts: NDArray[np.int64]) -> float:
     """Entropy of a histogram in bits."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
+    shares = counts / counts.sum()
+    return float(-(shares * np.log(shares, out=np.zeros(len(shares)), where=shares > 0)).sum() / np.log(2))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""Hold `dsmr estimate` against what is measured: bytes of the state, and bytes that autograd keeps for backward.
+"""Compare `dsmr estimate` with measurements: bytes of the state, and bytes that autograd keeps for backward.
 
-    python experiments/estimate_check.py [--output experiments/estimate.json]
+    python experiments/estimate/run.py [--output FILE.json]
 
-A row for each network, form and precision, on a CPU: prints Markdown, and exits with 1 where a state is not exact or
-kept bytes are further off than 10 %.
+Measures one row for each network, attention backend and precision on a CPU, and prints Markdown. Exits with 1 if a
+state is not exact, or saved bytes are off by more than 10 %.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def compare(size: str, name: str, form: Backend, precision: str, dropout: float)
 
 
 class DropoutWorkload(Workload):
-    """With the network's own dropout, which the benchmark leaves out."""
+    """A workload with the network's own dropout, which the benchmark leaves out."""
 
     def network(self, row: Row, form: Backend) -> Any:  # noqa: D102
         return build(row, self.like, prefix_length=self.prefix_length, attention=form)

@@ -1,9 +1,9 @@
-"""How fast music comes out, what the mask costs, how long a start takes, and that memory stays as it is.
+"""Measure the speed of generation, the cost of the mask, the time to start, and that memory stays constant.
 
-    python experiments/generation/speed.py --output experiments/generation
+    python experiments/generation/run.py
 
-A network of d_model 256 and 8 layers, horizons 2x4096+6x512, segments of 512 tokens, random weights, every ring full:
-speed does not depend on what the weights are. Variants take turns in one process. MAESTRO has 39.8 tokens in a second.
+A network of d_model 256 and 8 layers, horizons 2x4096+6x512, segments of 512 tokens, random weights, full rings:
+speed does not depend on the weights. Variants take turns in one process. MAESTRO has 39.8 tokens per second of music.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TOKENS, TURNS = 200, 7
 
 
 class Anything(Grammar):
-    """No mask: what a generation without one would be."""
+    """A grammar that allows everything, to measure generation without a mask."""
 
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
         """Allow everything."""
@@ -45,7 +45,7 @@ class Anything(Grammar):
         self.everything = torch.ones(num_lanes, 392, dtype=torch.bool)
 
     def allowed(self, *, may_end: bool) -> Tensor:
-        """Give everything."""
+        """Return a mask that allows everything."""
         return self.everything
 
     def advance(self, tokens_B: Tensor) -> None:
@@ -53,13 +53,13 @@ class Anything(Grammar):
 
 
 def network() -> RecurrentTransformer:
-    """The network, with random weights."""
+    """Build the network with random weights."""
     torch.manual_seed(0)
     return RecurrentTransformer(392, HORIZONS, SEGMENT, d_model=256, num_layers=8, num_heads=4).eval()
 
 
 def turns(made: Generator, prompt: Prompt) -> dict[str, Callable[[], float]]:
-    """Each gives tokens per second of one turn, of all lanes together."""
+    """Return a function for each row that measures tokens per second of one turn, over all lanes."""
 
     def generation(lanes: int, grammar: Grammar | None = None) -> Callable[[], float]:
         steps = made.tokens(prompt, num=lanes, may_end=False, grammar=grammar)
@@ -114,7 +114,7 @@ def turns(made: Generator, prompt: Prompt) -> dict[str, Callable[[], float]]:
 
 
 def start_up(folder: Path) -> dict[str, float]:
-    """Seconds of `dsmr generate` for a moment of music: as usual, and the first time, when numba compiles."""
+    """Measure the seconds of `dsmr generate` for a moment of music, the first time (numba compiles) and afterwards."""
     checkpoint, tokenizer = folder / "random.ckpt", {"name": "performance", "config": {}}
     weights = {f"backbone.{name}": weight for name, weight in network().state_dict().items()}
     section = describe_network(network(), tokenizer)
@@ -135,13 +135,13 @@ def start_up(folder: Path) -> dict[str, float]:
 
 
 def resident_mib() -> float:
-    """Resident size of this process now (Linux)."""
+    """Return the resident size of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def long_run(made: Generator, prompt: Prompt, tokens: int) -> dict[str, list[float]]:
-    """Resident size and speed while one lane writes so many tokens; what it writes is not kept."""
+    """Measure resident size and speed while one lane generates `tokens` tokens."""
     steps = made.tokens(prompt, may_end=False)
     next(steps)
     found: dict[str, list[float]] = {"tokens": [], "resident_mib": [], "tokens_per_second": []}
@@ -155,28 +155,28 @@ def long_run(made: Generator, prompt: Prompt, tokens: int) -> dict[str, list[flo
     return found
 
 
-def picture(run: dict[str, list[float]], state_mib: float, path: Path) -> None:
-    """Resident size and speed over the tokens."""
+def plot_long_run(run: dict[str, list[float]], state_mib: float, path: Path) -> None:
+    """Plot resident size and speed against tokens."""
     from dsmr.results.plotting import BAR, FAINT, make_panels
 
     figure, panels = make_panels(2, height=2.6, columns=2, shared=False)
     for axes, name, label in zip(
-        panels, ("resident_mib", "tokens_per_second"), ("resident size, MiB", "tokens per second"), strict=True
+        panels, ("resident_mib", "tokens_per_second"), ("Resident size (MiB)", "Tokens per second"), strict=True
     ):
         axes.plot(run["tokens"], run[name], color=BAR, linewidth=1)
         axes.set_ylim(0, 1.1 * max(run[name]))
         axes.set_title(label, fontsize=9)
-        axes.set_xlabel("tokens generated", fontsize=8)
+        axes.set_xlabel("Tokens generated", fontsize=8)
         axes.grid(linewidth=0.3, color=FAINT)
     panels[0].axhline(state_mib, color=FAINT, linestyle="--", linewidth=1)
-    panels[0].annotate("of these, memory and open segment", (0, state_mib), fontsize=7, va="bottom")
+    panels[0].annotate("memory and open segment", (0, state_mib), fontsize=7, va="bottom")
     figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("experiments/generation"))
-    parser.add_argument("--tokens", type=int, default=100_000, help="of the long run")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent)
+    parser.add_argument("--tokens", type=int, default=100_000, help="tokens of the long run")
     options = parser.parse_args()
     made = Generator(network(), build_tokenizer(TokenizerSpec()), Sampling(top_p=0.98))
     first = islice(made.tokens(may_end=False), 9 * SEGMENT)
@@ -196,7 +196,7 @@ def main() -> None:
         "hardware": hardware_info(torch.device("cpu")),
         "versions": package_versions(),
         "commit": current_commit(),
-        "command": f"python experiments/generation/speed.py --tokens {options.tokens}",
+        "command": f"python experiments/generation/run.py --tokens {options.tokens}",
         "horizons": HORIZONS,
         "tokens_per_second": {
             name: {"median": median(speeds), "least": min(speeds), "most": max(speeds)}
@@ -210,8 +210,8 @@ def main() -> None:
         "long_run": run,
     }
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    picture(run, state, options.output / "memory.png")
+    (options.output / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plot_long_run(run, state, options.output / "memory.png")
     for name, row in result["tokens_per_second"].items():
         print(f"{name:<46}{row['median']:8.0f} tokens/s ({row['least']:.0f} to {row['most']:.0f})")
     for name, seconds in starts.items():

@@ -1,9 +1,9 @@
-"""Speed and memory while a trained model writes music, on the GPU if there is one.
+"""Measure speed and memory of generation by a trained model, on the GPU if there is one.
 
     python experiments/gpu/music.py RUN [--tokens 20000] [--seconds 30]
 
-For 1 and 8 pieces at once: tokens per second, and allocated memory after every thousand tokens, which should stay as
-it is. Prints JSON. What is written is checked by nothing here: tests do that.
+For 1 and 8 pieces at once: tokens per second and allocated memory after every thousand tokens; memory should stay
+constant. Prints JSON. The music itself is not checked here.
 """
 
 import argparse
@@ -23,15 +23,15 @@ STRETCH = 1000
 
 
 def allocated_mib() -> float:
-    """Of the GPU's memory by tensors; on a CPU the resident size of this process (Linux)."""
+    """Return the GPU memory allocated by tensors; on a CPU the resident size of this process (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / MIB
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def write(made: Generator, lanes: int, tokens: int, seconds: float) -> dict[str, Any]:
-    """Speed and memory of so many tokens in each lane, or of what there was time for."""
+def measure_generation(made: Generator, lanes: int, tokens: int, seconds: float) -> dict[str, Any]:
+    """Measure speed and memory over `tokens` tokens in each lane, or as many as `seconds` allow."""
     stretch = min(STRETCH, tokens)
     steps = made.tokens(num=lanes, may_end=False)
     next(steps)
@@ -52,12 +52,12 @@ def write(made: Generator, lanes: int, tokens: int, seconds: float) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--tokens", type=int, default=20_000, help="of each piece")
-    parser.add_argument("--seconds", type=float, default=30.0, help="at most, for each number of pieces")
+    parser.add_argument("--tokens", type=int, default=20_000, help="tokens of each piece")
+    parser.add_argument("--seconds", type=float, default=30.0, help="time limit for each number of pieces")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made = Generator.load(options.run, device=device)
-    rows = {str(lanes): write(made, lanes, options.tokens, options.seconds) for lanes in (1, 8)}
+    rows = {str(lanes): measure_generation(made, lanes, options.tokens, options.seconds) for lanes in (1, 8)}
     print(json.dumps({"device": device, "lanes": rows}))
 
 

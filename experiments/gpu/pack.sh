@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What a GPU machine without a network needs beside this checkout, in one folder of less than 60 MiB.
+# Pack what a GPU machine without a network needs in addition to this checkout, in a folder of less than 60 MiB.
 #
 #     DSMR_MAESTRO=maestro-v3.0.0-midi.zip experiments/gpu/pack.sh runs/gpu_pack [PYTHON_VERSION]
 #
-# The tokenised MAESTRO (never to be published: CC BY-NC-SA), and wheels of what a machine with torch, lightning and
-# torchmetrics may lack, for PYTHON_VERSION (3.12) on x86-64 Linux. Then, on the machine, in the checkout:
+# The tokenized MAESTRO (not to be published: CC BY-NC-SA), and wheels of packages that a machine with torch, lightning
+# and torchmetrics may lack, for PYTHON_VERSION (3.12) on x86-64 Linux. Then, on the machine, in the checkout:
 #
-#     python3 experiments/gpu/run.py --pack runs/gpu_pack --out RESULTS        # again and again, until nothing is to do
+#     python3 experiments/gpu/run.py --pack runs/gpu_pack --out RESULTS        # repeat until it says: to do: nothing
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 pack=${1:?name a folder for the pack}
@@ -15,7 +15,7 @@ bin=.venv/bin
 mkdir -p "$pack/wheels"
 store=$($bin/dsmr prepare --json | tail -1 | $bin/python -c 'import json, sys; print(json.load(sys.stdin)["store"])')
 tar -C "$(dirname "$store")" --transform "s/^$(basename "$store")/store/" -cJf "$pack/store.tar.xz" "$(basename "$store")"
-wheels=(miditok symusic pebble safetensors platformdirs pySmartDL jsonargparse docstring_parser typeshed_client importlib_resources pytest-xdist execnet
+wheels=(miditok symusic pebble pooch safetensors platformdirs pySmartDL jsonargparse docstring_parser typeshed_client importlib_resources pytest-xdist execnet
   x-transformers einx frozendict loguru torch-einops-utils perceiver-ar-pytorch)
 pinned=()
 for name in "${wheels[@]}"; do

@@ -1,28 +1,28 @@
-"""What only a GPU can show, unattended and in calls that continue each other.
+"""Run everything that needs a GPU, unattended and in calls that continue each other.
 
     python3 experiments/gpu/run.py --out FOLDER [--pack FOLDER] [--minutes 9] [--tokens N] [--only STEP ...]
 
 Steps, in this order:
 
 tests        those marked gpu
-benchmark    speed and memory of rows at base.yaml's size; full and two_scale once more with all layers compiled as one
-profile      of a training step of two_scale and of full, by operation
-probe        learning rates, AdamW beside Muon, on two_scale; the best serves every row
-train        two_scale and full, then what is compared with them: `dsmr fit`, `dsmr validate`
-test         the test split, once, of the rows that have a published figure
-generate     music by two_scale: speed and memory over minutes of it
+benchmark    speed and memory of rows at base.yaml's size; full and two_scale again with all layers compiled as one
+profile      a training step of two_scale and of full, by operation
+probe        learning rates of AdamW and Muon on two_scale; the best is used for every row
+train        two_scale and full, then the rows to compare with them: `dsmr fit`, `dsmr validate`
+test         the test split, once, for the rows with published numbers
+generate     music by two_scale: speed and memory over minutes of music
 export       two_scale as a folder, in STATE
-benchmark    its companions: other rows, precisions, decoding, peers
-train        the other rows of experiments/paper_table.yaml
+benchmark    other rows, precisions, decoding, peers
+train        the other variants of dsmr.benchmark.variants
 
-A call ends in time: a training run that is not done yet saves itself and goes on in the next call, and what is done
-is not done again. A step that has failed comes after all others, and is left out once it has failed twice.
-FOLDER/results.json holds the machine and every step's result, written at once. The end of every call is kept for
-FOLDER/report.tar.gz: the rows so far as a table, those that are finished compared piece by piece. What a step
-printed is in `STATE/STEP.log`. README.md beside this says how long each may take.
+A call ends on time: a training run that is not done saves its state and resumes in the next call; finished steps are
+skipped. A failed step is retried after all others, and skipped once it has failed twice. FOLDER/results.json has the
+machine and the result of every step, written as soon as it is done. At its end, every call writes FOLDER/report.tar.gz:
+the rows so far as a table, the finished ones compared piece by piece. `STATE/STEP.log` has the output of a step.
+README.md estimates how long each takes.
 
-`--pack` names what `pack.sh` made: a token store, and wheels for a machine without a network.
-`--dry-run` takes the same way on a CPU in a minute, at configs/smoke.yaml's size: figures mean nothing then.
+`--pack` names the output of `pack.sh`: a token store, and wheels for a machine without a network.
+`--dry-run` runs the same sequence on a CPU in a minute, at the size of configs/smoke.yaml; its numbers mean nothing.
 """
 
 import argparse
@@ -43,11 +43,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 FIRST = ("two_scale", "full", "memoryless", "windowed", "two_scale_interleaved", "two_scale_whole")
-LEAST_SECONDS = 90.0  # no step is begun or continued with less: to start and to compile may take a minute
-REPORT_SECONDS = 25.0  # kept for the report
-SAVING_SECONDS = 35.0  # kept for the end of a training run
-ENDING_SECONDS = 25.0  # for a step that was asked to end
-LIMITS = {"tests": 180.0, "benchmark": 300.0, "profile": 120.0}  # seconds, of the steps whose names begin so
+LEAST_SECONDS = 90.0  # a step needs at least this much: starting and compiling may take a minute
+REPORT_SECONDS = 25.0  # reserved for the report
+SAVING_SECONDS = 35.0  # reserved for the end of a training run
+ENDING_SECONDS = 25.0  # for a step to end after SIGTERM
+LIMITS = {"tests": 180.0, "benchmark": 300.0, "profile": 120.0}  # seconds, by the beginning of a step's name
 TRIES = 2
 VALIDATIONS = 4  # of each row while it trains
 TOKENS, TOKENS_PER_STEP = 60_000_000, 4096  # of every row of the table
@@ -74,7 +74,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "benchmark_peers": (["full", "perceiver_ar_pytorch", "materialised_two_scale", "x_transformers_decode"], []),
 }
-"""Rows and further options of each step, what matters most first; the first two decide how rows are compiled."""
+"""Rows and further options of each step, by importance; the first two decide how rows are compiled."""
 PROBES = {
     **{
         f"adamw_{lr}": ["--model.optimizer=dsmr.training.AdamW", f"--model.optimizer.lr={lr}"]
@@ -93,15 +93,15 @@ DRY_BENCHMARK = [
 
 @dataclass
 class Call:
-    """One call: how long it may last, where it leaves what.
+    """One call of the script: its time limit and folders.
 
     Attributes:
         out: results of this call, in one JSON file.
-        state: runs and logs, which the next call goes on with.
-        ends: on the monotonic clock.
-        dry: on a CPU, tiny.
-        tokens: that each row of the table is trained on.
-        pack: what was packed for a machine without a network.
+        state: runs and logs, from which the next call continues.
+        ends: time limit on the monotonic clock.
+        dry: run on a CPU, at a tiny size.
+        tokens: training tokens of each row.
+        pack: output of pack.sh, for a machine without a network.
     """
 
     out: Path
@@ -113,27 +113,27 @@ class Call:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds left."""
         return self.ends - time.monotonic()
 
     def is_done(self, step: str) -> bool:
-        """Whether an earlier call has done it."""
+        """Return True if an earlier call has finished the step."""
         return (self.state / f"{step}.json").is_file()
 
     def failures(self, step: str) -> int:
-        """How often it has failed, in all calls."""
+        """Return how often the step has failed, over all calls."""
         failed = self.state / f"{step}.failed"
         return len(failed.read_text(encoding="utf-8").splitlines()) if failed.is_file() else 0
 
     def seconds_for(self, step: str) -> float:
-        """What is left of this call, or less if the step may not take so long."""
+        """Return the time left, or the step's own limit if that is shorter."""
         limits = [seconds for name, seconds in LIMITS.items() if step.startswith(name)]
         return min([self.left, *limits])
 
     def leave(self, step: str, result: dict[str, object], *, done: bool = True, failed: bool = True) -> None:
-        """Write a step's result where it is fetched from, and keep it if the step is done.
+        """Write a step's result to `out`, and to `state` if the step is done.
 
-        Else it has failed, unless the call's time is over or it is said not to have.
+        Otherwise the step counts as failed, unless the call's time is over or `failed` is False.
         """
         if not done and failed and self.left > 0:
             with (self.state / f"{step}.failed").open("a", encoding="utf-8") as file:
@@ -150,7 +150,7 @@ class Call:
         print(f"{step}: {'done' if done else 'not done yet'}", flush=True)
 
     def run(self, step: str, command: list[str], seconds: float) -> int:
-        """Run a command with its output in the step's log; after so many seconds it is asked to end, then made to."""
+        """Run a command, log its output, and after `seconds` end it with SIGTERM, then SIGKILL."""
         with (self.state / f"{step}.log").open("a", encoding="utf-8") as log:
             log.write(f"$ {' '.join(command)}\n")
             log.flush()
@@ -167,7 +167,7 @@ class Call:
                 return 124
 
     def tail(self, step: str, count: int = 15) -> list[str]:
-        """Last lines of a step's log."""
+        """Return the last lines of a step's log."""
         return (self.state / f"{step}.log").read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
 
 
@@ -176,7 +176,7 @@ def dsmr(*arguments: str) -> list[str]:
 
 
 def tests(call: Call) -> None:
-    """The tests that need a GPU; in a dry run, those of their file that do not."""
+    """Run the tests that need a GPU; in a dry run, those of the same file that do not."""
     chosen = ["-m", "not gpu"] if call.dry else ["-m", "gpu", "-W", "default"]  # Inductor warns of what is slow
     pytest = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-p", "no:cacheprovider", "-n", "0", "-q", *chosen]
     status = call.run("tests", pytest, call.seconds_for("tests"))
@@ -198,7 +198,7 @@ def benchmark(call: Call, step: str) -> None:
 
 
 def profile(call: Call, row: str) -> None:
-    """What a training step of a row spends its time on, operation by operation, by Lightning's profiler."""
+    """Profile a training step of a row by operation, with Lightning's profiler."""
     step, folder = f"profile_{row}", call.state / "profiles" / row
     shutil.rmtree(folder, ignore_errors=True)
     steps = 12 if call.dry else PROFILE_STEPS
@@ -224,7 +224,7 @@ def profile(call: Call, row: str) -> None:
 
 
 def of_row(call: Call, row: str) -> list[str]:
-    """Options of a row of the table, or of its stand-in in a dry run."""
+    """Return the options of a row, or of its substitute in a dry run."""
     if not call.dry:
         return [
             "--config",
@@ -238,7 +238,7 @@ def of_row(call: Call, row: str) -> list[str]:
 
 
 def compiled(call: Call) -> str:
-    """How layers are compiled: together, if two_scale was faster so; the same for all rows and calls."""
+    """Return how layers are compiled: together if two_scale was faster with it; the same for all rows and calls."""
     kept = call.state / "compiled.json"
     if not kept.is_file():
         speeds = {}
@@ -255,12 +255,17 @@ def compiled(call: Call) -> str:
 def fit(
     call: Call, step: str, folder: Path, options: list[str], tokens: int, validations: int
 ) -> dict[str, object] | None:
-    """Train a run, from where the last call left it; its result if it is finished, else what there is is left."""
+    """Start or resume a training run; return its result if it is finished, otherwise record its progress."""
     steps = tokens // (DRY_TOKENS_PER_STEP if call.dry else TOKENS_PER_STEP)
     every = 3 if call.dry else max(steps // validations, 1)
     options = [*options, "--seed_everything=0", "--root", str(folder.parent), "--name", folder.name]
     options += ["--trainer.val_check_interval", str(every), "--trainer.limit_val_batches", "0.25"]
-    options += ["--save_every_n_steps", str(steps), "--sample_every_n_steps", "0"]  # its end and its stops are saved
+    options += [
+        "--save_every_n_steps",
+        str(steps),
+        "--sample_every_n_steps",
+        "0",
+    ]  # stops and the end are saved in any case
     until = ["--trainer.max_steps", str(steps)]
     if not (folder / "last.ckpt").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -270,7 +275,7 @@ def fit(
     quiet = ["--trainer.max_time", time_limit, "--json", "--trainer.enable_progress_bar", "false"]
     status = call.run(step, dsmr("fit", *which, *until, *quiet), call.left)
     result: dict[str, object] = {"exit_status": status, "options": [*options, *until]}
-    result["seconds"] = trained_seconds(folder)  # of all calls
+    result["seconds"] = trained_seconds(folder)  # over all calls
     metrics = folder / "metrics.csv"
     result["metrics_csv"] = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     if status == 0 and is_finished(folder, steps):
@@ -280,7 +285,7 @@ def fit(
 
 
 def probe(call: Call, name: str) -> None:
-    """A short run of two_scale with one optimizer and learning rate."""
+    """Train two_scale briefly with one optimizer and learning rate."""
     folder = call.state / "probes" / name
     warmup = [
         "--model.lr_scheduler=dsmr.training.WarmupCosine",
@@ -293,8 +298,8 @@ def probe(call: Call, name: str) -> None:
         call.leave(f"probe_{name}", result | {"nats_per_note": float(found[-1])})
 
 
-def chosen(call: Call) -> str | None:
-    """The probe with the least loss of those that are done when the first row begins; every row has its optimizer."""
+def best_probe(call: Call) -> str | None:
+    """Return the best probe of those finished when the first row starts; every row uses its optimizer."""
     kept = call.state / "chosen.json"
     if not kept.is_file():
         done = {name: call.state / f"probe_{name}.json" for name in PROBES if call.is_done(f"probe_{name}")}
@@ -305,14 +310,19 @@ def chosen(call: Call) -> str | None:
 
 
 def train(call: Call, row: str) -> None:
-    """Train a row of the table, from where the last call left it, and validate its best."""
+    """Start or resume the training of a row, and validate its best checkpoint."""
     step, folder = f"train_{row}", call.state / "runs" / row
-    best = chosen(call)
+    best = best_probe(call)
     result = fit(call, step, folder, [*of_row(call, row), *(PROBES[best] if best else [])], call.tokens, VALIDATIONS)
     if result is None:
         return
     target = folder / "validation.json"
-    whole = ["--trainer.limit_val_batches", "1.0", "--output", str(target)]  # training looked at a part of the split
+    whole = [
+        "--trainer.limit_val_batches",
+        "1.0",
+        "--output",
+        str(target),
+    ]  # training validates on a part of the split
     status = call.run(step, dsmr("validate", "--checkpoint", str(folder), *whole), call.left)
     if status == 0:
         result["validation"] = json.loads(target.read_text(encoding="utf-8"))
@@ -320,7 +330,7 @@ def train(call: Call, row: str) -> None:
 
 
 def score_test(call: Call, row: str) -> None:
-    """The test split, once, with the best weights of a row that is trained."""
+    """Score the best weights of a trained row on the test split, once."""
     step, folder = f"test_{row}", call.state / "runs" / row
     if not call.is_done(f"train_{row}"):
         return
@@ -331,7 +341,7 @@ def score_test(call: Call, row: str) -> None:
 
 
 def generate(call: Call) -> None:
-    """Music by two_scale: its speed, and that memory stays as it is."""
+    """Measure speed and memory of generation by two_scale."""
     if not call.is_done("train_two_scale"):
         return
     more = ["--tokens", "20", "--seconds", "5"] if call.dry else ["--seconds", str(min(30, int(call.left / 4)))]
@@ -342,7 +352,7 @@ def generate(call: Call) -> None:
 
 
 def export(call: Call) -> None:
-    """Two_scale's best weights as a folder, which stays in STATE."""
+    """Export the best weights of two_scale to a folder in STATE."""
     if not call.is_done("train_two_scale"):
         return
     target = call.state / "export"
@@ -353,7 +363,7 @@ def export(call: Call) -> None:
 
 
 def report(call: Call) -> None:
-    """What is trained, as a table with pictures; what is finished, compared piece by piece, with `full` if it is."""
+    """Report all runs as a table with plots, compared piece by piece with `full` once that is finished."""
     runs, target = call.state / "runs", call.state / "report"
     against = ["--against", "full"] if call.is_done("train_full") else []
     if call.run("report", dsmr("report", str(runs), "--output", str(target), *against), REPORT_SECONDS) == 0:
@@ -364,21 +374,21 @@ def report(call: Call) -> None:
 
 
 def is_finished(folder: Path, steps: int) -> bool:
-    """Whether the run's last checkpoint is that of its last step, and of no validation that was cut off."""
+    """Return True if the last checkpoint is that of the last step, after a complete validation."""
     content = last_checkpoint(folder)
     is_cut_off = any(state.get("is_validating") for state in content.get("callbacks", {}).values())
     return int(content.get("global_step", 0)) >= steps and not is_cut_off
 
 
 def trained_seconds(folder: Path) -> float:
-    """How long the run has been trained by Lightning's timer, which counts over all calls."""
+    """Return the training time of a run by Lightning's timer, which counts over all calls."""
     callbacks = last_checkpoint(folder).get("callbacks", {})
     elapsed = [state["time_elapsed"]["train"] for name, state in callbacks.items() if name.startswith("Timer")]
     return float(max(elapsed, default=0.0))
 
 
 def last_checkpoint(folder: Path) -> dict[str, Any]:
-    """Content of the run's last checkpoint; nothing where there is none."""
+    """Return the content of the run's last checkpoint; empty if there is none."""
     import torch
 
     if not (folder / "last.ckpt").is_file():
@@ -402,7 +412,7 @@ def published_rows() -> set[str]:
 
 
 def prepare_environment(pack: Path | None, state: Path) -> None:
-    """Let the steps find this checkout's package, the pack's wheels and its token store."""
+    """Make this checkout's package, the pack's wheels and its token store available to the steps."""
     paths = [str(HERE.parent.parent / "src")]
     if pack is not None:
         site, store = state / "site", state / "store"
@@ -421,7 +431,7 @@ def prepare_environment(pack: Path | None, state: Path) -> None:
 
 
 def machine(pack: Path | None) -> dict[str, Any]:
-    """What the figures were made on, and with."""
+    """Return commit, hardware and package versions."""
     import torch
 
     from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
@@ -435,7 +445,7 @@ def machine(pack: Path | None) -> dict[str, Any]:
 
 
 def every_step(call: Call) -> dict[str, Callable[[], None]]:
-    """In their order."""
+    """Return all steps in order."""
     first, rows = (FIRST[:2], FIRST[:2]) if call.dry else (FIRST, table_rows())
     published = published_rows()
     steps: dict[str, Callable[[], None]] = {"tests": lambda: tests(call)}
@@ -455,7 +465,7 @@ def every_step(call: Call) -> dict[str, Callable[[], None]]:
 
 
 def in_order(call: Call, names: list[str], only: list[str]) -> list[str]:
-    """What is to be done: what has failed comes last, and what has failed too often not at all, unless it is named."""
+    """Return the steps to run: failed ones last, those that failed too often only if they are named."""
     if only:
         return [name for name in names if name in only and not call.is_done(name)]
     for name in names:
@@ -470,10 +480,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--state", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--tokens", type=int, help="that each row is trained on")
+    parser.add_argument("--tokens", type=int, help="training tokens of each row")
     parser.add_argument("--pack", type=Path)
     parser.add_argument(
-        "--only", nargs="*", default=[], help="of these steps only: tests, benchmark, probe_NAME, train_ROW, ..."
+        "--only", nargs="*", default=[], help="run only these steps: tests, benchmark, probe_NAME, train_ROW, ..."
     )
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""How often does a 95 % interval over pieces hold the truth? Candidates compared by simulation.
+"""Compare candidates for a 95 % interval over pieces by simulation: how often does each cover the truth.
 
     python experiments/intervals/run.py [--pieces TWO_SCALE.csv MEMORYLESS.csv] [--repeats 4000] [--output FOLDER]
 
-A test set of P pieces is drawn again and again from a population whose ratio of sums (nats per note) is known, and
-each candidate's interval either holds it or does not. Lengths are log-normal with MAESTRO's spread. Losses per note
-are standardised: the coverage does not depend on their level and scale, so that one population stands for a figure
-and for a paired difference. Perplexity is exp of such a ratio and is covered equally often. `--pieces` adds
+Test sets of P pieces are drawn from a population whose ratio of sums (nats per note) is known, and each candidate's
+interval either covers it or does not. Lengths are log-normal with MAESTRO's spread. Losses per note are standardized:
+coverage does not depend on their level and scale, so one population covers both a metric and a paired difference.
+Perplexity is exp of such a ratio and is covered equally often. `--pieces` adds
 populations of real pieces: those of two tables of `dsmr validate --pieces`, drawn with replacement.
 
 Prints the tables of README.md and writes `results.json`.

@@ -1,9 +1,9 @@
-"""How fast batches are made, beside how fast a model takes them (needs a prepared store, DSMR_MAESTRO).
+"""Measure how fast the training loader reads batches (needs a prepared store, DSMR_MAESTRO).
 
-    python experiments/loader_speed.py --config base
+    python experiments/loader_speed/run.py --config base
 
-takes the data of a config and prints one JSON line: tokens per second of the training loader, in this process and
-with two workers, median of five rounds of 2,000 batches each.
+Takes the data of a config and prints one JSON line: tokens per second in this process and with two workers, median of
+five rounds of 2,000 batches.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Does what memory saved point to the motifs that return? On generated music, where the returns are known.
+"""Test whether memory points to motifs that return, on generated music where the returns are known.
 
-    python experiments/motifs/motifs.py [--root runs/motifs] [--pieces 4096]
+    python experiments/motifs/run.py [--root runs/motifs] [--pieces 4096]
 
 A piece is a single line of notes in sections, each longer than a segment, that come back in any order. A section
-plays its own two motifs, five to nine notes each, again and again, with fresh notes between them; nothing but these
-returns can be foreseen. A small model is trained on such pieces with `dsmr fit`, then `dsmr analyze --piece` looks at
-pieces that it has never read. Scored is how well the nats that memory saved, note by note, tell the motifs that were
-last heard more than a segment ago (from their third note on: the first ones announce them) from fresh notes and from
-motifs that stand within half a segment: the area under the ROC curve, 0.5 for chance.
+repeats its own two motifs of five to nine notes, with fresh notes between them; only these returns are predictable.
+`dsmr fit` trains a small model on such pieces, then `dsmr analyze --piece` analyzes unseen ones. The score is how well the nats
+saved by memory, note by note, separate motifs that were last heard more than a segment ago (from their third note on,
+because the first two announce them) from fresh notes and from motifs heard within half a segment: the area under the
+ROC curve, 0.5 for chance.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Piece:
 
 
 def compose(rng: np.random.Generator) -> Piece:
-    """A piece of NUM_NOTES notes or a few more, drawn at random."""
+    """Draw a piece of NUM_NOTES notes or a few more."""
     pitches = rng.permutation(np.arange(LOWEST, HIGHEST))  # no note belongs to two motifs
     sizes = rng.integers(5, 10, NUM_SECTIONS * NUM_MOTIFS)
     while sizes.sum() > len(pitches):
@@ -86,7 +86,7 @@ def compose(rng: np.random.Generator) -> Piece:
 
 
 def labels(size: int, start: int, last_heard: int | None) -> list[int]:
-    """Of a motif's notes, given where it begins and began when it was last heard."""
+    """Return the labels of a motif's notes, given its start and the start of its last occurrence."""
     if last_heard is None:
         return [OTHER] * size
     if (start - last_heard - size) * TOKENS_PER_NOTE >= SEGMENT:
@@ -96,8 +96,8 @@ def labels(size: int, start: int, last_heard: int | None) -> list[int]:
     return [UNSCORED] * KNOWN + [found] * (size - KNOWN)
 
 
-def write(piece: Piece, path: Path) -> None:
-    """As a MIDI file, one note after another."""
+def write_midi(piece: Piece, path: Path) -> None:
+    """Write a piece as a MIDI file."""
     score, track = Score(TICKS_PER_QUARTER), Track("", 0, False)
     for number, pitch in enumerate(piece.pitch_N.tolist()):
         track.notes.append(Note(TICKS_PER_NOTE * number, TICKS_PER_NOTE, pitch, 64))
@@ -106,7 +106,7 @@ def write(piece: Piece, path: Path) -> None:
 
 
 def area(saved_N: NDArray[np.float64], label_N: NDArray[np.int64]) -> float | None:
-    """Probability that a return has more saved nats than another note (Mann and Whitney's U); None without returns."""
+    """Return the probability that a return has more saved nats than another note, or None without returns."""
     saved_N, is_far_N = saved_N[label_N != UNSCORED], label_N[label_N != UNSCORED] == FAR
     num = int(is_far_N.sum())
     if num == 0:
@@ -125,14 +125,14 @@ def run(arguments: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/motifs"))
-    parser.add_argument("--pieces", type=int, default=4096, help="to train on")
-    parser.add_argument("--held-out", type=int, default=24, help="to look at")
+    parser.add_argument("--pieces", type=int, default=4096, help="pieces to train on")
+    parser.add_argument("--held-out", type=int, default=24, help="unseen pieces to analyze")
     parser.add_argument("--output", type=Path, default=HERE)
     options = parser.parse_args()
     midi, model = options.root / "midi", options.root / "model"
     midi.mkdir(parents=True, exist_ok=True)
     for number in range(options.pieces):
-        write(compose(np.random.default_rng([0, number])), midi / f"{number:05d}.mid")
+        write_midi(compose(np.random.default_rng([0, number])), midi / f"{number:05d}.mid")
     if (model / "last.ckpt").is_file():
         run(["fit", "--resume", str(model)])
     else:
@@ -142,7 +142,7 @@ def main() -> None:
     saved, label, areas = [], [], []
     for number in range(options.held_out):
         piece, path = compose(np.random.default_rng([1, number])), options.root / f"held-out-{number}.mid"
-        write(piece, path)
+        write_midi(piece, path)
         output = path.with_suffix(".json")
         picture = ["--picture"] if number == 0 else []
         run(["analyze", "--checkpoint", str(model), "--piece", str(path), "--output", str(output), *picture])
@@ -157,7 +157,7 @@ def main() -> None:
             print("returns from far begin at", ", ".join(minutes_seconds(n * TICKS_PER_NOTE / 100) for n in begins))
     saved_N, label_N = np.concatenate(saved), np.concatenate(label)
     result = {
-        "command": "python experiments/motifs/motifs.py",
+        "command": "python experiments/motifs/run.py",
         "commit": current_commit(),
         "config": CONFIG.name,
         "seed": SEED,
@@ -172,7 +172,7 @@ def main() -> None:
             "others": float(saved_N[label_N == OTHER].mean()),
         },
     }
-    (options.output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (options.output / "results.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 
 

@@ -1,11 +1,11 @@
-"""Perplexity of an interpolated trigram: what a model must beat before anything else is said about it.
+"""Compute the perplexity of an interpolated trigram, the least that a model must beat.
 
-Counts come from the training split, the interpolation weights from expectation maximisation on every 20th
-training piece, which is left out of the counts. Every token but BOS is predicted, as in `dsmr validate`:
+Counts come from the training split, interpolation weights from expectation maximization on every 20th training piece,
+which is left out of the counts. Every token except BOS is predicted, as in `dsmr validate`.
 
-    python experiments/ngram_baseline.py --config laptop
+    python experiments/ngram_baseline/run.py --config laptop
 
-takes the data of a config (here every 8th official validation piece of MAESTRO) and prints one JSON line.
+Takes the data of a config (here every 8th official validation piece of MAESTRO) and prints one JSON line.
 """
 
 import json
@@ -24,7 +24,7 @@ EM_STEPS = 30
 
 
 def streams(data: MusicData, numbers: Iterable[int]) -> list[NDArray[np.int64]]:
-    """Ids of the pieces, each behind one more BOS, so that every token has two before it."""
+    """Return the ids of the pieces, each with a second BOS, so that every token has two tokens before it."""
     pieces = [data.store.pieces[number] for number in numbers]
     return [
         np.concatenate([[1], data.store.tokens[piece.start : piece.start + piece.length]]).astype(np.int64)
@@ -33,12 +33,12 @@ def streams(data: MusicData, numbers: Iterable[int]) -> list[NDArray[np.int64]]:
 
 
 def trigrams(pieces: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """All trigrams (N, 3) of the pieces; none spans two pieces."""
+    """Return all trigrams (N, 3) of the pieces; none spans two pieces."""
     return np.concatenate([np.lib.stride_tricks.sliding_window_view(ids, 3) for ids in pieces])
 
 
 class Counts:
-    """Relative frequencies of the last token given none, one and two tokens before it."""
+    """Relative frequencies of a token given none, one and two tokens before it."""
 
     def __init__(self, seen_N3: NDArray[np.int64], vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -51,7 +51,7 @@ class Counts:
         return tokens_NK @ weights
 
     def probabilities(self, tokens_N3: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(N, 4): uniform, unigram, bigram and trigram probability of each last token."""
+        """Return the uniform, unigram, bigram and trigram probability (N, 4) of each last token."""
         columns = [np.full(len(tokens_N3), 1 / self.vocab_size)]
         for start, table, contexts in zip((2, 1, 0), self.tables, self.contexts, strict=True):
             key = self._keys(tokens_N3[:, start:])
@@ -61,7 +61,7 @@ class Counts:
 
 
 def lookup(table: tuple[NDArray[np.int64], NDArray[np.int64]], keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts of the keys, 0 for one that never occurred."""
+    """Return the counts of the keys, 0 for a key that never occurred."""
     known, counts = table
     places = np.minimum(np.searchsorted(known, keys), len(known) - 1)
     return np.where(known[places] == keys, counts[places], 0)
@@ -81,7 +81,7 @@ def main() -> None:
     nll = -np.log(counts.probabilities(trigrams(streams(data, numbers))) @ weights)
     notes = sum(data.store.pieces[number].num_notes for number in numbers)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    figures = {
+    result = {
         "perplexity": float(np.exp(nll.mean())),
         "nats_per_note": float(nll.sum() / notes),
         "tokens": len(nll),
@@ -90,7 +90,7 @@ def main() -> None:
         "data": data.store.description.rpartition("/")[2],
         "commit": commit.stdout.strip(),
     }
-    print(json.dumps(figures))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

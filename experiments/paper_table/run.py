@@ -1,12 +1,11 @@
-"""When does memory begin to pay? Rows of the paper's table in miniature, trained on a CPU and validated on the way.
+"""Measure when memory begins to pay: rows of the paper's table in miniature, validated several times during training.
 
-    python experiments/paper_table/run.py --root runs/paper_table_cpu        # DSMR_MAESTRO set; goes on after a kill
+    python experiments/paper_table/run.py [--root runs/paper_table_cpu]      # DSMR_MAESTRO set; re-run to resume
 
-Every row trains on the same batches. Training stops at each of `STAGES` to be validated on every eighth piece and
-goes on as if it had not stopped (the learning rate falls over all steps). At the end all pieces of the split are
-scored, and every eighth once more with all memory taken away. Differences are paired over pieces, with `memoryless`,
-at equal tokens and seeds. Writes `cpu.json` and two pictures of all runs below the root that are finished, whatever
-this call was asked for.
+Every row trains on the same batches. Training stops at each of `STAGES`, is validated on every eighth piece, and
+resumes as if it had not stopped (the learning rate decays over all steps). At the end, all pieces of the split are scored, and
+every eighth again with all memory taken away. Differences to `memoryless` are paired over pieces, at equal tokens and
+seeds. Writes results.json and two plots of all finished runs below the root.
 """
 
 import argparse
@@ -32,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 STAGES = (500, 1000, 2000, 4000, 8000)
 TOKENS_PER_STEP = 1024
 ROUGH = 8
-"""One piece in so many is scored at a stage."""
+"""Every n-th piece is scored at a stage."""
 SIZES = Sizes(num_layers=4, segment_length=256, budget=2048, block=128, short=128, num_long=2, num_kept=2)
 ROWS = {
     name: [f"--model.horizons={format_horizons(variant_rows(SIZES)[0][name].horizons or ())}"]
@@ -45,13 +44,13 @@ BY_POSITION = f"nats_per_token_less_{BASELINE}_by_position"
 
 
 def options(row: str, seed: int) -> list[str]:
-    """Of `dsmr fit`, but for when it stops."""
+    """Return the options of `dsmr fit`, except where to stop."""
     schedule = [f"--model.lr_scheduler.total_steps={STAGES[-1]}", f"--data.validation_stride={ROUGH}"]
     return ["--config", "laptop", f"--seed_everything={seed}", *ROWS[row], *schedule]
 
 
 def train(row: str, seed: int, root: Path) -> None:
-    """Train and validate a row, from where it was left, and keep its pieces of each stage."""
+    """Train and validate a row, or resume it, and keep the table of pieces of every stage."""
     name = f"{row}_seed{seed}"
     run, kept = root / name, root / "pieces"
     last, latest = run / "last.ckpt", run / "pieces.csv"
@@ -63,7 +62,7 @@ def train(row: str, seed: int, root: Path) -> None:
         begun = last.is_file()
         if not begun:
             (kept / f"{name}.commit").write_text(f"{current_commit()}\n", encoding="utf-8")
-        latest.unlink(missing_ok=True)  # kept of the best weights, which may not be this stage's
+        latest.unlink(missing_ok=True)  # it has the best weights' results, which may be those of an earlier stage
         until = [f"--{key}={stage}" for key in ("trainer.max_steps", "trainer.val_check_interval")]
         which = ["--resume", str(run)] if begun else [*options(row, seed), f"--root={root}", f"--name={name}"]
         dsmr(["fit", *which, *until, "--trainer.enable_progress_bar=false"], root / f"{name}.log")
@@ -82,7 +81,7 @@ def train(row: str, seed: int, root: Path) -> None:
 
 
 def validate(checkpoint: Path, pieces: Path, stride: int, log: Path, changes: Sequence[str] = ()) -> None:
-    """Score one piece in so many."""
+    """Score every `stride`-th piece."""
     options = [f"--data.validation_stride={stride}", f"--pieces={pieces}", "--trainer.enable_progress_bar=false"]
     dsmr(["validate", "--checkpoint", str(checkpoint), *options, *changes], log)
 
@@ -102,13 +101,13 @@ def dsmr(arguments: Sequence[str], log: Path) -> None:
 
 
 def finished(row: str, root: Path) -> list[int]:
-    """Seeds of a row whose runs are scored to the end."""
+    """Return the seeds of a row whose runs are completely scored."""
     names = [path.stem.removeprefix(f"{row}_seed") for path in (root / "pieces").glob(f"{row}_seed*.csv")]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def results(root: Path) -> dict[str, Any]:
-    """Figures of what is done, each seed and their mean, with intervals over pieces."""
+    """Return the metrics of all finished rows, by seed and for their mean, with intervals over pieces."""
     found: dict[str, Any] = {}
     for row in ROWS:
         seeds = finished(row, root)
@@ -118,8 +117,8 @@ def results(root: Path) -> dict[str, Any]:
             "seeds": seeds,
             "commits": [(root / "pieces" / f"{row}_seed{seed}.commit").read_text().strip() for seed in seeds],
             "command": " ".join(["dsmr fit", *options(row, 0), f"--trainer.max_steps={STAGES[-1]}"]),
-            "stages": [{"tokens": stage * TOKENS_PER_STEP, **figures(row, f"_{stage}", root)} for stage in STAGES],
-            "whole": figures(row, "", root),
+            "stages": [{"tokens": stage * TOKENS_PER_STEP, **row_metrics(row, f"_{stage}", root)} for stage in STAGES],
+            "whole": row_metrics(row, "", root),
             "position": positions(average_tables(read(row, seeds, "", root))),
         }
         if row != BASELINE:
@@ -130,7 +129,7 @@ def results(root: Path) -> dict[str, Any]:
 
 
 def of_memory(row: str, root: Path) -> dict[str, Any]:
-    """Nats that memory is worth: by position against the baseline, and to the row's own weights."""
+    """Return the nats saved by memory: by position relative to the baseline, and for the row's own weights."""
     seeds = finished(row, root)
     own, other = (average_tables(read(row, seeds, suffix, root)) for suffix in (f"_{STAGES[-1]}", f"_{WITHOUT}"))
     found = {"nats_per_note_without_memory_less_with": interval(compare_tables("without", row, other, own).difference)}
@@ -145,12 +144,12 @@ def of_memory(row: str, root: Path) -> dict[str, Any]:
 
 
 def read(row: str, seeds: Sequence[int], suffix: str, root: Path) -> list[PieceTable]:
-    """Results by piece, seed by seed: of all pieces, or of a stage."""
+    """Read the tables of pieces of each seed: of all pieces, or of a stage."""
     return [PieceTable.read(root / "pieces" / f"{row}_seed{seed}{suffix}.csv") for seed in seeds]
 
 
-def figures(row: str, suffix: str, root: Path) -> dict[str, Any]:
-    """Of the mean of the seeds, and seed by seed."""
+def row_metrics(row: str, suffix: str, root: Path) -> dict[str, Any]:
+    """Return the metrics of the mean over seeds, and by seed."""
     tables = read(row, finished(row, root), suffix, root)
     mean = average_tables(tables)
     return {
@@ -163,7 +162,7 @@ def figures(row: str, suffix: str, root: Path) -> dict[str, Any]:
 
 
 def difference(row: str, other: str, suffix: str, root: Path) -> dict[str, Any] | None:
-    """Nats per note more than another row has, paired over pieces: of the means of the seeds of both, and by seed."""
+    """Return the paired difference in nats per note to another row: of the means over seeds, and by seed."""
     seeds = [seed for seed in finished(row, root) if seed in finished(other, root)]
     if not seeds:
         return None
@@ -200,7 +199,7 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
     ticks = [stage * TOKENS_PER_STEP for stage in STAGES]
     axes.set_xticks(ticks, [f"{tick / 1e6:.1f} M" for tick in ticks])
     axes.set_xlabel("training tokens")
-    axes.set_ylabel(f"nats per note more than {BASELINE}")
+    axes.set_ylabel(f"nats per note relative to {BASELINE} (lower is better)")
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
@@ -218,7 +217,7 @@ def plot_positions(found: dict[str, Any], path: Path) -> None:
             right.plot(x, [bar["value"] for bar in bars.values()], "o-", color=colour, **THIN)
             draw_intervals(right, x, list(bars.values()), colour)
     starts = next(iter(found.values()))["position"]
-    for axes, label in ((left, "perplexity"), (right, f"nats per token more than {BASELINE}")):
+    for axes, label in ((left, "perplexity"), (right, f"nats per token relative to {BASELINE} (lower is better)")):
         axes.set_xscale("log", base=2)
         axes.set_xticks(places(starts), [f"{int(start):,}" for start in starts], rotation=60, fontsize=7)
         axes.minorticks_off()
@@ -229,14 +228,14 @@ def plot_positions(found: dict[str, Any], path: Path) -> None:
 
 
 def draw_intervals(axes: Any, places: Sequence[float], bars: Sequence[dict[str, Any]], colour: str) -> None:
-    """A line from the lower to the upper end of each interval; none where there is no interval."""
+    """Draw a line from the lower to the upper end of each interval that exists."""
     known = [(x, bar["low"], bar["high"]) for x, bar in zip(places, bars, strict=True) if bar["low"] is not None]
     if known:
         axes.vlines(*zip(*known, strict=True), color=colour, linewidth=1)
 
 
 def places(bars: dict[str, Any]) -> list[int]:
-    """Where the figures of each stretch stand on a logarithmic axis; the first begins at nothing."""
+    """Return the positions of each range on a logarithmic axis; the first one starts at 0."""
     starts = [int(start) for start in bars]
     return [max(start, starts[1] // 2) for start in starts]
 
@@ -247,7 +246,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, each on one thread")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, each on one thread")
     arguments = parser.parse_args()
     seeds, root = arguments.seeds, arguments.root
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -1,9 +1,9 @@
-"""What the `performance` encoding keeps of real pieces, measured on all of MAESTRO.
+"""Measure what the `performance` encoding keeps of all pieces of MAESTRO.
 
-    DSMR_MAESTRO=maestro-v3.0.0-midi.zip python experiments/tokenizer_check.py
+    DSMR_MAESTRO=maestro-v3.0.0-midi.zip python experiments/tokens/run.py
 
-Against the notes of every file: notes lost, onset error, tokens per note and second; and whether encoding what was
-decoded gives the same tokens. One JSON line.
+Compares decoded music with the notes of every file: lost notes, onset error, tokens per note and second, and whether
+encoding the decoded music gives the same tokens. Prints one JSON line.
 """
 
 import json
@@ -35,7 +35,7 @@ def main() -> None:
         kept += encoded.num_notes
         events += len(encoded.ids) - 2
         seconds += encoded.seconds
-    figures = {
+    result = {
         "pieces": len(entries),
         "notes": notes,
         "notes_kept": kept,
@@ -44,7 +44,7 @@ def main() -> None:
         "tokens_per_second": events / seconds,
         "pieces_encoded_alike_after_decoding": int(same),
     }
-    print(json.dumps(figures))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ train        the other variants of dsmr.benchmark.variants
 
 A call ends on time: a training run that is not done saves its state and resumes in the next call; finished steps are
 skipped. A failed step is retried after all others, and skipped once it has failed twice. FOLDER/results.json has the
-machine and the result of every step, written as soon as it is done. At its end, every call writes FOLDER/report.tar.gz:
-the rows so far as a table, the finished ones compared piece by piece. `STATE/STEP.log` has the output of a step.
-README.md estimates how long each takes.
+machine and the result of every step, written as soon as it is done. At its end, every call writes
+FOLDER/report.tar.gz: the rows so far as a table, the finished ones compared piece by piece. `STATE/STEP.log` has the
+output of a step. README.md estimates how long each takes.
 
 `--pack` names the output of `pack.sh`: a token store, and wheels for a machine without a network.
 `--dry-run` runs the same sequence on a CPU in a minute, at the size of configs/smoke.yaml; its numbers mean nothing.

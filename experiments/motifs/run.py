@@ -4,10 +4,10 @@
 
 A piece is a single line of notes in sections, each longer than a segment, that come back in any order. A section
 repeats its own two motifs of five to nine notes, with fresh notes between them; only these returns are predictable.
-`dsmr fit` trains a small model on such pieces, then `dsmr analyze --piece` analyzes unseen ones. The score is how well the nats
-saved by memory, note by note, separate motifs that were last heard more than a segment ago (from their third note on,
-because the first two announce them) from fresh notes and from motifs heard within half a segment: the area under the
-ROC curve, 0.5 for chance.
+`dsmr fit` trains a small model on such pieces, then `dsmr analyze --piece` analyzes unseen ones. The score is how
+well the nats saved by memory, note by note, separate motifs that were last heard more than a segment ago (from their
+third note on, because the first two announce them) from fresh notes and from motifs heard within half a segment: the
+area under the ROC curve, 0.5 for chance.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python experiments/paper_table/run.py [--root runs/paper_table_cpu]      # DSMR_MAESTRO set; re-run to resume
 
 Every row trains on the same batches. Training stops at each of `STAGES`, is validated on every eighth piece, and
-resumes as if it had not stopped (the learning rate decays over all steps). At the end, all pieces of the split are scored, and
-every eighth again with all memory taken away. Differences to `memoryless` are paired over pieces, at equal tokens and
-seeds. Writes results.json and two plots of all finished runs below the root.
+resumes as if it had not stopped (the learning rate decays over all steps). At the end, all pieces of the split are
+scored, and every eighth again with all memory taken away. Differences to `memoryless` are paired over pieces, at
+equal tokens and seeds. Writes results.json and two plots of all finished runs below the root.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dsmr import UserError
 from dsmr.batch import IGNORED, Segment
+from dsmr.data.datamodule import MusicData
 
 
 class NotFiniteError(UserError):
@@ -38,3 +39,12 @@ def first_not_finite(known: Tensor, nll_BT: Tensor, batch: Segment) -> Tensor:
     lane = bad_B.int().argmax()
     here = torch.stack([batch.piece_B[lane], batch.position_B[lane]])
     return torch.where(bad_B.any() & (known[0] < 0), here, known)
+
+
+def piece_position(data: MusicData | None, piece: Tensor, position: Tensor) -> str:
+    """Return `2004/x.midi from token 512 on`, or `another process` for a piece of -1."""
+    number = int(piece)
+    if number < 0:
+        return "another process"
+    name = f"piece {number}" if data is None else data.store.pieces[number].name
+    return f"{name} from token {int(position):,} on"

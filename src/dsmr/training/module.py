@@ -159,7 +159,7 @@ class RecurrentLM(TrainingStep):
         if not is_resumable(checkpoint):
             checkpoint.pop(type(self._data).__qualname__, None)
             return
-        failed = self._pending.batch is not None  # a step that is rolled back
+        failed = self._pending.is_computed  # a step that is rolled back
         random = self._pending.random_state if failed else random_state(self.device)
         section["random"] = gather_random_states(random, self.trainer)
         memory = self.memories.training_state(self.trainer)

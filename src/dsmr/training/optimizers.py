@@ -82,9 +82,6 @@ class Muon(Optimizer):
         betas: of AdamW's running averages.
         weight_decay: for groups without their own.
 
-    Attributes:
-        found_inf: see `AdamW`.
-
     Raises:
         UserError: there is no matrix.
     """
@@ -157,9 +154,6 @@ class BatchedMuon(torch.optim.Muon):
         weight_decay: decoupled.
         momentum: of the gradient's running average.
         rows: row counts of the projections that a parameter stacks; a parameter that is missing is one matrix.
-
-    Attributes:
-        found_inf: see `AdamW`.
 
     Raises:
         UserError: the rows of a parameter do not add up to its height.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
 from dsmr.results.piece_table import PieceTable
-from dsmr.training.losses import NotFiniteError, first_not_finite, token_nll
+from dsmr.training.losses import NotFiniteError, first_not_finite, piece_position, token_nll
 from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
 
 
@@ -75,7 +75,7 @@ class SplitScores(nn.Module):
         if not bool(metrics["nll"].isfinite()) and bool(metrics["tokens"]):
             piece, position = self._first_bad
             raise NotFiniteError(
-                f"the {split} loss is not finite, first in {place_in_piece(self.data, piece, position)}; the weights "
+                f"the {split} loss is not finite, first in {piece_position(self.data, piece, position)}; the weights "
                 "cannot be used in this precision",
                 is_undone=False,
             )
@@ -102,12 +102,3 @@ def family_nll(table: PieceTable) -> dict[str, Tensor]:
     nll_F, tokens_F = table.nll_PF.sum(axis=0), table.tokens_PF.sum(axis=0)
     families = zip(table.families, nll_F, tokens_F, strict=True)
     return {name: torch.tensor(nll / tokens) for name, nll, tokens in families if tokens}
-
-
-def place_in_piece(data: MusicData | None, piece: Tensor, position: Tensor) -> str:
-    """Return the words for a position, such as `2004/x.midi from token 512 on`; a piece of -1 is unknown here."""
-    number, first = int(piece), int(position)
-    if number < 0:
-        return "another process"
-    name = f"piece {number}" if data is None else data.store.pieces[number].name
-    return f"{name} from token {first:,} on"

@@ -28,7 +28,7 @@ wait, but learning rate, memory, stream and Lightning's counters would have move
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ from dsmr.model import Backbone
 from dsmr.model.memory import Update
 from dsmr.training.checkpoint import random_state
 from dsmr.training.lightning_internals import trainer_of
-from dsmr.training.losses import NotFiniteError, token_nll
+from dsmr.training.losses import NotFiniteError, piece_position, token_nll
 from dsmr.training.memories import SplitMemories
 from dsmr.training.optimizers import set_found_inf
 
@@ -64,25 +64,27 @@ class HostFlag:
         return bool(self._copy)
 
 
-@dataclass
+@dataclass(repr=False)
 class PendingSegment:
-    """A segment between its forward pass and its commit.
+    """A segment on its way from `on_train_batch_start` to `_commit`; the forward pass sets what has no default.
 
     Attributes:
         random_state: of torch's generators before the step.
         has_optimizer_step: False within an accumulation of gradients.
-        batch: None until the forward pass.
+        is_computed: True after the forward pass.
+        batch: the segment.
         nll_BT: its loss, detached.
-        update: what the forward pass adds to the memory.
+        update: what `Memory.commit` takes.
         is_loss_finite: bool tensor, the same on all processes.
     """
 
     random_state: dict[str, Tensor]
     has_optimizer_step: bool = False
-    batch: Segment | None = None
-    nll_BT: Tensor | None = None
-    update: Update | None = None
-    is_loss_finite: Tensor | None = None
+    is_computed: bool = False
+    batch: Segment = field(init=False)
+    nll_BT: Tensor = field(init=False)
+    update: Update = field(init=False)
+    is_loss_finite: Tensor = field(init=False)
 
 
 class TrainingStep(LightningModule):
@@ -113,14 +115,13 @@ class TrainingStep(LightningModule):
         self.log("train/nll", totals[0] / totals[1].clamp(min=1), prog_bar=True)
         pending = self._pending
         pending.batch, pending.update, pending.nll_BT = batch, update, nll_BT.detach()
-        pending.is_loss_finite = totals[0].isfinite()
+        pending.is_loss_finite, pending.is_computed = totals[0].isfinite(), True
         extra_BT = nll_BT * (batch.distance_BT > 0)
         return (nll_BT.sum() + (self.asked_weight - 1) * extra_BT.sum()) / nll_BT.numel()
 
     def on_after_backward(self) -> None:
         """5, 7, 8 within an accumulation of gradients, where no optimizer step follows."""
         if not self._pending.has_optimizer_step:
-            assert self._pending.is_loss_finite is not None
             self._check(self._pending.is_loss_finite, is_late=self._pending.is_loss_finite.is_cuda)
             self._commit()
 
@@ -138,9 +139,9 @@ class TrainingStep(LightningModule):
         norm = self._clipped_norm(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.log("train/gradient_norm", norm)
         is_finite = self._pending.is_loss_finite
-        assert is_finite is not None
         is_scaled = self.trainer.precision == "16-mixed"
-        is_finite = is_finite if is_scaled else is_finite & norm.isfinite()
+        if not is_scaled:
+            is_finite = is_finite & norm.isfinite()
         self._check(is_finite, is_late=not is_scaled and set_found_inf(optimizer, ~is_finite))
 
     def optimizer_step(
@@ -159,12 +160,9 @@ class TrainingStep(LightningModule):
 
     def _commit(self) -> None:
         """7. Commit the update to the memory; 8. advance the data stream."""
-        pending, data = self._pending, self._data
-        assert pending.update is not None
-        assert pending.batch is not None
-        self.memories["train"].commit(pending.update)
-        if data is not None:
-            data.advance(pending.batch.step)
+        self.memories["train"].commit(self._pending.update)
+        if self._data is not None:
+            self._data.advance(self._pending.batch.step)
         self._pending = PendingSegment({})
 
     def _clipped_norm(
@@ -196,23 +194,16 @@ class TrainingStep(LightningModule):
 
     def _not_finite(self, pending: PendingSegment) -> NotFiniteError:
         """Return the error of a failed segment, which names the lanes at fault."""
-        batch, nll_BT, is_loss_finite = pending.batch, pending.nll_BT, bool(pending.is_loss_finite)
-        assert batch is not None
-        assert nll_BT is not None
-        bad_B = ~nll_BT.isfinite().all(dim=1)
-        lanes = [lane for lane in range(len(bad_B)) if bad_B[lane] or is_loss_finite]
-        places = [self._place(batch.piece_B[i], batch.position_B[i]) for i in lanes if batch.piece_B[i] >= 0]
+        batch, is_loss_finite = pending.batch, bool(pending.is_loss_finite)
+        bad_B = ~pending.nll_BT.isfinite().all(dim=1) | is_loss_finite  # a gradient may be of any lane
+        lanes = zip(batch.piece_B[bad_B], batch.position_B[bad_B], strict=True)
+        places = [piece_position(self._data, piece, position) for piece, position in lanes if piece >= 0]
         return NotFiniteError(
             f"{'a gradient' if is_loss_finite else 'the loss'} is not finite at step {self.trainer.global_step + 1}, "
             f"in {'; '.join(places) or 'another process'}; the weights were not changed. Lower model.optimizer.lr or "
             "trainer.gradient_clip_val, or choose another trainer.precision, and resume with dsmr fit --resume RUN",
             is_undone=self.trainer.accumulate_grad_batches == 1,
         )
-
-    def _place(self, piece: Tensor, position: Tensor) -> str:
-        number, first = int(piece), int(position)
-        name = f"piece {number}" if self._data is None else self._data.store.pieces[number].name
-        return f"{name} from token {first:,} on"
 
     @property
     def _data(self) -> MusicData | None:

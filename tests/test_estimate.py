@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsmr.attention.backends import Backend
 from dsmr.benchmark.settings import BenchmarkSettings, Workload
 from dsmr.benchmark.training_speed import measure_saved_bytes, network_step
-from dsmr.benchmark.variants import Row, Sizes, build, variant_rows
+from dsmr.benchmark.variants import Row, VariantSizes, build_network, variant_rows
 from dsmr.cli import main
 from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.cost.devices import DEVICES, find_device, match_device
@@ -139,19 +139,19 @@ def test_without_a_device_there_is_no_word_on_its_speed() -> None:
 
 
 def test_rows_at_base_size_are_the_shipped_overlays() -> None:
-    rows, absent = variant_rows(Sizes(12, 512, 12_288, 128))
+    rows, absent = variant_rows(VariantSizes(12, 512, 12_288, 128))
     assert not absent
     for name in rows:
         network = SizesCLI("estimate", ["--config", name]).model.backbone
         assert network.horizons == (rows[name].horizons or ())
         assert network.rule == rows[name].rule
     network = SizesCLI("estimate", ["--config", "base"]).model.backbone
-    made = build(rows["perceiver_ar"], network, prefix_length=4096)
+    made = build_network(rows["perceiver_ar"], network, prefix_length=4096)
     assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in network.parameters())
 
 
 def test_what_cannot_be_expressed_is_left_out_with_the_reason() -> None:
-    rows, absent = variant_rows(Sizes(5, 128, 1152, 128))
+    rows, absent = variant_rows(VariantSizes(5, 128, 1152, 128))
     assert "uniform" not in rows
     assert "cannot spend a budget of 1152" in absent["uniform"]
     assert all(sum(row.horizons) == 1152 for name, row in rows.items() if name.startswith(("binary", "asc", "desc")))

@@ -17,7 +17,7 @@ from dsmr.attention.backends import Backend
 from dsmr.benchmark.machine import current_commit, package_versions
 from dsmr.benchmark.settings import BenchmarkSettings, Workload
 from dsmr.benchmark.training_speed import measure_saved_bytes, network_step
-from dsmr.benchmark.variants import Row, build
+from dsmr.benchmark.variants import Row, build_network
 from dsmr.cost import MIB
 from dsmr.cost.operations import saved_bytes as predicted
 from dsmr.model import RecurrentTransformer
@@ -74,7 +74,7 @@ class DropoutWorkload(Workload):
     """A workload with the network's own dropout, which the benchmark leaves out."""
 
     def network(self, row: Row, form: Backend) -> Any:  # noqa: D102
-        return build(row, self.like, prefix_length=self.prefix_length, attention=form)
+        return build_network(row, self.like, prefix_length=self.prefix_length, attention=form)
 
 
 def cases() -> list[tuple[str, str, Backend, str, float]]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
-from dsmr.benchmark.variants import Sizes, variant_rows
+from dsmr.benchmark.variants import VariantSizes, variant_rows
 from dsmr.model.horizons import format_horizons
 from dsmr.results.bootstrap import compare_tables, ratio_interval
 from dsmr.results.piece_table import PieceTable, average_tables
@@ -32,7 +32,7 @@ STAGES = (500, 1000, 2000, 4000, 8000)
 TOKENS_PER_STEP = 1024
 ROUGH = 8
 """Every n-th piece is scored at a stage."""
-SIZES = Sizes(num_layers=4, segment_length=256, budget=2048, block=128, short=128, num_long=2, num_kept=2)
+SIZES = VariantSizes(num_layers=4, segment_length=256, budget=2048, block=128, short=128, num_long=2, num_kept=2)
 ROWS = {
     name: [f"--model.horizons={format_horizons(variant_rows(SIZES)[0][name].horizons or ())}"]
     for name in ("two_scale", "full", "memoryless", "uniform", "two_scale_interleaved")

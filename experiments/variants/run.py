@@ -27,7 +27,7 @@ import yaml
 
 from dsmr.attention.visibility import earliest_position
 from dsmr.benchmark.machine import current_commit, package_versions
-from dsmr.benchmark.variants import VARIANTS, WINDOW_SEGMENTS, Row, Sizes, variant_rows
+from dsmr.benchmark.variants import VARIANTS, WINDOW_SEGMENTS, Row, VariantSizes, variant_rows
 from dsmr.cli import main as dsmr
 from dsmr.cli.config_files import find_config
 from dsmr.cli.lightning_cli import DsmrCLI
@@ -59,7 +59,7 @@ class Miniature:
     config: str
     options: list[str]
     steps: int
-    sizes: Sizes
+    sizes: VariantSizes
     num_lanes: int
 
     @property
@@ -114,9 +114,11 @@ class Miniature:
 
 
 MINIATURES = {
-    "recall": Miniature("recall", [], 800, Sizes(NUM_LAYERS, 64, 1024, 64, short=64, num_long=2, num_kept=2), 32),
+    "recall": Miniature(
+        "recall", [], 800, VariantSizes(NUM_LAYERS, 64, 1024, 64, short=64, num_long=2, num_kept=2), 32
+    ),
     "maestro": Miniature(
-        "laptop", ADAMW, 600, Sizes(NUM_LAYERS, 256, 2048, 128, short=128, num_long=2, num_kept=2), 4
+        "laptop", ADAMW, 600, VariantSizes(NUM_LAYERS, 256, 2048, 128, short=128, num_long=2, num_kept=2), 4
     ),
 }
 

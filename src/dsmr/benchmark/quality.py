@@ -5,7 +5,7 @@ from typing import Any
 from lightning import Trainer, seed_everything
 
 from dsmr.benchmark.settings import Workload
-from dsmr.benchmark.variants import Row, build
+from dsmr.benchmark.variants import Row, build_network
 from dsmr.data.datamodule import MusicData
 from dsmr.training.module import RecurrentLM
 
@@ -29,7 +29,7 @@ def train_and_validate(
     steps = max(work.settings.train_tokens // (data.num_lanes * data.segment_length), 1)
     trained = RecurrentLM(
         row.horizons,  # type: ignore[arg-type]
-        lambda **_: build(row, work.like, prefix_length=work.prefix_length),
+        lambda **_: build_network(row, work.like, prefix_length=work.prefix_length),
         model.optimizer,
         model.lr_scheduler,
         model.asked_weight,

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from dsmr import UserError
 from dsmr.attention.backends import Backend
-from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, Row, Sizes, build, named_rows, variant_rows
+from dsmr.benchmark.variants import (
+    FULL_BUDGETS,
+    WINDOW_SEGMENTS,
+    Row,
+    VariantSizes,
+    build_network,
+    named_rows,
+    variant_rows,
+)
 from dsmr.model.backbone import network_name
 from dsmr.model.blocks import Decoder
 from dsmr.model.memory import Memory
@@ -134,7 +142,7 @@ class Workload:
         if self.settings.horizons is not None:
             rows = named_rows(self.settings.horizons, num_layers)
             return rows | {"perceiver_ar": Row(None)}, {}
-        sizes = Sizes(num_layers, self.segment_length, sum(self.like.horizons), self.like.memory_block)
+        sizes = VariantSizes(num_layers, self.segment_length, sum(self.like.horizons), self.like.memory_block)
         rows, absent = variant_rows(sizes)
         if self.num_lanes % WINDOW_SEGMENTS:
             del rows["windowed"]
@@ -168,7 +176,7 @@ class Workload:
             "dropout": 0.0,
             "compile_blocks": False if is_plain else self.like.settings.compile_blocks,
         }
-        return build(row, self.like, prefix_length=self.prefix_length, **changes).to(self.device)
+        return build_network(row, self.like, prefix_length=self.prefix_length, **changes).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of every forward pass."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from dsmr.benchmark.variants import WINDOW_SEGMENTS, Sizes, build, variant_rows
+from dsmr.benchmark.variants import WINDOW_SEGMENTS, VariantSizes, build_network, variant_rows
 from dsmr.cost import GIB, MIB
 from dsmr.cost.estimate import TrainingPlan, estimate_training
 from dsmr.model.blocks import Decoder
@@ -21,13 +21,13 @@ def estimate_variants(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[
     budget = sum(network.horizons)
     if not budget:
         return [], {"every other row": "the configuration keeps no memory whose budget the others could spend"}
-    sizes = Sizes(len(network.blocks), network.segment_length, budget, network.memory_block)
+    sizes = VariantSizes(len(network.blocks), network.segment_length, budget, network.memory_block)
     known, absent = variant_rows(sizes)
     rows: list[dict[str, Any]] = []
     for name, row in known.items():
         lanes = max(plan.num_lanes // WINDOW_SEGMENTS, 1) if row.windows else plan.num_lanes
         with torch.device("meta"):
-            variant: Decoder = build(row, network, prefix_length=sizes.full_horizon)
+            variant: Decoder = build_network(row, network, prefix_length=sizes.full_horizon)
         costs = estimate_training(TrainingPlan(variant, lanes, plan.precision, plan.device), epoch_tokens)
         spelling = format_horizons(row.horizons) if row.horizons else None
         rows.append({"name": name, "spelling": spelling, **{k: v for k, v in costs.items() if k != "peak_parts"}})

@@ -21,7 +21,7 @@ WINDOW_SEGMENTS = 4  # length of an isolated window, in segments
 
 
 @dataclass(frozen=True)
-class Sizes:
+class VariantSizes:
     """Sizes that a variant's horizons are derived from, in tokens.
 
     Attributes:
@@ -87,7 +87,7 @@ class Variant:
 
     overlay: str
     summary: str
-    horizons: Callable[[Sizes], tuple[int, ...]] | None
+    horizons: Callable[[VariantSizes], tuple[int, ...]] | None
     rule: str = "boundary"
     paper: str = ""
     published: tuple[float, float, int] | None = None
@@ -183,7 +183,7 @@ class Row:
     windows: bool = False
 
 
-def variant_rows(sizes: Sizes) -> tuple[dict[str, Row], dict[str, str]]:
+def variant_rows(sizes: VariantSizes) -> tuple[dict[str, Row], dict[str, str]]:
     """Return every variant at the given sizes, and the reason for each that cannot be expressed there."""
     rows, absent = {}, {}
     for name, variant in VARIANTS.items():
@@ -207,7 +207,7 @@ def named_rows(horizons: Mapping[str, str], num_layers: int) -> dict[str, Row]:
     return {name: Row(expand_horizons(text, num_layers)) for name, text in horizons.items()}
 
 
-def build(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Decoder:
+def build_network(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Decoder:
     """Build the network of a row with the sizes and options of another network.
 
     Args:

@@ -176,7 +176,7 @@ CLASSES: dict[str, Case] = {
         ["--model.horizons", "{class_path: TwoScale, init_args: {lng: 3}}"],
         ["unknown key model.horizons.lng; did you mean long? TwoScale takes long, short, num_long, placement"],
     ),
-    "a key of horizons that are text": (
+    "a key of horizons that are a string": (
         ["--model.horizons.long", "3"],
         [
             "model.horizons needs a class_path",
@@ -200,7 +200,7 @@ CLASSES: dict[str, Case] = {
             "RecallTask takes distances, num_train, num_validation, seed",
         ],
     ),
-    "generated pieces that are text": (["--data.recall", "x"], ["data.recall: no class x; known: RecallTask"]),
+    "generated pieces that are a string": (["--data.recall", "x"], ["data.recall: no class x; known: RecallTask"]),
     "an item of a list": (
         ["--data.recall.distances", "[64, x]"],
         ["data.recall.distances is 'x'; it takes an integer"],

@@ -183,12 +183,12 @@ def test_written_numbers_are_numbers_in_every_other_respect() -> None:
 WORDS: list[tuple[Any, str]] = [
     (int, "an integer"),
     (int | float | None, "a number or null"),
-    (str | None, "text or null"),
-    (list[int] | str | int, "text, an integer or a list of such"),
+    (str | None, "a string or null"),
+    (list[int] | str | int, "a string, an integer or a list of such"),
     (dict[str, int] | timedelta, "a mapping or a duration such as 0:02:00"),
     (Literal["a", 3, "3"], "'a' or 3"),
-    (tuple[int, str], "a list of 2 (an integer, text)"),
-    (list[str], "a list (each item text)"),
+    (tuple[int, str], "a list of 2 (an integer, a string)"),
+    (list[str], "a list (each item a string)"),
     (list, "a list"),
     (bool, "true or false"),
 ]

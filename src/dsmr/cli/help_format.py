@@ -3,7 +3,8 @@
 import re
 from argparse import SUPPRESS, Action
 from collections.abc import Iterable
-from typing import Any
+from types import NoneType
+from typing import Any, Union
 
 from jsonargparse import DefaultHelpFormatter, Namespace
 
@@ -11,8 +12,10 @@ from dsmr.cli.type_words import MOST_KNOWN, alternatives, classes_of, known_clas
 
 WIDTH, COLUMN = 110, 32
 OWN_WORDS = {
+    "help": "Print this help and exit.",
+    "seed_everything": "Random seed, or true for a random one (default: 0).",
     "print_config": "Print the complete configuration and exit.",
-    "config": "Configuration file, or the name of a shipped one such as laptop; repeatable, later wins.",
+    "config": "Configuration file, or the name of a shipped one such as laptop; repeatable, later ones win.",
 }
 
 
@@ -42,18 +45,22 @@ class ShortHelp(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = OWN_WORDS.get(action.dest) or action.help or ""
-        if action.dest in ("help", *OWN_WORDS) or not action.option_strings:
-            return text
         kind = getattr(action, "_typehint", None) or action.type
-        about = [type_words(kind)] if kind is not None else []
-        known = known_classes(tuple(cls for one in alternatives(kind) for cls in classes_of(one))) if kind else []
+        is_expanded = getattr(action, "_jsonargparse_preexpanded_help", False)  # jsonargparse calls this twice
+        if kind is None or action.dest in OWN_WORDS or not action.option_strings or is_expanded:
+            return text
+        kinds = alternatives(kind)
+        if action.default is None:  # the default is clear from the text
+            kinds = tuple(one for one in kinds if one is not NoneType)
+        about = [type_words(Union[kinds])]  # noqa: UP007 (a tuple)
+        known = known_classes(tuple(cls for one in kinds for cls in classes_of(one)))
         if 1 < len(known) <= MOST_KNOWN:
             about.append(f"known: {', '.join(known)}")
         if action.required:
             about.append("required")
-        elif kind is not None and action.default != SUPPRESS:
+        elif action.default not in (None, SUPPRESS):
             about.append(f"default: {default_words(action.default)}")
-        return f"{text} ({'; '.join(about)})" if about else text
+        return f"{text} ({'; '.join(about)})".strip()
 
 
 def default_words(default: Any) -> str:

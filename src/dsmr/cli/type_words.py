@@ -19,7 +19,7 @@ WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a string",
     list: "a list",
     dict: "a mapping",
     timedelta: "a duration such as 0:02:00",

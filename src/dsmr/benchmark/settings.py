@@ -31,7 +31,7 @@ DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": to
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """How rows are compared; their sizes come from model and data.
+    """Settings of the comparison; sizes come from model and data.
 
     Args:
         horizons: Horizons of each row by name; must contain `full`, the reference. None: all variants at the
@@ -85,7 +85,7 @@ class Workload:
     """Sizes, device and precision shared by all rows.
 
     Args:
-        settings: how rows are compared.
+        settings: of the comparison.
         like: a network with the sizes of all rows; the sum of its horizons is the budget of the variants.
         num_lanes: B.
         device: where the rows run.

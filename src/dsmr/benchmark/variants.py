@@ -211,8 +211,8 @@ def build_network(row: Row, like: Decoder, *, prefix_length: int, **changes: Any
     """Build the network of a row with the sizes and options of another network.
 
     Args:
-        row: gives horizons and rule.
-        like: gives sizes and options; its own horizons are ignored.
+        row: provides horizons and rule.
+        like: provides sizes and options; its own horizons are ignored.
         prefix_length: of the Perceiver.
         changes: constructor arguments to override.
     """

@@ -87,17 +87,15 @@ def peak_parts(plan: TrainingPlan) -> dict[str, int]:
     }
 
 
-def expected_speed(plan: TrainingPlan) -> tuple[float, float] | None:
-    """Return the lowest and highest expected tokens per second; None if the device is unknown.
+def expected_speed(plan: TrainingPlan, device: Device) -> tuple[float, float]:
+    """Return the lowest and highest expected tokens per second.
 
     Raises:
         UserError: the device does not compute in this precision.
     """
-    if plan.device is None:
-        return None
-    peak = plan.device.peak(PEAKS[plan.precision])
+    peak = device.peak(PEAKS[plan.precision])
     if peak is None:
-        raise UserError(f"{plan.device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
+        raise UserError(f"{device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
     needed = count_flops(plan.network, plan.backend).executed
     low, high = (share * peak / needed for share in UTILISATION)
     return low, high
@@ -119,8 +117,8 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
         "saved_bytes": parts["saved_for_backward"],
         "uncertainty": {"state_bytes": 0.0, "saved_bytes": 0.10 if plan.device is None else 0.15},
     }
-    speeds = expected_speed(plan)
-    if plan.device is not None and speeds is not None:
+    if plan.device is not None:
+        speeds = expected_speed(plan, plan.device)
         slow, fast = (epoch_tokens / tokens_per_second / 3600 for tokens_per_second in speeds)
         peak = sum(parts.values())
         result |= {

@@ -441,14 +441,16 @@ def test_only_the_first_process_of_a_trial_takes_its_lock(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout[:5]) == (0, b"dsmr ")
 
 
-def two_trials_that(ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[local.Outcome]:
+def two_trials_that(
+    ending: str, folder: Path, monkeypatch: pytest.MonkeyPatch, num_jobs: int = 1
+) -> list[local.Outcome]:
     """Run two trials whose processes do no more than end."""
     program = folder / "program"
     program.write_text(f"#!/bin/sh\n{ending}\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     sweep = spec.read_sweep(write(folder))
-    return local.run_trials(sweep, spec.make_trials(sweep), folder, lambda line: None)
+    return local.run_trials(sweep, spec.make_trials(sweep), folder, lambda line: None, num_jobs)
 
 
 @pytest.mark.parametrize(
@@ -471,6 +473,12 @@ def test_a_trial_that_is_killed_has_failed_and_the_next_one_runs(
         log = tmp_path / "sweep" / "logs" / f"{outcome.trial.name}.log"
         assert outcome.message == (f"{said}{log}" if said.endswith("see ") else said)
         assert read_state(tmp_path / "sweep" / outcome.trial.name)["message"] == outcome.message
+
+
+def test_jobs_run_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meet = "touch here.$$; for i in $(seq 200); do [ $(ls here.* | wc -l) = 2 ] && echo met && exit 2; sleep 0.1; done"
+    outcomes = two_trials_that(f"cd {tmp_path}; {meet}", tmp_path, monkeypatch, num_jobs=2)
+    assert [outcome.message for outcome in outcomes] == ["met", "met"]
 
 
 @pytest.mark.parametrize(

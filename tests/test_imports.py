@@ -30,19 +30,16 @@ WITHOUT_LIGHTNING = (
     "attention",
     "model",
     "cost",
-    "data/tokenizer.py",
-    "data/store.py",
-    "data/lanes.py",
-    "data/windows.py",
-    "data/synthetic.py",
+    *(f"data/{path.name}" for path in (ROOT / "data").glob("*.py") if path.name != "datamodule.py"),
 )
 WITHOUT_TORCH = (
     "model/horizons.py",
     "model/schedules.py",
-    "data/tokenizer.py",
-    "data/store.py",
-    "data/maestro.py",
-    "data/folder.py",
+    *(
+        f"data/{path.name}"
+        for path in (ROOT / "data").glob("*.py")
+        if path.name not in ("datamodule.py", "lane_dataset.py", "lanes.py", "stream_position.py", "windows.py")
+    ),
 )
 
 

@@ -1,9 +1,7 @@
 """`DsmrCLI`: LightningCLI with run folders, shipped configs and errors of one line."""
 
-import argparse
 import json
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, P
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import UserError
+from dsmr.cli import COMMANDS
+from dsmr.cli.command_parser import CLASS_HELP, CommandParser, FitHelp, RunHelp, TrainerHelp
 from dsmr.cli.config_files import FOLDER, take_flag
 from dsmr.cli.given_settings import GivenSettings, options_of
-from dsmr.cli.help_format import ShortHelp
 from dsmr.cli.library_errors import one_line
-from dsmr.cli.parser import OneLineParser, underscored
-from dsmr.cli.refusals import FILLED_BY_MODULE
+from dsmr.cli.parser import underscored
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
 from dsmr.cli.trainer_checks import check_callbacks, check_nodes, check_trainer
@@ -43,15 +41,6 @@ from dsmr.training.csv_logger import MetricsLogger
 from dsmr.training.module import RecurrentLM
 
 EVALUATIONS = ("validate", "test")
-DESCRIPTIONS = {
-    "fit": "Train a model, or resume a run with --resume RUN.",
-    "validate": "Evaluate a trained model on whole pieces of the validation split.",
-    "test": "Evaluate a trained model on whole pieces of the test split.",
-}
-CLASS_HELP = (
-    "--model.backbone.help CLASS lists the options of a network. The same holds for model.horizons, model.optimizer, "
-    "model.lr_scheduler, data.recall and data.windows. Every option may also be given in a configuration file."
-)
 QUIET = (
     ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
     ".*LeafSpec.*",  # Lightning builds what torch deprecates
@@ -63,41 +52,6 @@ QUIET = (
     ".*`max_epochs` was not set.*",  # check_end decides what ends a run
     ".*sync_dist=True.*",  # all processes log the same
 )
-
-
-class CommandParser(OneLineParser, LightningArgumentParser):
-    """`OneLineParser` with the methods by which LightningCLI adds classes."""
-
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Leave out the backbone's arguments that the module fills in: horizons are set at `--model.horizons` only."""
-        filled = {f"backbone.init_args.{name}" for name in FILLED_BY_MODULE}
-        added: list[str] = super().add_class_arguments(*args, **kwargs | {"skip": {*kwargs.get("skip", ()), *filled}})
-        return added
-
-
-class FitHelp(ShortHelp):
-    """Help without the options of Lightning's Trainer."""
-
-    hidden = re.compile(r"trainer\b")
-
-
-class RunHelp(ShortHelp):
-    """Help without the options of training, which other commands only read from a run's config."""
-
-    hidden = re.compile(r"trainer\b|(name|root|resume|save_every_n_steps|save_every_minutes|sample_every_n_steps)$")
-
-
-class TrainerHelp(argparse.Action):
-    """Print the options of Lightning's Trainer, with the defaults of base.yaml, and exit."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        """Print and exit."""
-        trainer_parser = CommandParser(parser.prog, "Options of Lightning's Trainer.")
-        trainer_parser.add_lightning_class_args(Trainer, "trainer")
-        base = plain_values(load_yaml((FOLDER / "base.yaml").read_text(encoding="utf-8")))["trainer"]
-        trainer_parser.set_defaults({f"trainer.{key}": value for key, value in base.items()})
-        trainer_parser.print_help()
-        parser.exit()
 
 
 class DsmrCLI(LightningCLI):
@@ -134,7 +88,7 @@ class DsmrCLI(LightningCLI):
             parser_kwargs={
                 "prog": f"dsmr {command}",
                 "default_config_files": [str(FOLDER / "base.yaml")],
-                "description": DESCRIPTIONS.get(command, ""),
+                "description": f"dsmr {command}: {COMMANDS[command][1]}.",
                 "epilog": CLASS_HELP,
                 "formatter_class": FitHelp if command == "fit" else RunHelp,
             },

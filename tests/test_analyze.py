@@ -24,8 +24,9 @@ from dsmr.cli.by_piece import is_as_in_training
 from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.midi import read_midi
+from dsmr.data.performance import Performance
 from dsmr.data.synthetic import RecallTask
-from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer, encode
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, encode
 from dsmr.results.bootstrap import NO_INTERVAL
 from dsmr.results.piece_table import PieceTable
 from dsmr.share.export import export_model

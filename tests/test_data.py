@@ -28,8 +28,9 @@ from dsmr.data.maestro import MAESTRO_NAME, MaestroZip, download_maestro, find_m
 from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
-from dsmr.data.tokenizer import BOS, MASK, TokenizerSpec, decode, encode
+from dsmr.data.tokenizer import TokenizerSpec, decode, encode
 from dsmr.data.transposition import allowed_shifts
+from dsmr.data.vocabulary import BOS, MASK
 from dsmr.data.windows import Windows
 from dsmr.data.workers import WORKER_THRESHOLD
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from dsmr.data.maestro import find_maestro
 from dsmr.data.midi import read_midi
-from dsmr.data.tokenizer import BOS, EOS, PAD, Performance, TokenizerSpec, build_tokenizer, decode, encode
+from dsmr.data.performance import Performance
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, decode, encode
+from dsmr.data.vocabulary import BOS, EOS, PAD
 from dsmr.generate import Generator, Prompt, Sampling, compose_score
 from dsmr.generate.continuations import continuations
 from dsmr.generate.generator import make_grammar

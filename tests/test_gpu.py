@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 from dsmr.attention.backends import Backend
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
-from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer, decode, encode
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, decode, encode
+from dsmr.data.vocabulary import BOS
 from dsmr.generate import Generator, Sampling
 from dsmr.model import RecurrentTransformer
 from dsmr.model.sizes import Compilation

@@ -22,7 +22,8 @@ from dsmr.analyze.judging.music_comparison import (
     set_metrics,
 )
 from dsmr.cli import main
-from dsmr.data.tokenizer import Performance, TokenizerSpec, build_tokenizer
+from dsmr.data.performance import Performance
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.generate.music import SEAM_MARKER
 
 

@@ -13,16 +13,9 @@ from conftest import write_midi
 from dsmr.data.performance import extend_by_pedal
 from dsmr.data.preparation import store_key
 from dsmr.data.sources import Refused
-from dsmr.data.tokenizer import (
-    BOS,
-    EOS,
-    TokenizerSpec,
-    build_tokenizer,
-    decode,
-    encode,
-)
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, decode, encode
 from dsmr.data.transposition import transposition_tables
-from dsmr.data.vocabulary import SPECIAL_TOKENS, note_on_mask
+from dsmr.data.vocabulary import BOS, EOS, SPECIAL_TOKENS, note_on_mask
 
 PERFORMANCE = build_tokenizer(TokenizerSpec())
 

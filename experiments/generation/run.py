@@ -24,7 +24,8 @@ from torch import Tensor
 from dsmr.attention import decode as compiled
 from dsmr.benchmark.machine import current_commit, hardware_info, package_versions
 from dsmr.cost import MIB
-from dsmr.data.tokenizer import BOS, TokenizerSpec, build_tokenizer
+from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
+from dsmr.data.vocabulary import BOS
 from dsmr.generate import Generator, Prompt, Sampling
 from dsmr.generate.grammar import Grammar
 from dsmr.model import RecurrentTransformer

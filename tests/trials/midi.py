@@ -25,7 +25,8 @@ from dsmr.data.folder import MidiFolder
 from dsmr.data.midi import MAX_NOTES, MAX_SECONDS
 from dsmr.data.preparation import _start_worker, _tokenize
 from dsmr.data.store import TokenStore
-from dsmr.data.tokenizer import BOS, EOS, TokenizerSpec
+from dsmr.data.tokenizer import TokenizerSpec
+from dsmr.data.vocabulary import BOS, EOS
 
 SHORT, LONG, BATCH = 500, 10_000, 2_500
 SLOWEST_SECONDS = 10.0

@@ -22,19 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr import UserError
+from dsmr.data.performance import TICKS_PER_SECOND, Performance
 from dsmr.data.preparation import store_key
 from dsmr.data.sources import Entry, Split
 from dsmr.data.store import TokenStore
 from dsmr.data.store_writer import StoreWriter, open_or_build
-from dsmr.data.tokenizer import (
-    BOS,
-    EOS,
-    TICKS_PER_SECOND,
-    Encoded,
-    Performance,
-    TokenizerSpec,
-    build_tokenizer,
-)
+from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer
+from dsmr.data.vocabulary import BOS, EOS
 
 NUM_MARKS = 16
 """K, the perplexity of guessing."""

@@ -16,27 +16,10 @@ from miditok import MusicTokenizer, TokSequence
 from symusic import ControlChange, Note, Score, Tempo, TimeSignature, Track
 
 from dsmr import UserError
-from dsmr.data.performance import TICKS_PER_SECOND, Performance
+from dsmr.data.performance import Performance
 from dsmr.data.sources import Refused
 from dsmr.data.tokenizer_settings import EXTRA_SETTINGS, make_tokenizer, tokenizer_label
-from dsmr.data.vocabulary import BOS, EOS, MASK, PAD, SPECIAL_TOKENS, Ids, note_on_mask
-
-__all__ = [
-    "BOS",
-    "EOS",
-    "MASK",
-    "PAD",
-    "TICKS_PER_SECOND",
-    "Encoded",
-    "Performance",
-    "TokenizerSpec",
-    "build_tokenizer",
-    "decode",
-    "encode",
-    "open_ended",
-    "piano_part",
-    "trial_piece",
-]
+from dsmr.data.vocabulary import BOS, EOS, SPECIAL_TOKENS, Ids, note_on_mask
 
 TRACK_START, TRACK_END = "Track_Start", "Track_End"
 """MMM's tokens around a track; dsmr has one track per piece."""
@@ -47,7 +30,7 @@ class TokenizerSpec:
     """Everything that is needed to build a tokenizer again.
 
     Attributes:
-        name: performance, a MidiTok class with one stream of tokens (REMI, TSD, MIDILike, PerTok, ...), or the dotted
+        name: Tokenizer: performance, a MidiTok class with one stream of tokens (REMI, TSD, PerTok, ...), or the dotted
             path of your own class (mytok.Mine).
         config: Arguments of MidiTok's TokenizerConfig, additional_params included; ranges have keys such as "0_4".
             performance takes none.

@@ -6,7 +6,8 @@ from itertools import islice
 
 from symusic import Score
 
-from dsmr.data.tokenizer import EOS, PAD, TICKS_PER_SECOND, Performance
+from dsmr.data.performance import TICKS_PER_SECOND, Performance
+from dsmr.data.vocabulary import EOS, PAD
 from dsmr.generate.generator import Generator
 from dsmr.generate.grammar import Grammar
 from dsmr.generate.music import NewMusic, compose_score, end_sounding_notes

@@ -14,8 +14,9 @@ from dsmr import UserError
 from dsmr.data.datamodule import MusicData
 from dsmr.data.files import atomic_write
 from dsmr.data.folder import MidiFolder
+from dsmr.data.performance import Performance
 from dsmr.data.sources import Split
-from dsmr.data.tokenizer import Performance, decode, open_ended
+from dsmr.data.tokenizer import decode, open_ended
 from dsmr.generate.audio import render_audio
 from dsmr.generate.continuations import Continuation
 from dsmr.generate.generator import Generator

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
 from dsmr import UserError
-from dsmr.data.tokenizer import BOS, decode
+from dsmr.data.tokenizer import decode
+from dsmr.data.vocabulary import BOS
 from dsmr.generate import Generator, Sampling
 from dsmr.generate.piano_roll import plot_piano_roll
 from dsmr.model.backbone import evaluation_copy

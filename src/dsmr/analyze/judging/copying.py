@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dsmr.data.performance import Performance
 from dsmr.data.store import TokenStore
-from dsmr.data.tokenizer import Performance
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 LONGEST = 2000  # notes; runs beyond it are reported as this long

@@ -12,9 +12,10 @@ from symusic import Score
 
 from dsmr import UserError
 from dsmr.data.midi import read_midi
+from dsmr.data.performance import TICKS_PER_SECOND, Performance
 from dsmr.data.sources import Refused, Split
 from dsmr.data.store import TokenStore
-from dsmr.data.tokenizer import TICKS_PER_SECOND, Performance, decode, encode
+from dsmr.data.tokenizer import decode, encode
 from dsmr.generate.music import SEAM_MARKER
 
 SUFFIXES = (".mid", ".midi")

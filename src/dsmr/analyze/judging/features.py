@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmr.analyze.judging.excerpts import Excerpt
-from dsmr.data.tokenizer import TICKS_PER_SECOND
+from dsmr.data.performance import TICKS_PER_SECOND
 
 PRIOR = 0.5  # added to the count of each bin, so that a bin that is empty in one set does not make KL infinite
 

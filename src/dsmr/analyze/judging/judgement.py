@@ -14,8 +14,8 @@ from dsmr.analyze.judging.excerpts import read_generated, read_reference
 from dsmr.analyze.judging.music_comparison import FEWEST, NUM_DRAWS, compare_sets, judgement_table
 from dsmr.data.datamodule import MusicData
 from dsmr.data.files import atomic_write
+from dsmr.data.performance import Performance
 from dsmr.data.sources import Split
-from dsmr.data.tokenizer import Performance
 
 EXPLANATION = (
     "OA is the overlap area of two histograms (1: identical, 0: nothing in common), KL the Kullback-Leibler "

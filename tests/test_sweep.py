@@ -167,8 +167,8 @@ def test_wandbs_logger_is_known_however_its_config_is_spelt(tmp_path: Path, give
     [
         ("F --local --x 1", "F --local", "--x 1"),
         ("--local F", "F --local", ""),
-        ("--root r --dry_run F", "F --root r --dry-run", ""),
-        ("--price_per_hour=2 --dry-run F", "F --price-per-hour=2 --dry-run", ""),
+        ("--root r --dry_run F", "F --root r --dry_run", ""),
+        ("--price_per_hour=2 --dry-run F", "F --price_per_hour=2 --dry_run", ""),
         ("--config smoke --save_every_n_steps 3 F --local", "F --local", "--config smoke --save_every_n_steps 3"),
         ("--x=1 F --y -1", "F", "--x=1 --y -1"),
     ],
@@ -189,7 +189,7 @@ def dsmr(*arguments: object) -> int:
         ([SWEEPS / "placement.yaml", "--local", "--jobs", "0"], "--jobs 0 must be at least 1"),
         ([SWEEPS / "placement.yaml", "--jobs", "2"], "--jobs belongs to --local"),
         ([SWEEPS / "placement.yaml", "--local", "--name", "x"], "--name is set by the sweep itself"),
-        ([SWEEPS / "placement.yaml", "--device", "rtx-3060-12gb"], "belong to --dry-run"),
+        ([SWEEPS / "placement.yaml", "--device", "rtx-3060-12gb"], "belong to --dry_run"),
         ([SWEEPS / "placement.yaml", "--dry-run", "--device", "rtx-9"], "rtx-9"),
         ([SWEEPS / "placement.yaml", "--local", "--model.horizonz.long", "1"], "trial placement=lower,seed=0: "),
         ([SWEEPS / "placement.yaml", "--local", "--trials", "0"], "--trials 0"),
@@ -197,6 +197,11 @@ def dsmr(*arguments: object) -> int:
             [SWEEPS / "placement.yaml", "--dry-run", "--seed_everything", "3"],
             "--seed_everything is varied by the sweep",
         ),
+        (
+            [SWEEPS / "placement.yaml", "--dry-run", "--seed-everything=3"],
+            "--seed_everything=3 is varied by the sweep",
+        ),
+        ([SWEEPS / "placement.yaml", "--local", "--ckpt-path", "x"], "--ckpt_path is set by the sweep itself"),
         ([SWEEPS / "placement.yaml", "--lokal"], "unknown key lokal"),
         ([SWEEPS / "placement.yaml", "--local", "--seed", "-1"], "--seed -1 must be at least 0"),
         *[

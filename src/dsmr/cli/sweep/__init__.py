@@ -12,7 +12,7 @@ from dsmr import UserError
 from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.parser import OneLineParser
+from dsmr.cli.parser import OneLineParser, underscored
 from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_trials
 from dsmr.cli.sweep.spec import Sweep, find_sweep, make_trials, read_sweep, shipped_sweeps
@@ -21,8 +21,8 @@ from dsmr.results.report import write_report
 from dsmr.results.runs import collect_results
 
 FORBIDDEN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
-FLAGS = ("--local", "--dry-run", "--json", "--help", "-h")
-VALUED = ("--root", "--trials", "--jobs", "--seed", "--device", "--price-per-hour", "--output", "--project")
+FLAGS = ("--local", "--dry_run", "--json", "--help", "-h")
+VALUED = ("--root", "--trials", "--jobs", "--seed", "--device", "--price_per_hour", "--output", "--project")
 NOT_FOR_WANDB = ("--root", "--seed", "--json", "--output")
 ROOT = "runs"
 
@@ -75,12 +75,12 @@ def check_options(options: Namespace, given: list[str]) -> None:
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}")
     if not options.dry_run and (options.device is not None or options.price_per_hour is not None):
-        raise UserError("--device and --price-per-hour belong to --dry-run")
+        raise UserError("--device and --price_per_hour belong to --dry_run")
     if options.jobs > 1 and not options.local and not options.dry_run:
         raise UserError("--jobs belongs to --local")
     ignored = [word for word in given if word.partition("=")[0] in NOT_FOR_WANDB]
     if ignored and not options.dry_run and not options.local:
-        raise UserError(f"{ignored[0]}: {', '.join(NOT_FOR_WANDB)} belong to --local or --dry-run")
+        raise UserError(f"{ignored[0]}: {', '.join(NOT_FOR_WANDB)} belong to --local or --dry_run")
 
 
 def local_command(options: Namespace, extra: list[str]) -> str:
@@ -102,9 +102,9 @@ def sweep_parser() -> OneLineParser:
         "file", type=str, help=f"Sweep file, or the name of a shipped one: {', '.join(shipped_sweeps())}."
     )
     parser.add_argument("--local", action="store_true", help="Run the trials on this machine, without wandb.")
-    parser.add_argument("--dry-run", action="store_true", help="List the trials and estimate what they take.")
+    parser.add_argument("--dry_run", action="store_true", help="List the trials and estimate what they take.")
     parser.add_argument("--device", type=str | None, default=None, help="GPU of a dry run, such as rtx-3060-12gb.")
-    parser.add_argument("--price-per-hour", type=float | None, default=None, help="Price of the GPU, any currency.")
+    parser.add_argument("--price_per_hour", type=float | None, default=None, help="Price of the GPU, any currency.")
     parser.add_argument("--root", type=str, default=ROOT, help="Folder of the sweep's folder, for --local.")
     parser.add_argument(
         "--trials", type=int | None, default=None, help="Maximum number of trials; required for a random sweep."
@@ -128,14 +128,13 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     files: list[str] = []
     mine: list[str] = []
     extra: list[str] = []
-    rest = list(arguments)
+    rest = underscored(arguments)
     while rest:
         word = rest.pop(0)
-        option, equals, value = word.partition("=")
-        own = option.replace("_", "-")
-        if own in FLAGS or own in VALUED:
-            mine.append(own + equals + value)
-            if own in VALUED and not equals:
+        option, equals, _ = word.partition("=")
+        if option in FLAGS or option in VALUED:
+            mine.append(word)
+            if option in VALUED and not equals:
                 mine += rest[:1]
                 del rest[:1]
         elif word.startswith("-"):

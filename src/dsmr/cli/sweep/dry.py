@@ -22,7 +22,7 @@ def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: f
     """
     device = None if device_name is None else find_device(device_name)
     if device is None and price is not None:
-        raise UserError("--price-per-hour needs a --device, for example --device rtx-3060-12gb")
+        raise UserError("--price_per_hour needs a --device, for example --device rtx-3060-12gb")
     rows = [estimate_trial(trial, device) for trial in trials]
     total = [sum(r["hours"][k] for r in rows) for k in (0, 1)] if device and all("hours" in r for r in rows) else None
     print("\n".join(format_table(rows, device, total, price)))

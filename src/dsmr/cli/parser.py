@@ -1,6 +1,7 @@
 """The parser of every command: errors of one line, short help, and dashes or underscores in options."""
 
 from collections.abc import Container
+from types import NoneType
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, Namespace
@@ -55,7 +56,10 @@ class OneLineParser(WrittenParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         """Parse the content of a config file, ignoring sections that hold only comments."""
-        return super().parse_string(self._without_empty_sections(content), *args, **kwargs)
+        settings = {} if is_blank(content) else load_yaml(content)
+        if isinstance(settings, dict):
+            content = dump_yaml(without_empty_sections(settings, self.groups or {}))
+        return super().parse_string(content, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """Dump settings as YAML under a header that names the versions that wrote it."""
@@ -68,28 +72,19 @@ class OneLineParser(WrittenParser):
             super().error(message, ex)
         raise UserError(explain(self, self.given_arguments, message)) from ex
 
-    def _without_empty_sections(self, content: str) -> str:
-        if is_blank(content):
-            return "{}"
-        settings = load_yaml(content)
-        if not isinstance(settings, dict):
-            return content
-        is_changed = False
-        for name in sorted(self.groups or {}):
-            *above, last = name.split(".")
-            section: Any = settings
-            for part in above:
-                section = section.get(part)
-                if not isinstance(section, dict):
-                    break
-            if not isinstance(section, dict) or last not in section:
-                continue
-            if section[last] is None:
-                del section[last]
-                is_changed = True
-            elif not isinstance(section[last], (dict, str)):
-                raise TypeError(f"{name} is a section of settings")
-        return dump_yaml(settings) if is_changed else content
+
+def without_empty_sections(settings: dict[Any, Any], groups: Container[str], above: str = "") -> dict[Any, Any]:
+    """Remove sections that are null, since a section of comments alone is loaded as null."""
+    kept = {}
+    for key, value in settings.items():
+        name = f"{above}{key}"
+        if name in groups and isinstance(value, dict):
+            value = without_empty_sections(value, groups, f"{name}.")
+        elif name in groups and not isinstance(value, (str, NoneType)):
+            raise TypeError(f"{name} is a section of settings")
+        if name not in groups or value is not None:
+            kept[key] = value
+    return kept
 
 
 def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:

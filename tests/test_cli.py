@@ -301,6 +301,10 @@ def test_every_file_of_a_folder_is_continued(
     assert set(json.loads(out.splitlines()[-1])["refused"]) == {"broken.mid"}
     assert {path.name for path in folder.iterdir()} == {"a-same.mid", "b-same.mid", "c.mid", "short.mid"}
     assert dsmr(*arguments, "--prompt", tmp_path / "in" / "c.mid", "--output", tmp_path / "c.mid") == 0
+    write_midi(tmp_path / "in" / "c.midi", 9)
+    assert dsmr(*arguments, "--prompt", tmp_path / "in", "--output", tmp_path / "other") == 2
+    assert "c.mid; give them different names" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
     assert (tmp_path / "c.mid").read_bytes() == (folder / "c.mid").read_bytes()
 
 

@@ -44,14 +44,7 @@ class NoteSavings:
 
 @dataclass(frozen=True)
 class Passage:
-    """A stretch of music that memory helped to predict.
-
-    Attributes:
-        start: seconds.
-        end: seconds.
-        saved: nats, over all its notes.
-        num_notes: notes that begin in it.
-    """
+    """A stretch of music that memory helped to predict; times in seconds, `saved` in nats over all its notes."""
 
     start: float
     end: float
@@ -61,13 +54,7 @@ class Passage:
 
 @dataclass(frozen=True)
 class PieceReport:
-    """Results of `analyze_piece`.
-
-    Attributes:
-        path: of the MIDI file.
-        notes: savings by note.
-        passages: those in which memory saved most, the most first.
-    """
+    """Savings by note in a MIDI file, and the passages in which memory saved most, the most first."""
 
     path: Path
     notes: NoteSavings

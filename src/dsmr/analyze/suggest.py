@@ -83,13 +83,7 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class SuggestedRun:
-    """A run that was trained with suggested horizons.
-
-    Attributes:
-        name: of its folder.
-        horizons: those of its training.
-        table: its results by piece.
-    """
+    """A run that was trained with suggested horizons, and its results by piece."""
 
     name: str
     horizons: Horizons
@@ -97,11 +91,7 @@ class SuggestedRun:
 
     @classmethod
     def read(cls, given: str) -> "SuggestedRun":
-        """Read a run.
-
-        Raises:
-            UserError: there is no such run, or it has no results by piece.
-        """
+        """Read a run folder; raises UserError if there is none, or if it has no results by piece."""
         found = find_checkpoint(given)
         folder = found if found.is_dir() else found.parent
         path = folder / PIECES_FILE
@@ -114,14 +104,7 @@ class SuggestedRun:
 
 @dataclass(frozen=True)
 class Verification:
-    """A suggestion compared with a run that was trained with it.
-
-    Attributes:
-        name: of the run.
-        measured: its nats per note; None if it cannot be compared.
-        comparison: with the prediction; None if it cannot be compared.
-        not_compared: the reason; None if it was compared.
-    """
+    """A suggestion compared with a run trained with it; `not_compared` is the reason if that is impossible."""
 
     name: str
     measured: Interval | None = None
@@ -143,11 +126,7 @@ class Verification:
 
 
 def check_budget(trained: Horizons, budget: int, block: int) -> None:
-    """Refuse what `suggest_horizons` would refuse, before anything is measured.
-
-    Raises:
-        UserError: the horizons cannot be cut down to this budget.
-    """
+    """Raise UserError if the horizons cannot be cut down to this budget."""
     if budget % block or not 0 <= budget <= sum(trained):
         raise UserError(
             f"--budget {budget} must be a multiple of {block} from 0 to {sum(trained)}, the model's own budget: the "
@@ -170,9 +149,6 @@ def suggest_horizons(
         budget: sum of the suggested horizons.
         block: the network's `memory_block`.
         score: evaluates the model with other horizons.
-
-    Raises:
-        UserError: the horizons cannot be cut down to this budget.
     """
     check_budget(trained, budget, block)
     known: dict[Horizons, PieceTable] = {}

@@ -85,11 +85,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def check_options(settings: Any) -> None:
-    """Refuse options that contradict each other, before anything is measured.
-
-    Raises:
-        UserError: with the reason.
-    """
+    """Raise UserError if options contradict each other."""
     if settings.picture:
         check_plots()
     if settings.split not in ("validation", "test"):
@@ -103,11 +99,7 @@ def check_options(settings: Any) -> None:
 
 
 def make_folder(folder: Path) -> Path:
-    """Create the folder for results.
-
-    Raises:
-        UserError: it is a file, or cannot be written.
-    """
+    """Create the folder for results; raise UserError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

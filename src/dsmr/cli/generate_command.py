@@ -62,11 +62,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def prompts_of(options: Namespace, generator: Generator) -> Prompts:
-    """The prompts that the options name.
-
-    Raises:
-        UserError: there are none, or the split's tokens are not those of the model.
-    """
+    """Return the prompts that the options name."""
     given, seconds = options.prompt, options.prompt_seconds
     if given is None:
         return Prompts([""], lambda _: Prompt())
@@ -94,11 +90,7 @@ def prompts_of(options: Namespace, generator: Generator) -> Prompts:
 def generate(
     options: Namespace, generator: Generator, prompts: Prompts, paths: dict[str, list[Path]]
 ) -> dict[str, Any]:
-    """Generate and write all continuations; return what was written, and how fast.
-
-    Raises:
-        UserError: no prompt could be used.
-    """
+    """Generate and write all continuations; return the results for JSON."""
     pieces: list[dict[str, Any]] = []
     num_tokens, elapsed, seconds = 0, 0.0, options.seconds * options.num
     pending = iter(prompts)

@@ -74,11 +74,7 @@ def generate_parser() -> ArgumentParser:
 
 
 def check_options(options: Namespace) -> bool:
-    """Check the options before any work is done, and fill in defaults; return True if there are many prompts.
-
-    Raises:
-        UserError: options that contradict each other, or files that cannot be written.
-    """
+    """Check the options and fill in defaults; return True if there are many prompts."""
     prompt = options.prompt
     has_many = prompt is not None and (prompt in SPLITS or Path(prompt).expanduser().is_dir())
     if options.num < 1:
@@ -104,11 +100,7 @@ def check_options(options: Namespace) -> bool:
 
 
 def check_outputs(options: Namespace, has_many: bool) -> None:
-    """Refuse outputs that cannot be written, or that would overwrite the prompt.
-
-    Raises:
-        UserError: with the reason.
-    """
+    """Raise UserError if the outputs cannot be written, or would overwrite the prompt."""
     path, is_midi = Path(options.output), Path(options.output).suffix.lower() in (".mid", ".midi")
     if has_many:
         if path.is_file() or (is_midi and not path.is_dir()):

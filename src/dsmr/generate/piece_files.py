@@ -48,11 +48,7 @@ class Prompts:
 
 
 def folder_prompts(generator: Generator, folder: Path, seconds: float | None) -> Prompts:
-    """The beginning of every MIDI file in a folder and the folders below it.
-
-    Raises:
-        UserError: the folder holds no MIDI file.
-    """
+    """The beginning of every MIDI file in a folder and the folders below it; at least one."""
     names = MidiFolder(folder).names()
     if not names:
         raise UserError(f"--prompt {folder} holds no MIDI file; name a folder that has some")
@@ -60,11 +56,7 @@ def folder_prompts(generator: Generator, folder: Path, seconds: float | None) ->
 
 
 def split_prompts(data: MusicData, split: Split, seconds: float | None) -> Prompts:
-    """The beginning of every piece of a split, as the token store has it.
-
-    Raises:
-        UserError: the split has no piece.
-    """
+    """The beginning of every piece of a split, as the token store has it; at least one."""
     numbers = {data.store.pieces[number].name: number for number in data.pieces(split)}
 
     def read(name: str) -> Prompt:
@@ -89,9 +81,6 @@ def stored_prompt(
         name: of the piece, for messages.
         seconds: length of the prompt; None takes the whole piece.
         tokens_per_second: mean of the data.
-
-    Raises:
-        UserError: no note begins in the first `seconds`.
     """
     ids = open_ended(tokenizer, ids)
     if isinstance(tokenizer, Performance):
@@ -106,12 +95,18 @@ def output_files(folder: Path, names: Sequence[str], num: int) -> dict[str, list
     """Files in a folder for `num` continuations of each piece: `NAME.mid`, or `NAME-1.mid`, `NAME-2.mid`, ...
 
     Pieces of different folders that share a file name keep the names of their folders: `a-NAME.mid`, `b-NAME.mid`.
+
+    Raises:
+        UserError: two pieces would be written to one file.
     """
     stems = {name: Path(name).stem for name in names}
     shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
     for name, stem in stems.items():
         if stem in shared:
             stems[name] = "-".join(Path(name).with_suffix("").parts)
+    twice = [stem for stem, count in Counter(stems.values()).items() if count > 1]
+    if twice:
+        raise UserError(f"several prompts would be continued in {folder / twice[0]}.mid; give them different names")
     return {name: numbered(folder / f"{stem}.mid", num) for name, stem in stems.items()}
 
 
@@ -123,20 +118,10 @@ def numbered(path: Path, num: int) -> list[Path]:
 def write_continuation(
     one: Continuation, path: Path, prompt: Prompt, sound_font: Path | None = None, *, picture: bool = False
 ) -> dict[str, Any]:
-    """Write a continuation as MIDI, and where asked as sound and as a piano roll.
-
-    Args:
-        one: the continuation.
-        path: the MIDI file; its folder is created.
-        prompt: that was continued.
-        sound_font: renders a WAV file beside it; None for none.
-        picture: also draw a piano roll, as PNG.
+    """Write a continuation as MIDI, with a sound font also as WAV, and optionally as a piano roll (PNG).
 
     Returns:
         The paths of the files, the number of new notes, seconds of new music, and whether the model ended the piece.
-
-    Raises:
-        UserError: a file cannot be written.
     """
     content = one.score.dumps_midi()
     try:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -78,15 +78,7 @@ class Judgement:
 
     def as_dict(self) -> dict[str, Any]:
         """All metrics, for JSON."""
-        return {
-            "split": self.split,
-            "start": self.start,
-            "seconds": self.seconds,
-            "window": self.window,
-            "not_compared": self.not_compared,
-            "rows": self.rows,
-            "refused": self.refused,
-        }
+        return asdict(self) | {"not_compared": self.not_compared}
 
     def write(self, folder: Path) -> list[str]:
         """Write `evaluation.md`, `.json` and, if matplotlib is installed, `.png`; return the lines of the Markdown.

@@ -41,7 +41,8 @@ class ShortHelp(DefaultHelpFormatter):
     def _format_action_invocation(self, action: Action) -> str:
         if not action.option_strings:
             return action.dest.upper()
-        return ", ".join(option for option in action.option_strings if not option.endswith("+"))
+        spellings = {option.replace("-", "_").rstrip("+"): option for option in reversed(action.option_strings)}
+        return ", ".join(reversed(spellings.values()))
 
     def _get_help_string(self, action: Action) -> str:
         text = OWN_WORDS.get(action.dest) or action.help or ""

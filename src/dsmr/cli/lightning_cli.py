@@ -121,7 +121,10 @@ class DsmrCLI(LightningCLI):
         )
         add("--output", str | None, None, "File for the results as JSON.")
         parser.add_argument(
-            "--help_trainer", action=TrainerHelp, nargs=0, help="Print the options of Lightning's Trainer and exit."
+            *("--help-trainer", "--help_trainer"),
+            action=TrainerHelp,
+            nargs=0,
+            help="Print the options of Lightning's Trainer and exit.",
         )
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.segment_length", "model.segment_length")

@@ -1,9 +1,9 @@
-"""Two processes on CPU (gloo) under `dsmr fit`: the same training as one, every token once, and a loss that is told.
+"""Two processes on a CPU (gloo) under `dsmr fit`: train like one, read every token once, and report a lost process.
 
     python tests/trials/ddp.py [--short] [--output FILE.json] [--root FOLDER]
 
-Lightning starts the other process from the same command line, so that this file, called with `dsmr` first, stands in
-for the program: it writes down what each process reads, and ends one of them where that is the trial.
+Lightning starts the other process from the same command line. This file, called with `dsmr` first, acts as the
+program: it records what each process reads, and ends one of them where the trial asks for it.
 """
 
 import csv
@@ -44,7 +44,7 @@ EXACT = ["--trainer.precision", "64-true", "--model.backbone.dropout", "0"]
 
 
 def stand_in(arguments: list[str]) -> int:
-    """Be `dsmr`, with what the environment asks for."""
+    """Act as `dsmr`, with the changes that the environment asks for."""
     torch.set_num_threads(1)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     folder, ending = os.environ.get("TRIAL_NOTES"), os.environ.get("TRIAL_ENDS")
@@ -69,7 +69,7 @@ def stand_in(arguments: list[str]) -> int:
 
 
 def dsmr(log: Path, *arguments: str, **environment: str) -> tuple[int, float]:
-    """Run the stand-in; gives its exit status and how long it took."""
+    """Run this file as `dsmr`; return its exit status and duration."""
     command = [sys.executable, str(Path(__file__).resolve()), "dsmr", *arguments]
     began = time.monotonic()
     with log.open("a") as file:
@@ -89,29 +89,29 @@ def dsmr(log: Path, *arguments: str, **environment: str) -> tuple[int, float]:
 
 
 def fit(root: Path, name: str, *options: str, **environment: str) -> tuple[int, float]:
-    """A fresh run."""
+    """Start a run."""
     return dsmr(root / f"{name}.log", "fit", *SETTINGS, *options, "--root", str(root), "--name", name, **environment)
 
 
 def weights(run_folder: Path) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint."""
+    """Return the weights of the last checkpoint."""
     state: dict[str, torch.Tensor] = torch.load(run_folder / "last.ckpt", weights_only=True)["state_dict"]
     return state
 
 
 def logged(run_folder: Path, column: str) -> list[float]:
-    """A column of metrics.csv."""
+    """Return a column of metrics.csv."""
     with (run_folder / "metrics.csv").open(newline="") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
 
 
 def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """Largest difference of any weight."""
+    """Return the largest difference of any weight."""
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
 def same_training(root: Path) -> dict[str, Any]:
-    """Two processes of two lanes, and one of four, in float64 without dropout; their losses, weights and figures."""
+    """Compare losses, weights and metrics of two processes of two lanes with one of four, in float64, no dropout."""
     failures = []
     (root / "notes").mkdir()
     statuses = [
@@ -133,7 +133,7 @@ def same_training(root: Path) -> dict[str, Any]:
 
 
 def once_each(notes: Path) -> list[str]:
-    """Whether both processes took as many steps, and no place of a piece was read twice within an epoch."""
+    """Check that both processes took equally many steps and read no position of a piece twice within an epoch."""
     ranks = [
         [json.loads(line) for line in (notes / f"rank{rank}.jsonl").read_text().splitlines()] for rank in range(2)
     ]
@@ -151,7 +151,7 @@ def once_each(notes: Path) -> list[str]:
 
 
 def whole_epochs(root: Path) -> dict[str, Any]:
-    """An epoch of unequal pieces over two processes: each predicted token once, no process left waiting."""
+    """Train an epoch of unequal pieces over two processes: each token is predicted once, no process waits forever."""
     failures = []
     notes = root / "epoch"
     notes.mkdir()
@@ -172,7 +172,7 @@ def whole_epochs(root: Path) -> dict[str, Any]:
 
 
 def lost(root: Path, *, short: bool) -> dict[str, Any]:
-    """A process that is killed, hangs, or is asked to stop; the run ends, says so, and goes on as if nothing was."""
+    """Kill, hang or stop a process: the run ends with a message, and resumes as if undisturbed."""
     failures, lines, seconds = [], {}, {}
     status, _ = fit(root, "undisturbed", *TWO)
     if status:
@@ -213,7 +213,7 @@ def lost(root: Path, *, short: bool) -> dict[str, Any]:
 
 
 def left_over(name: str) -> list[int]:
-    """Processes of a run that are still there after a while; they are ended then."""
+    """Return the processes of a run that remain after a while, and end them."""
     for _ in range(60):
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -232,7 +232,7 @@ def left_over(name: str) -> list[int]:
 
 
 def evaluated(root: Path) -> dict[str, Any]:
-    """`dsmr validate` by two processes and by one."""
+    """Compare `dsmr validate` by two processes and by one."""
     found = []
     for name, options in {"by-two": [*TWO, "--data.num_lanes", "2"], "by-one": ["--trainer.strategy", "auto"]}.items():
         output = root / f"{name}.json"
@@ -250,7 +250,7 @@ def evaluated(root: Path) -> dict[str, Any]:
 
 
 def work(root: Path, *, short: bool) -> dict[str, Any]:
-    """All trials, in a folder."""
+    """Run all trials in a folder."""
     os.environ["DSMR_CACHE"] = str(root / "cache")
     found = {"same_training": same_training(root), "lost": lost(root, short=short)}
     if not short:

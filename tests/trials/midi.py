@@ -1,9 +1,9 @@
-"""Bad MIDI: thousands of mutated files and hand-made odd ones through `dsmr prepare`, with good neighbours.
+"""Send thousands of mutated MIDI files and hand-made odd ones through `dsmr prepare`, among good ones.
 
     python tests/trials/midi.py [--short] [--output FILE.json] [--root FOLDER]
 
-Files come from generated pieces, and from MAESTRO where `DSMR_MAESTRO` names its zip. Every file must be kept whole
-or be listed with a reason; the good ones must be kept as if they were alone; time and memory are bounded.
+Files come from generated pieces, and from MAESTRO if `DSMR_MAESTRO` names its zip. Every file must be kept completely
+or refused with a reason, good files must be kept unchanged, and time and memory are bounded.
 """
 
 import json
@@ -35,7 +35,7 @@ END = b"\x00\xff\x2f\x00"
 
 
 def length(number: int) -> bytes:
-    """A number of variable length, as MIDI writes time."""
+    """Encode a number with variable length, as MIDI does for time."""
     digits = [number & 0x7F]
     while number := number >> 7:
         digits.append(0x80 | number & 0x7F)
@@ -43,28 +43,28 @@ def length(number: int) -> bytes:
 
 
 def on(wait: int, pitch: int = 60, velocity: int = 64, channel: int = 0) -> bytes:
-    """A note-on."""
+    """Encode a note-on."""
     return length(wait) + bytes((0x90 | channel, pitch, velocity))
 
 
 def off(wait: int, pitch: int = 60, channel: int = 0) -> bytes:
-    """A note-off."""
+    """Encode a note-off."""
     return length(wait) + bytes((0x80 | channel, pitch, 0))
 
 
 def tempo(wait: int, microseconds: int) -> bytes:
-    """A tempo, in microseconds per beat."""
+    """Encode a tempo in microseconds per beat."""
     return length(wait) + b"\xff\x51\x03" + struct.pack(">I", microseconds)[1:]
 
 
 def midi(*tracks: bytes, division: int = 480, kind: int = 1, count: int | None = None, header: int = 6) -> bytes:
-    """A file of tracks, with a header that may lie."""
+    """Encode a file of tracks, with a header that may be wrong."""
     chunks = b"".join(b"MTrk" + struct.pack(">I", len(track)) + track for track in tracks)
     return b"MThd" + struct.pack(">IHHH", header, kind, len(tracks) if count is None else count, division) + chunks
 
 
 def many_notes(count: int) -> bytes:
-    """A run over all pitches."""
+    """Encode notes that run over all pitches."""
     return b"".join(on(1, number % 128) + off(0, number % 128) for number in range(count))
 
 
@@ -128,7 +128,7 @@ ODD: dict[str, tuple[bytes, str]] = {
 
 
 def good_pieces(count: int) -> list[bytes]:
-    """Generated music with a pedal."""
+    """Generate music with a pedal."""
     draw, made = random.Random(0), []
     for number in range(count):
         score, track, now = Score(480), Track("", 0, False), 0
@@ -144,7 +144,7 @@ def good_pieces(count: int) -> list[bytes]:
 
 
 def real_pieces(count: int) -> list[bytes]:
-    """Pieces of MAESTRO, where it is."""
+    """Return pieces of MAESTRO, if it is available."""
     path = os.environ.get("DSMR_MAESTRO", "")
     if not zipfile.is_zipfile(path):
         return []
@@ -154,7 +154,7 @@ def real_pieces(count: int) -> list[bytes]:
 
 
 def mutated(content: bytes, other: bytes, draw: random.Random) -> bytes:
-    """A file with some of its bytes changed, cut, doubled, put elsewhere or exchanged for another's."""
+    """Change, cut, duplicate, insert or exchange some bytes of a file."""
     changed = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
         at, span = draw.randrange(len(changed) + 1), 1 + min(draw.randrange(1, 200), draw.randrange(1, 200))
@@ -182,13 +182,13 @@ def mutated(content: bytes, other: bytes, draw: random.Random) -> bytes:
 
 
 def prepare(folder: Path, found: Path) -> int:
-    """`dsmr prepare` of a folder in which nearly everything may be refused."""
+    """Run `dsmr prepare` on a folder of which nearly everything may be refused."""
     options = ["--data.path", str(folder), "--data.max_refused_share", "1", "--output", str(found)]
     return main(["prepare", *options])
 
 
 def batch(root: Path, files: dict[str, bytes], good: dict[str, bytes]) -> tuple[list[str], dict[str, Any], TokenStore]:
-    """Prepare bad files among good ones; gives what failed, what the command found, and the store."""
+    """Prepare bad files among good ones; return failures, the command's result, and the store."""
     root.mkdir(parents=True, exist_ok=True)
     for name, content in {**files, **good}.items():
         (root / name).write_bytes(content)
@@ -214,13 +214,13 @@ def batch(root: Path, files: dict[str, bytes], good: dict[str, bytes]) -> tuple[
 
 
 def pieces_of(store: TokenStore, names: Any) -> dict[str, bytes]:
-    """Tokens of pieces, by name."""
+    """Return the tokens of pieces by name."""
     chosen = [piece for piece in store.pieces if piece.name in names]
     return {piece.name: store.tokens[piece.start : piece.start + piece.length].tobytes() for piece in chosen}
 
 
 def mutants(root: Path, good: dict[str, bytes], alone: dict[str, bytes], *, short: bool) -> dict[str, Any]:
-    """Random changes, in batches."""
+    """Prepare files with random changes, in batches."""
     draw = random.Random(3)
     seeds = [*good.values(), *real_pieces(4 if short else 40)]
     total, failures, kept = SHORT if short else LONG, [], 0
@@ -247,7 +247,7 @@ def mutants(root: Path, good: dict[str, bytes], alone: dict[str, bytes], *, shor
 
 
 def odd_ones(root: Path, good: dict[str, bytes], alone: dict[str, bytes]) -> dict[str, Any]:
-    """Hand-made files, with what must become of each; a folder and a pipe of a file's name."""
+    """Prepare hand-made files with their expected outcome, and a folder and a pipe named like files."""
     files = {f"{name.replace(' ', '_')}.mid": content for name, (content, _) in ODD.items()}
     folder = root / "odd"
     (folder / "folder.mid").mkdir(parents=True)
@@ -277,7 +277,7 @@ def odd_ones(root: Path, good: dict[str, bytes], alone: dict[str, bytes]) -> dic
 
 
 def bounds(root: Path) -> dict[str, Any]:
-    """Seconds that each odd file takes, and the memory of all of them."""
+    """Measure the seconds of each odd file, and the memory of all of them."""
     folder = root / "bounds"
     folder.mkdir()
     slowest = {}
@@ -304,7 +304,7 @@ def bounds(root: Path) -> dict[str, Any]:
 
 
 def work(root: Path, *, short: bool) -> dict[str, Any]:
-    """All trials, in a folder."""
+    """Run all trials in a folder."""
     good = {f"good{number:02d}.mid": content for number, content in enumerate(good_pieces(12))}
     failures, _, store = batch(root / "alone", {}, good)
     if failures:

@@ -2,7 +2,7 @@
 
     python tests/trials/prepare.py [--short] [--output FILE.json] [--root FOLDER]
 
-Each case must end in the very store that an undisturbed run leaves, or in one line that says what to do.
+Each case must end with the store that an undisturbed run writes, or with a one-line message.
 """
 
 import json
@@ -30,7 +30,7 @@ UNTRIED = -1000
 
 
 def write_pieces(folder: Path, count: int) -> Path:
-    """A folder of small pieces."""
+    """Write a folder of small pieces."""
     folder.mkdir(parents=True)
     draw = random.Random(0)
     for number in range(count):
@@ -45,12 +45,12 @@ def write_pieces(folder: Path, count: int) -> Path:
 
 
 def prepare(pieces: Path, cache: Path) -> int:
-    """`dsmr prepare` of a folder into a cache."""
+    """Run `dsmr prepare` on a folder, into a cache."""
     return main(["prepare", "--data.path", str(pieces), "--data.cache_dir", str(cache)])
 
 
 def stores(cache: Path) -> dict[str, bytes]:
-    """All files of all stores in a cache, half ones and what was left over included."""
+    """Return all files in a cache, partial stores and leftovers included."""
     found = {}
     for path in sorted(cache.rglob("*")):
         if path.is_file() and path.suffix != ".lock":
@@ -59,7 +59,7 @@ def stores(cache: Path) -> dict[str, bytes]:
 
 
 def killed(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -> dict[str, Any]:
-    """SIGKILL after so many pieces, and while the store is finished; then once more, undisturbed."""
+    """Send SIGKILL after a number of pieces, and while the store is finished; then prepare again, undisturbed."""
     failures = []
     moments: list[int | str] = [0, 7, "index", "rename"] if short else [*range(NUM_PIECES), "index", "rename"]
 
@@ -102,7 +102,7 @@ def killed(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) ->
 
 
 def workers_killed(root: Path) -> dict[str, Any]:
-    """SIGKILL of the main process while its workers read, and of a worker; no process stays, no piece is lost."""
+    """Send SIGKILL to the main process while its workers read: no process survives, no piece is lost."""
     pieces, failures = write_pieces(root / "many", MANY_PIECES), []
     cache, log = root / "killed-workers", root / "workers.log"
     child = os.fork()
@@ -126,7 +126,7 @@ def workers_killed(root: Path) -> dict[str, Any]:
 
 
 def within(seconds: float, happens: Callable[[], bool]) -> bool:
-    """Whether something happens within some seconds."""
+    """Return True if `happens` becomes true within some seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if happens():
@@ -136,12 +136,12 @@ def within(seconds: float, happens: Callable[[], bool]) -> bool:
 
 
 def children_of(process: int) -> list[int]:
-    """Processes that a process began."""
+    """Return the child processes of a process."""
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def members(session: int) -> list[int]:
-    """Processes of a session, zombies left out."""
+    """Return the processes of a session, without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -154,7 +154,7 @@ def members(session: int) -> list[int]:
 
 
 def at_once(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -> dict[str, Any]:
-    """Several processes prepare the same pieces at the same time."""
+    """Prepare the same pieces in several processes at the same time."""
     failures = []
     cases = 1 if short else 3
     for case in range(cases):
@@ -175,7 +175,7 @@ def at_once(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -
 
 
 def no_room(root: Path, pieces: Path, whole: dict[str, bytes]) -> dict[str, Any]:
-    """A cache on a full disk, one where nothing can be written, and a file where the folder should be."""
+    """Prepare into a full disk, a folder without write permission, and a file in place of the folder."""
     failures, lines = [], {}
     for room in (0, 20_000):
         log = root / f"room{room}.log"
@@ -206,13 +206,13 @@ def no_room(root: Path, pieces: Path, whole: dict[str, bytes]) -> dict[str, Any]
 
 
 def occupied(root: Path) -> Path:
-    """A file where the cache should be."""
+    """Return a file in place of the cache."""
     (root / "occupied").write_bytes(b"")
     return root / "occupied"
 
 
 def read_only(root: Path, pieces: Path, log: Path) -> int:
-    """A cache on a file system that is read only."""
+    """Prepare into a read-only file system."""
     with small_disk(root / "readonly", 1) as kind:
         if not kind.startswith("a file system"):
             log.write_text("dsmr: error: cannot write the token store: not tried, nothing can be mounted here")
@@ -222,7 +222,7 @@ def read_only(root: Path, pieces: Path, log: Path) -> int:
 
 
 def prepare_as_nobody(root: Path, pieces: Path) -> int:
-    """`dsmr prepare` without the right to write, which root always has."""
+    """Prepare without write permission, which root always has."""
     for folder in (root, *root.parents):
         if folder.stat().st_uid == os.getuid() and folder.name.startswith("tmp"):
             folder.chmod(0o755)
@@ -233,7 +233,7 @@ def prepare_as_nobody(root: Path, pieces: Path) -> int:
 
 
 def damaged(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -> dict[str, Any]:
-    """Single bits of a store that are flipped, and files that are cut: named elsewhere, mended in the cache."""
+    """Flip single bits of a store and truncate its files: reported elsewhere, prepared again in the cache."""
     draw, failures, cases = random.Random(1), [], 0
     cache = root / "damaged"
     MusicData(str(pieces), cache_dir=str(cache)).prepare_data()
@@ -260,7 +260,7 @@ def damaged(root: Path, pieces: Path, whole: dict[str, bytes], *, short: bool) -
 
 
 def work(root: Path, *, short: bool) -> dict[str, Any]:
-    """All trials, in a folder."""
+    """Run all trials in a folder."""
     pieces = write_pieces(root / "pieces", NUM_PIECES)
     if in_process(lambda: prepare(pieces, root / "whole"), root / "whole.log"):
         raise SystemExit(last_line(root / "whole.log"))

@@ -1,4 +1,4 @@
-"""What the trials of this folder share: processes that end badly, disks that are full, a common command line."""
+"""Helpers of the trials: child processes, full disks, and a common command line."""
 
 import argparse
 import errno
@@ -19,7 +19,7 @@ import torch
 
 
 def in_process(work: Callable[[], int], log: Path) -> int:
-    """Run in a process of its own; gives its exit status, negative for the signal that ended it."""
+    """Run `work` in its own process and return its exit status, negative for the signal that ended it."""
     child = os.fork()
     if child == 0:
         status = 70
@@ -38,7 +38,7 @@ def in_process(work: Callable[[], int], log: Path) -> int:
 
 
 def counted(number: int, then: Callable[[], Any]) -> Callable[..., Any]:
-    """Call `then` at the call of that number, from 0."""
+    """Return a function that calls `then` at its call with this number, counted from 0."""
     left = [number]
 
     def count(*_: Any, **__: Any) -> Any:
@@ -49,7 +49,7 @@ def counted(number: int, then: Callable[[], Any]) -> Callable[..., Any]:
 
 
 def wrap(owner: type, name: str, before: Callable[..., None]) -> None:
-    """Let something happen before a method."""
+    """Call `before` ahead of a method."""
     method = getattr(owner, name)
 
     @functools.wraps(method)
@@ -62,7 +62,7 @@ def wrap(owner: type, name: str, before: Callable[..., None]) -> None:
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[str]:
-    """A file system of so many MiB in a folder; where none may be mounted, a limit on the size of files."""
+    """Mount a small file system on a folder; yields a description, which says if mounting is not permitted."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     if shutil.which("mount") and subprocess.run(mount, capture_output=True, check=False).returncode == 0:
@@ -75,7 +75,7 @@ def small_disk(folder: Path, mebibytes: int) -> Iterator[str]:
 
 
 def fill(filler: Path, room: int = 0) -> None:
-    """Fill a disk with a file, but for so many bytes."""
+    """Fill a disk with a file, except for `room` bytes."""
     try:
         with filler.open("wb") as file:
             while True:
@@ -88,16 +88,16 @@ def fill(filler: Path, room: int = 0) -> None:
 
 
 def last_line(log: Path) -> str:
-    """What a process said last."""
+    """Return the last line of a log."""
     return log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
 
 
 def run(description: str | None, work: Callable[..., dict[str, Any]]) -> int:
-    """Run trials from the command line; gives an exit status, 0 if nothing failed.
+    """Run trials from the command line and return an exit status, 0 if nothing failed.
 
     Args:
         description: of the script.
-        work: called with a folder and `short`; gives by trial the `cases` that were tried and their `failures`.
+        work: called with a folder and `short`; returns `cases` and `failures` by trial.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="fewer cases, in seconds")

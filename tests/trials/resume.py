@@ -1,12 +1,12 @@
-"""One run that is killed again and again, beside the same run left alone: what they leave must be bitwise equal.
+"""Compare a run that is killed again and again with the same run left alone: their results must be bitwise equal.
 
     python tests/trials/resume.py [--short] [--output FILE.json] [--root FOLDER]
 
-Each attempt is a process of its own, `dsmr fit` and then `dsmr fit --resume`. It ends by SIGKILL at a chosen moment:
-in a forward or backward pass, in the optimizer, while a checkpoint is written (before the first byte, half way, when
-only its new name is missing), while metrics.csv is, inside a validation; or it is asked to stop by a signal. The run
+Each attempt is its own process, `dsmr fit` and then `dsmr fit --resume`. It ends by SIGKILL at a chosen moment: in a
+forward or backward pass, in the optimizer, while a checkpoint is written (before the first byte, half way, before the
+rename), while metrics.csv is written, inside a validation; or a signal stops it. The run
 has dropout, transposition, accumulated gradients, a loader process, four epochs, and validations at, before and
-within the accumulation of gradients. A full disk is a real one where this may mount one, else a limit on file sizes.
+within the accumulation of gradients. A full disk is a mounted one where permitted, otherwise a limit on file sizes.
 """
 
 import csv
@@ -41,14 +41,14 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Moment:
-    """When a process ends.
+    """Moment at which a process ends.
 
     Attributes:
         place: forward, backward, optimizer, checkpoint, metrics, validation, start (of training) or begin (of its
             first batch).
         number: optimizer steps done, or how many checkpoints, appended rows or validation segments came before.
-        share: of a checkpoint or of rows that was written; 1 means all but the file's new name.
-        by: SIGKILL, or one that asks.
+        share: share of a checkpoint or of rows that was written; 1 means all but the rename.
+        by: the signal.
     """
 
     place: str
@@ -133,7 +133,7 @@ SHORT = (
 
 
 def end_at(moment: Moment) -> None:
-    """Let this process end at a moment, from within what happens there."""
+    """End this process at a moment, from within the operation."""
     left = [moment]
 
     def strike() -> None:
@@ -185,20 +185,20 @@ def end_at(moment: Moment) -> None:
 
 
 def lightning_folder() -> Path:
-    """The run's folder, of the process that trains in it."""
+    """Return the run's folder in the training process."""
     return Path(os.environ["DSMR_RELIABILITY_RUN"])
 
 
 @dataclass
 class Partly:
-    """A file of which a share is written, down to the disk, before the process ends."""
+    """A file of which a share is written and flushed to disk before the process ends."""
 
     file: IO[bytes]
     share: float
     strike: Callable[[], None]
 
     def write(self, content: memoryview) -> None:
-        """Write the share, and end."""
+        """Write the share, then end the process."""
         self.file.write(content[: int(self.share * len(content))])
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -206,7 +206,7 @@ class Partly:
 
 
 def fit(run: Path, moment: Moment | None = None, options: Sequence[str] = ()) -> int:
-    """Begin a run, or go on with it, up to a moment."""
+    """Start or resume a run, up to a moment."""
     os.environ["DSMR_RELIABILITY_RUN"] = str(run)
     if moment is not None:
         end_at(moment)
@@ -216,7 +216,7 @@ def fit(run: Path, moment: Moment | None = None, options: Sequence[str] = ()) ->
 
 
 def remains(run: Path) -> dict[str, Any]:
-    """All that must be equal: weights, optimizer, memory, place, metrics."""
+    """Return everything that must be equal: weights, optimizer, memory, position, metrics."""
     last, best = (torch.load(run / name, weights_only=True) for name in ("last.ckpt", "best.ckpt"))
     with (run / "metrics.csv").open(newline="") as file:
         rows = [{k: v for k, v in row.items() if v and not k.startswith("perf/")} for row in csv.DictReader(file)]
@@ -234,7 +234,7 @@ def remains(run: Path) -> dict[str, Any]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Bitwise equality of nested tensors and values."""
+    """Compare nested tensors and values bitwise."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, dict):
@@ -245,12 +245,12 @@ def same(first: Any, second: Any) -> bool:
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    """Names of what is not equal."""
+    """Return the names of the parts that differ."""
     return [name for name in first if not same(first[name], second[name])]
 
 
 def readable(run: Path) -> bool:
-    """Whether the checkpoints that are there can be read."""
+    """Return True if all existing checkpoints can be read."""
     try:
         return all(read_checkpoint(path) for path in run.glob("*.ckpt"))
     except ValueError:
@@ -258,17 +258,17 @@ def readable(run: Path) -> bool:
 
 
 def saved_step(run: Path) -> int:
-    """Optimizer steps in the last checkpoint."""
+    """Return the optimizer steps of the last checkpoint."""
     return int(read_checkpoint(run / "last.ckpt")["global_step"])
 
 
 def last_lines(root: Path) -> str:
-    """What the last process said at its end."""
+    """Return the last two lines of the killed process's log."""
     return "\n".join((root / "broken.log").read_text().rstrip().splitlines()[-2:])
 
 
 def killed_and_resumed(root: Path, moments: Sequence[Moment], options: Sequence[str] = ()) -> dict[str, Any]:
-    """The comparison; `failures` names what was not equal, or what did not happen."""
+    """Run the comparison; `failures` names parts that differ and moments that did not occur."""
     root.mkdir(exist_ok=True)
     whole, broken = root / "whole", root / "broken"
     failures = []
@@ -301,11 +301,11 @@ def killed_and_resumed(root: Path, moments: Sequence[Moment], options: Sequence[
 
 
 def full_disk(root: Path, room: int) -> dict[str, Any]:
-    """A run whose disk fills up stops with one line, keeps its last checkpoint, and goes on when there is room.
+    """Check that a run on a full disk stops with one line, keeps its last checkpoint, and resumes once there is room.
 
     Args:
-        root: with the run that was left alone, to compare with.
-        room: bytes that are left on the disk.
+        root: folder with the undisturbed run.
+        room: bytes left on the disk.
     """
     failures = []
     disk = root / f"disk{room}"
@@ -342,7 +342,7 @@ def full_disk(root: Path, room: int) -> dict[str, Any]:
 
 
 def work(root: Path, *, short: bool) -> dict[str, Any]:
-    """Both trials, in a folder."""
+    """Run all trials in a folder."""
     os.environ["DSMR_CACHE"] = str(root / "cache")
     quieten()
     by_epochs = (

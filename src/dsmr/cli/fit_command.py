@@ -9,7 +9,7 @@ from lightning import Trainer
 from dsmr import UserError
 from dsmr.cli.by_piece import is_as_in_training, tell_pieces
 from dsmr.cli.json_output import check_output, write_result
-from dsmr.cli.library_errors import in_training
+from dsmr.cli.library_errors import errors_of_training
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.outcome import announce, conclude
 from dsmr.cli.progress import bar
@@ -51,7 +51,7 @@ def load_exported(cli: DsmrCLI, folder: Path) -> None:
 def fit(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
     """Train, and return the exit status."""
     try:
-        with removed_on_error(cli.folder), in_training(cli.trainer):
+        with removed_on_error(cli.folder), errors_of_training(cli.trainer):
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
     except Stopped as stopped:
         return say_stopped(stopped, cli.trainer, cli.folder)

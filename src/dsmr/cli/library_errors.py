@@ -19,12 +19,12 @@ LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics")
 BELOW = {*sys.stdlib_module_names, "fsspec"}
 REFUSING = (ValueError, RuntimeError, ImportError, OSError, MisconfigurationException)
 
-Made = TypeVar("Made")
+Built = TypeVar("Built")
 Failures = list[tuple[type, Exception]]
 _failures: ContextVar[Failures | None] = ContextVar("_failures", default=None)
 
 
-def make(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
+def record_failure(class_type: type[Built], *args: Any, **kwargs: Any) -> Built:
     """Instantiate a configured class and record its exception."""
     try:
         return class_type(*args, **kwargs)
@@ -35,14 +35,14 @@ def make(class_type: type[Made], *args: Any, **kwargs: Any) -> Made:
         raise
 
 
-add_instantiator(make, object)
+add_instantiator(record_failure, object)
 
 
 @contextmanager
-def one_line(settings: Namespace) -> Iterator[None]:
+def errors_of_settings(settings: Namespace) -> Iterator[None]:
     """Explain errors that are raised while objects are built from their settings.
 
-    jsonargparse wraps an error in a report on all alternatives of a type; `make` has recorded the original.
+    jsonargparse wraps an error in a report on all alternatives of a type; `record_failure` has recorded the original.
 
     Raises:
         UserError: a library or a user's class refuses a setting.
@@ -92,7 +92,7 @@ def raised_in(error: Exception) -> str:
 
 
 @contextmanager
-def in_training(trainer: Trainer) -> Iterator[None]:
+def errors_of_training(trainer: Trainer) -> Iterator[None]:
     """Explain what libraries refuse only in training: metrics to monitor, steps of an optimizer, folders."""
     try:
         yield

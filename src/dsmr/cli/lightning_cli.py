@@ -16,7 +16,7 @@ from dsmr.cli import COMMANDS
 from dsmr.cli.command_parser import CLASS_HELP, CommandParser, FitHelp, RunHelp, TrainerHelp
 from dsmr.cli.config_files import FOLDER, take_flag
 from dsmr.cli.given_settings import GivenSettings, options_of
-from dsmr.cli.library_errors import one_line
+from dsmr.cli.library_errors import errors_of_settings
 from dsmr.cli.parser import underscored
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
@@ -192,7 +192,7 @@ class DsmrCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build datamodule, model and trainer."""
         check_trainer(self.config.trainer, self.command)
-        with one_line(self.config):
+        with errors_of_settings(self.config):
             super().instantiate_classes()
         check_nodes(self.trainer)
 
@@ -240,7 +240,7 @@ class SizesCLI(DsmrCLI):
 
     def instantiate_classes(self) -> None:
         """Build datamodule and network, on no device."""
-        with one_line(self.config):
+        with errors_of_settings(self.config):
             self.config_init = build_on_meta(lambda: self.parser.instantiate_classes(self.config))
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 

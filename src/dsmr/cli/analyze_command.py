@@ -16,6 +16,7 @@ from dsmr.analyze.notes import analyze_piece
 from dsmr.analyze.streams import score_pieces
 from dsmr.analyze.suggest import (
     SuggestedRun,
+    Suggestion,
     check_budget,
     half_budget,
     suggest_horizons,
@@ -135,12 +136,28 @@ def report_split(
         run, budget = shlex.quote(str(cli.exported or cli.folder)), half_budget(backbone.horizons, block)
         print(f"next: dsmr analyze --checkpoint {run} --budget {budget} suggests a schedule")
         return result
+    result |= report_suggestion(suggestion, backbone, folder, trained, rate, draw=settings.picture)
+    own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG_FILE))} "
+    print(f"next: dsmr fit {own}--config {shlex.quote(result['overlay'])} --name suggested-{settings.budget}")
+    return result
+
+
+def report_suggestion(
+    suggestion: Suggestion,
+    backbone: Decoder,
+    folder: Path,
+    trained: SuggestedRun | None,
+    rate: TokenRate | None,
+    *,
+    draw: bool,
+) -> dict[str, Any]:
+    """Write a suggestion as a config, and compare it with a run trained with it if one is given."""
     overlay = folder / f"suggested-{suggestion.budget}.yaml"
     with atomic_write(overlay) as file:
         file.write(suggestion.overlay().encode())
     print("\n".join(suggestion.lines()))
-    result |= suggestion.as_dict() | {"overlay": str(overlay)}
-    if settings.picture:
+    result = suggestion.as_dict() | {"overlay": str(overlay)}
+    if draw:
         both = {"trained": suggestion.trained, "suggested": suggestion.horizons}
         shapes = {name: ScheduleShape(h, backbone.segment_length, backbone.rule, rate) for name, h in both.items()}
         plot_schedules(shapes, overlay.with_suffix(".png"))
@@ -149,8 +166,6 @@ def report_split(
         verification = verify_suggestion(suggestion, trained)
         print("\n".join(verification.lines()))
         result |= verification.as_dict()
-    own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG_FILE))} "
-    print(f"next: dsmr fit {own}--config {shlex.quote(str(overlay))} --name suggested-{settings.budget}")
     return result
 
 

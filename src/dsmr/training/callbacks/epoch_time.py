@@ -6,6 +6,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from dsmr.batch import Segment
+
 
 class EpochTime(Callback):
     """Prints tokens per second and the time per epoch after a few steps, once in a run.
@@ -20,12 +22,14 @@ class EpochTime(Callback):
         self._batches = 0
         self._began = self._seconds = 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Segment, batch_idx: int
+    ) -> None:
         """Start the clock of a batch."""
         self._began = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         """Add up the timed batches, and print after the last one."""
         self._batches += 1

@@ -8,6 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from dsmr.attention.backends import select_backend
+from dsmr.batch import Segment
 from dsmr.cost.devices import match_device
 from dsmr.cost.operations import count_flops
 from dsmr.model.blocks import Decoder
@@ -32,7 +33,7 @@ class Throughput(Callback):
         self._began = self._held = 0.0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Segment, batch_idx: int
     ) -> None:
         """Measure from one logged step to the next."""
         self._batches += 1
@@ -43,7 +44,9 @@ class Throughput(Callback):
         if is_logged(trainer):
             synchronise(pl_module)
             per_second = self._tokens / (time.perf_counter() - self._began)
-            pl_module.log_dict({"perf/tokens_per_second": per_second} | self._share(trainer, pl_module, per_second))
+            pl_module.log_dict(
+                {"perf/tokens_per_second": per_second} | self._peak_share(trainer, pl_module, per_second)
+            )
             self._restart(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,11 +72,11 @@ class Throughput(Callback):
         self._began, self._tokens = time.perf_counter(), 0
 
     @staticmethod
-    def _share(trainer: Trainer, pl_module: Any, per_second: float) -> dict[str, float]:
+    def _peak_share(trainer: Trainer, pl_module: LightningModule, per_second: float) -> dict[str, float]:
         device = pl_module.device
         known = match_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         peak = known.peak(PEAKS[str(trainer.precision)[:2]]) if known else None  # type: ignore[arg-type]
-        backbone = pl_module.backbone
+        backbone = getattr(pl_module, "backbone", None)
         if peak is None or not isinstance(backbone, Decoder):
             return {}
         needed = count_flops(backbone, select_backend(backbone.settings.attention, device.type)).model

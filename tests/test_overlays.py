@@ -1,6 +1,7 @@
 """Every shipped overlay at base.yaml's depth, and the experiments that are made of them."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from conftest import experiment
 from dsmr.benchmark.variants import VARIANTS
 from dsmr.cli.config_files import SWEEPS, shipped
 from dsmr.cli.lightning_cli import DsmrCLI
-from dsmr.cli.sweep.spec import make_trials, read_sweep
+from dsmr.cli.sweep.spec import make_trials, read_sweep, shipped_sweeps
 from dsmr.model import RecurrentTransformer
 from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 
@@ -82,6 +83,22 @@ def test_the_tables_of_the_readmes_have_every_variant(page: str) -> None:
     text = (Path(__file__).parent.parent / page).read_text(encoding="utf-8")
     missing = [name for name in VARIANTS if f"`{name}`" not in text and f"--config {name}`" not in text]
     assert not missing
+
+
+def test_every_experiment_has_its_report_whose_links_and_scripts_exist() -> None:
+    root = Path(__file__).parent.parent
+    experiments = root / "experiments"
+    assert {path.name for path in experiments.iterdir() if path.is_file()} == {"README.md", "LOG.md"}
+    folders = [path for path in experiments.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    pages = [experiments / "README.md", experiments / "LOG.md", *(folder / "README.md" for folder in folders)]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#:]+)", text)
+        assert [link for link in links if not (page.parent / link).exists()] == [], page
+        scripts = re.findall(r"python3? ((?:experiments|tests)/[a-z_/]+\.py)", text)
+        assert [script for script in scripts if not (root / script).is_file()] == [], page
+        sweeps = re.findall(r"dsmr sweep ([a-z_]+)", text)
+        assert set(sweeps) <= set(shipped_sweeps()), page
 
 
 def test_the_papers_table_as_a_sweep_is_the_registry_and_its_commands_parse(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dsmr.cli import main
 from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.maestro import find_maestro
-from dsmr.data.zips import MAX_FILE_BYTES
+from dsmr.data.readers import MAX_FILE_BYTES
 from test_data import ROWS, make_maestro, zipped
 
 VERSION_1 = Path(__file__).parent / "data" / "version1"

@@ -22,9 +22,9 @@ from conftest import write_midi
 from dsmr import UserError
 from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
-from dsmr.data.folder import MidiZip, split_by_digest
+from dsmr.data.folder import MidiFiles, split_by_digest
 from dsmr.data.lanes import plan_stream
-from dsmr.data.maestro import MAESTRO_NAME, MaestroZip, download_maestro, find_maestro
+from dsmr.data.maestro import MAESTRO_NAME, Maestro, download_maestro, find_maestro
 from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
@@ -275,7 +275,7 @@ def test_a_zip_of_midi_files_gives_the_store_of_its_folder(midi_folder: Path) ->
     notes = {"LICENSE": "free", "__MACOSX/._piece0.mid": "of a Mac", "deep/._x.mid": "too"}
     path = zipped(midi_folder, notes)
     data = MusicData(str(path), max_refused_share=0.2, cache_dir=str(path.parent / "other"))
-    assert isinstance(data.source(), MidiZip)
+    assert isinstance(data.source(), MidiFiles)
     assert data.store.path.name == store.path.name
     assert data.store.pieces == store.pieces
     assert data.store.refused.keys() == store.refused.keys() == {"broken.mid"}
@@ -289,13 +289,13 @@ def test_odd_names_in_a_zip_are_read(midi_folder: Path) -> None:
     with zipfile.ZipFile(path, "w") as file:
         for name in ("Chopin: Op. 9 No. 2.mid", "./a.mid", "b//c.mid"):
             file.writestr(name, content)
-    source = MidiZip(path)
+    source = MidiFiles(path)
     assert source.names() == ["Chopin: Op. 9 No. 2.mid", "a.mid", "b/c.mid"]
     assert {source.read(name) for name in source.names()} == {content}
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("C:\\evil.mid", content)
     with pytest.raises(UserError, match="leads out of the collection"):
-        MidiZip(path).names()
+        MidiFiles(path).names()
 
 
 def test_a_zip_is_read_in_worker_processes(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_file_that_is_no_collection_is_named_with_what_can_be_given(
 
 def test_a_zip_with_maestros_csv_stays_maestro(tmp_path: Path) -> None:
     data = MusicData(str(zipped(make_maestro(tmp_path / "data", ROWS))))
-    assert isinstance(data.source(), MaestroZip)
+    assert isinstance(data.source(), Maestro)
     assert data.store.description.startswith("MAESTRO in ")
 
 

@@ -21,7 +21,7 @@ from processes import in_process, last_line, run
 from symusic import ControlChange, Note, Score, Tempo, Track
 
 from dsmr.cli import main
-from dsmr.data.folder import MidiFolder
+from dsmr.data.folder import MidiFiles
 from dsmr.data.midi import MAX_NOTES, MAX_SECONDS
 from dsmr.data.preparation import _start_worker, _tokenize
 from dsmr.data.store import TokenStore
@@ -283,7 +283,7 @@ def bounds(root: Path) -> dict[str, Any]:
     slowest = {}
 
     def measure() -> int:
-        _start_worker(MidiFolder(folder), TokenizerSpec())
+        _start_worker(MidiFiles(folder), TokenizerSpec())
         taken = {}
         for name, (content, _) in ODD.items():
             (folder / "file.mid").write_bytes(content)

@@ -6,7 +6,6 @@ music do not count here; they are refused by name during preparation.
 """
 
 import hashlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,10 +15,10 @@ from symusic import Score
 
 from dsmr import UserError
 from dsmr.data.maestro import find_maestro, find_maestro_csv, maestro_csv_names, only_child
+from dsmr.data.readers import open_reader
 from dsmr.data.sources import Entry, Refused, Source, Split
 from dsmr.data.tokenizer import piano_part
 from dsmr.data.workers import map_in_workers
-from dsmr.data.zips import ZipReader, read_bounded
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")
 HELD_OUT_SHARE = 0.1
@@ -38,35 +37,39 @@ def find_source(path: Path, option: str) -> Source:
     """
     if path.is_dir():
         is_maestro = bool(find_maestro_csv(path) or find_maestro_csv(only_child(path)))
-        return find_maestro(path) if is_maestro else MidiFolder(path)
+        return find_maestro(path) if is_maestro else MidiFiles(path)
     if path.suffix.lower() in MIDI_SUFFIXES:
         raise UserError(f"{option}: {path} is a single MIDI file; {GIVE_DATA}")
     if not is_zipfile(path):
         is_damaged = path.suffix.lower() == ".zip"
         what = "is not a readable zip: damaged or incomplete" if is_damaged else "is neither a folder nor a zip"
         raise UserError(f"{option}: {path} {what}; {GIVE_DATA}")
-    files = MidiZip(path)
-    return find_maestro(path) if maestro_csv_names(files.zip.names) else files
+    files = MidiFiles(path)
+    return find_maestro(path) if maestro_csv_names(files.reader.names) else files
 
 
-class MidiFiles(ABC):
-    """MIDI files at a path."""
+class MidiFiles:
+    """MIDI files in a folder and all folders below it, or in a zip.
+
+    Names, and thus the token store, are the same for a zip and its unpacked folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reader = open_reader(path, "unpack it and give the folder, or make it again without that")
 
     @property
     def description(self) -> str:
         """Name of the source in messages."""
         return f"MIDI files in {self.path}"
 
-    @abstractmethod
     def names(self) -> list[str]:
         """List the MIDI files in a fixed order, with `/` between the parts of a name."""
+        return midi_names(name for name in self.reader.names if not name.endswith("/"))
 
-    @abstractmethod
     def read(self, name: str) -> bytes:
         """Return the content of one file; raises `Refused` if it cannot be read."""
+        return self.reader.read(name)
 
     def entries(self) -> list[Entry]:
         """List the files in the order of their names; raises `UserError` if there are none."""
@@ -81,35 +84,6 @@ class MidiFiles(ABC):
         return [
             Entry(name, splits[found.hex] if isinstance(found, Digest) else "train") for name, found in digests.items()
         ]
-
-
-class MidiFolder(MidiFiles):
-    """MIDI files in a folder and all folders below it."""
-
-    def names(self) -> list[str]:
-        """See `MidiFiles.names`."""
-        found = (path.relative_to(self.path) for path in self.path.rglob("*"))
-        return midi_names(path.as_posix() for path in found)
-
-    def read(self, name: str) -> bytes:
-        """See `MidiFiles.read`."""
-        return read_bounded(self.path / name)
-
-
-class MidiZip(MidiFiles):
-    """MIDI files in a zip, read in place. Names, and thus the token store, equal those of the unpacked folder."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.zip = ZipReader(path, "unpack it and give the folder, or make it again without that")
-
-    def names(self) -> list[str]:
-        """See `MidiFiles.names`."""
-        return midi_names(name for name in self.zip.names if not name.endswith("/"))
-
-    def read(self, name: str) -> bytes:
-        """See `MidiFiles.read`."""
-        return self.zip.read(name)
 
 
 def midi_names(names: Iterable[str]) -> list[str]:

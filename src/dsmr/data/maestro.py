@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dsmr import UserError
+from dsmr.data.readers import check_inside, open_reader
 from dsmr.data.sources import SPLITS, Entry, Refused
-from dsmr.data.zips import ZipReader, check_inside, read_bounded
 
 MAESTRO_NAME = "maestro-v3.0.0-midi.zip"
 MAESTRO_URL = f"https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/{MAESTRO_NAME}"
@@ -64,12 +64,11 @@ def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAES
         ) from error
 
 
-class MaestroZip:
-    """The official MIDI zip, read in place."""
+class Maestro:
+    """The official collection, as a folder with the CSV or as a zip."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.zip = ZipReader(path, "take the official zip")
+        self.path, self.reader = path, open_reader(path, "take the official files")
 
     @property
     def description(self) -> str:
@@ -78,7 +77,10 @@ class MaestroZip:
 
     @cached_property
     def _csv_name(self) -> str:
-        names = maestro_csv_names(self.zip.names)
+        if self.path.is_dir():
+            names = [path.name for path in find_maestro_csv(self.path)]
+        else:
+            names = maestro_csv_names(self.reader.names)
         if len(names) != 1:
             raise UserError(f"{self.path} has {len(names)} files named {CSV_PATTERN}, not one; {GET_MAESTRO}")
         return names[0]
@@ -87,55 +89,28 @@ class MaestroZip:
         """List all pieces in the order of the CSV."""
         where = f"{self.path}:{self._csv_name}"
         try:
-            text = self.zip.read(self._csv_name)
+            content = self.reader.read(self._csv_name)
         except Refused as refused:
             raise UserError(f"{where} {refused}; {GET_MAESTRO}") from refused
-        entries = parse_maestro_csv(text, where)
-        present = set(self.zip.names)
-        missing = [e.name for e in entries if self._member(e.name) not in present]
-        check_complete(entries, missing, self._csv_name)
+        entries = parse_maestro_csv(content, where)
+        if not entries:
+            raise UserError(f"{where} lists no pieces; {GET_MAESTRO}")
+        missing = [entry.name for entry in entries if not self.reader.has(self._member(entry.name))]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(entries)} files of {where} are missing, first {missing[0]}; {GET_MAESTRO}"
+            )
         return entries
 
     def read(self, name: str) -> bytes:
         """Return the content of one piece; raises `Refused` if it is too large or damaged."""
-        return self.zip.read(self._member(name))
+        return self.reader.read(self._member(name))
 
     def _member(self, name: str) -> str:
         return str(PurePosixPath(self._csv_name).parent / name)
 
 
-class MaestroFolder:
-    """The unpacked collection."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def description(self) -> str:
-        """Name of the source in messages."""
-        return f"MAESTRO in {self.path}"
-
-    def entries(self) -> list[Entry]:
-        """List all pieces in the order of the CSV."""
-        (csv_path,) = find_maestro_csv(self.path)
-        try:
-            entries = parse_maestro_csv(read_bounded(csv_path), str(csv_path))
-        except Refused as refused:
-            raise UserError(f"{csv_path} {refused}; {GET_MAESTRO}") from refused
-        root = self.path.resolve()
-        for entry in entries:  # a plain name may still be a link to the outside
-            if not (self.path / entry.name).resolve().is_relative_to(root):
-                raise UserError(f"{csv_path}: {entry.name!r} leads out of {self.path}; take the official files")
-        missing = [e.name for e in entries if not (self.path / e.name).is_file()]
-        check_complete(entries, missing, csv_path.name)
-        return entries
-
-    def read(self, name: str) -> bytes:
-        """Return the content of one piece; raises `Refused` if it cannot be read."""
-        return read_bounded(self.path / name)
-
-
-def find_maestro(path: str | os.PathLike[str]) -> MaestroZip | MaestroFolder:
+def find_maestro(path: str | os.PathLike[str]) -> Maestro:
     """Open MAESTRO: the zip, the folder with the CSV, or the folder above that one.
 
     Raises:
@@ -145,13 +120,10 @@ def find_maestro(path: str | os.PathLike[str]) -> MaestroZip | MaestroFolder:
     if not given.exists():
         raise UserError(f"{given} does not exist; {GET_MAESTRO}")
     if given.is_file():
-        return MaestroZip(given)
+        return Maestro(given)
     for folder in (given, only_child(given)):
-        found = find_maestro_csv(folder)
-        if len(found) > 1:
-            raise UserError(f"{folder} has {len(found)} files named {CSV_PATTERN}, not one; {GET_MAESTRO}")
-        if found:
-            return MaestroFolder(folder)
+        if find_maestro_csv(folder):
+            return Maestro(folder)
     raise UserError(f"{given} has no {CSV_PATTERN}; {GET_MAESTRO}")
 
 
@@ -195,13 +167,3 @@ def parse_maestro_csv(content: bytes, where: str) -> list[Entry]:
             raise UserError(f"{where}, line {reader.line_num}: split {split!r} is not one of {', '.join(SPLITS)}")
         entries.append(Entry(name, split))
     return entries
-
-
-def check_complete(entries: list[Entry], missing: list[str], csv_name: str) -> None:
-    """Raise `UserError` if the CSV lists no pieces, or files of it are missing."""
-    if not entries:
-        raise UserError(f"{csv_name} lists no pieces; {GET_MAESTRO}")
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(entries)} files of {csv_name} are missing, first {missing[0]}; {GET_MAESTRO}"
-        )

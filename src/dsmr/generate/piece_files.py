@@ -13,7 +13,7 @@ from symusic import Score
 from dsmr import UserError
 from dsmr.data.datamodule import MusicData
 from dsmr.data.files import atomic_write
-from dsmr.data.folder import MidiFolder
+from dsmr.data.folder import MidiFiles
 from dsmr.data.performance import Performance
 from dsmr.data.sources import Split
 from dsmr.data.tokenizer import decode, open_ended
@@ -49,7 +49,7 @@ class Prompts:
 
 def folder_prompts(generator: Generator, folder: Path, seconds: float | None) -> Prompts:
     """The beginning of every MIDI file in a folder and the folders below it; at least one."""
-    names = MidiFolder(folder).names()
+    names = MidiFiles(folder).names()
     if not names:
         raise UserError(f"--prompt {folder} holds no MIDI file; name a folder that has some")
     return Prompts(names, lambda name: generator.prompt(folder / name, seconds))

@@ -1,4 +1,4 @@
-"""Read untrusted files: a zip in place, without unpacking, and single files up to a size limit."""
+"""Read untrusted collections of files: a folder, or a zip in place, without unpacking; both up to a size limit."""
 
 import re
 import stat
@@ -13,6 +13,40 @@ from dsmr.data.sources import Refused
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 MAX_FILE_BYTES = 16 * 2**20
 MAX_UNPACKED_BYTES = 2 * 2**30  # all members together; MAESTRO v3.0.0 has 85 MB
+
+
+class FolderReader:
+    """Files in a folder and all folders below it.
+
+    Args:
+        path: the folder.
+        advice: what a user can do if the folder cannot be used; ends every error message.
+    """
+
+    def __init__(self, path: Path, advice: str) -> None:
+        self.path, self.advice = path, advice
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of all files and folders, with `/` between the parts."""
+        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*")]
+
+    def has(self, name: str) -> bool:
+        """Return True if there is such a file; raises `UserError` if it is a link that leads out of the folder."""
+        if not (self.path / name).resolve().is_relative_to(self.path.resolve()):
+            raise UserError(f"{self.path}: {name!r} leads out of the folder; {self.advice}")
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file; raises `Refused` if it cannot be read or is larger than 16 MiB."""
+        path = self.path / name
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):  # reading a FIFO or a device may block for ever
+                raise Refused("not a regular file")
+            with path.open("rb") as file:
+                return check_size(file.read(MAX_FILE_BYTES + 1))
+        except OSError as error:
+            raise Refused(f"cannot be read: {error.strerror}") from error
 
 
 class ZipReader:
@@ -58,6 +92,10 @@ class ZipReader:
             )
         return list(dict.fromkeys(self._zip.namelist()))
 
+    def has(self, name: str) -> bool:
+        """Return True if there is such a member."""
+        return name in self.members
+
     def read(self, name: str) -> bytes:
         """Return the content of a member; raises `Refused` if it is damaged or too large."""
         try:
@@ -73,22 +111,19 @@ class ZipReader:
         return {str(PurePosixPath(name)): name for name in reversed(self.names)}
 
 
+Reader = FolderReader | ZipReader
+
+
+def open_reader(path: Path, advice: str) -> Reader:
+    """Open a folder or a zip."""
+    return FolderReader(path, advice) if path.is_dir() else ZipReader(path, advice)
+
+
 def check_inside(name: str, where: str, advice: str) -> None:
     """Raise `UserError` if a name is absolute or climbs out of its collection."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or name.startswith(("/", "\\")) or DRIVE.match(name):
         raise UserError(f"{where}: the path {name!r} leads out of the collection; {advice}")
-
-
-def read_bounded(path: Path) -> bytes:
-    """Return the content of a file; raises `Refused` if it cannot be read or is larger than 16 MiB."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a FIFO or a device may block for ever
-            raise Refused("not a regular file")
-        with path.open("rb") as file:
-            return check_size(file.read(MAX_FILE_BYTES + 1))
-    except OSError as error:
-        raise Refused(f"cannot be read: {error.strerror}") from error
 
 
 def check_size(content: bytes) -> bytes:

@@ -39,7 +39,7 @@ Ends = tuple[FLOAT, FLOAT]
 
 @dataclass(frozen=True)
 class Population:
-    """Where test sets come from.
+    """Population that test sets are drawn from.
 
     Attributes:
         sample: draws `over_NP` and `under_NP`, given N and P.
@@ -57,7 +57,7 @@ def normal(rng: np.random.Generator, shape: tuple[int, int]) -> FLOAT:
 
 
 def skewed(rng: np.random.Generator, shape: tuple[int, int]) -> FLOAT:
-    """Gamma noise with a skewness of 1.3, as the losses of a trigram have on MAESTRO."""
+    """Draw gamma noise with a skewness of 1.3, that of a trigram's losses on MAESTRO."""
     return (rng.gamma(2.5, size=shape) - 2.5) / np.sqrt(2.5)
 
 
@@ -66,7 +66,7 @@ def heavy(rng: np.random.Generator, shape: tuple[int, int]) -> FLOAT:
 
 
 def correlated(noise: Callable[..., FLOAT], rho: float, *, is_stress: bool = False) -> Population:
-    """Loss per note of mean 0 and variance 1, correlated by `rho` with the logarithm of the length."""
+    """Draw losses per note of mean 0 and variance 1, with correlation `rho` to the logarithm of the length."""
 
     def sample(rng: np.random.Generator, num: int, num_pieces: int) -> tuple[FLOAT, FLOAT]:
         length_NP = rng.standard_normal((num, num_pieces))
@@ -78,7 +78,7 @@ def correlated(noise: Callable[..., FLOAT], rho: float, *, is_stress: bool = Fal
 
 
 def in_long_pieces(share: float) -> Population:
-    """A paired difference of 0 but in this share of the pieces, the longest, where it is 0.1 with a spread of 0.1."""
+    """Draw paired differences of 0, except in the longest `share` of pieces: 0.1 with a spread of 0.1."""
     least = -ndtri(share)
 
     def sample(rng: np.random.Generator, num: int, num_pieces: int) -> tuple[FLOAT, FLOAT]:
@@ -91,7 +91,7 @@ def in_long_pieces(share: float) -> Population:
 
 
 def beyond_horizon() -> Population:
-    """A paired difference only in the notes beyond the median length: 0.1 per note, with a spread of 0.05."""
+    """Draw paired differences in the notes beyond the median length only: 0.1 per note, with a spread of 0.05."""
 
     def sample(rng: np.random.Generator, num: int, num_pieces: int) -> tuple[FLOAT, FLOAT]:
         under_NP = np.exp(LOG_MEAN + LOG_SD * rng.standard_normal((num, num_pieces)))
@@ -126,21 +126,21 @@ POPULATIONS = {
 
 
 def off(over_NP: FLOAT, under_NP: FLOAT) -> tuple[FLOAT, FLOAT, FLOAT]:
-    """The ratio, how far each piece is off it, and its share of all notes."""
+    """Return the ratio, the deviation of each piece from it, and each piece's share of all notes."""
     total_N1 = under_NP.sum(axis=1, keepdims=True)
     value_N1 = over_NP.sum(axis=1, keepdims=True) / total_N1
     return value_N1[:, 0], (over_NP - value_N1 * under_NP) / total_N1, under_NP / total_N1
 
 
 def percentile(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
-    """What this project had before."""
+    """Percentile bootstrap, used before."""
     drawn_PD = bootstrap_counts(over_NP.shape[1]).T
     low_N, high_N = np.quantile((over_NP @ drawn_PD) / (under_NP @ drawn_PD), [TAIL, 1 - TAIL], axis=1)
     return low_N, high_N
 
 
 def bca(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
-    """Bias-corrected and accelerated bootstrap, as in scipy.stats.bootstrap; this one takes many samples at once."""
+    """Bias-corrected and accelerated bootstrap, as in scipy.stats.bootstrap, for many samples at once."""
     drawn_PD = bootstrap_counts(over_NP.shape[1]).T
     value_N, _, _ = off(over_NP, under_NP)
     values_ND = np.sort((over_NP @ drawn_PD) / (under_NP @ drawn_PD), axis=1)
@@ -158,7 +158,7 @@ def bca(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
 
 
 def bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
-    """Studentised bootstrap, equal tails."""
+    """Studentized bootstrap, equal tails."""
     value_N, off_NP, share_NP = off(over_NP, under_NP)
     t_ND, error_N = studentized_draws(off_NP, share_NP), np.sqrt((off_NP**2).sum(axis=1))
     rank = round(TAIL * (t_ND.shape[1] + 1))
@@ -167,7 +167,7 @@ def bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
 
 
 def symmetric_bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
-    """Studentised bootstrap of the absolute difference."""
+    """Studentized bootstrap of the absolute difference."""
     value_N, off_NP, share_NP = off(over_NP, under_NP)
     t_ND, error_N = np.abs(studentized_draws(off_NP, share_NP)), np.sqrt((off_NP**2).sum(axis=1))
     rank = round(2 * TAIL * (t_ND.shape[1] + 1))
@@ -177,7 +177,7 @@ def symmetric_bootstrap_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
 
 
 def plain_t(over_NP: FLOAT, under_NP: FLOAT) -> Ends:
-    """Linearised standard error, P - 1 degrees of freedom."""
+    """Linearized standard error, P - 1 degrees of freedom."""
     value_N, off_NP, _ = off(over_NP, under_NP)
     num_pieces = over_NP.shape[1]
     half_N = stdtrit(num_pieces - 1, 1 - TAIL) * np.sqrt(num_pieces / (num_pieces - 1) * (off_NP**2).sum(axis=1))
@@ -204,7 +204,7 @@ CANDIDATES: dict[str, Callable[[FLOAT, FLOAT], Ends]] = {
 
 
 def real_populations(first: Path, second: Path) -> dict[str, Population]:
-    """A figure, a perplexity and a paired difference of two models, on the pieces of their tables."""
+    """Build populations of a metric, a perplexity and a paired difference from the tables of two models."""
     a, b = PieceTable.read(first), PieceTable.read(second)
     b = b.select(a.names)
     return {
@@ -218,30 +218,30 @@ def real_populations(first: Path, second: Path) -> dict[str, Population]:
 
 
 def measure(population: Population, num_pieces: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Of each candidate: how often its interval is given and then holds, and how wide it is."""
+    """Measure how often each candidate returns an interval, how often that covers the truth, and its width."""
     rng = np.random.default_rng([num_pieces, 1])
     found: dict[str, list[FLOAT]] = {name: [] for name in CANDIDATES}
     for _ in range(repeats // AT_ONCE):
         over_NP, under_NP = population.sample(rng, AT_ONCE, num_pieces)
         for name, candidate in CANDIDATES.items():
             found[name].append(np.stack(candidate(over_NP, under_NP)))
-    figures = {}
+    coverage = {}
     for name, parts in found.items():
         low_N, high_N = np.concatenate(parts, axis=1)
         given_N = np.isfinite(low_N) & np.isfinite(high_N)
         above, below = (low_N > population.truth)[given_N].mean(), (high_N < population.truth)[given_N].mean()
-        figures[name] = {
+        coverage[name] = {
             "given": float(given_N.mean()),
             "covers": float(1 - above - below),
             "truth_below": float(above),
             "truth_above": float(below),
             "median_width": float(np.median((high_N - low_N)[given_N])),
         }
-    return figures
+    return coverage
 
 
 def table(rows: Mapping[str, Mapping[int, float]], title: str) -> str:
-    """Percentages by number of pieces, as Markdown."""
+    """Format percentages by number of pieces as a Markdown table."""
     lines = [f"| {title} | " + " | ".join(map(str, NUM_PIECES)) + " |", "|---" * (len(NUM_PIECES) + 1) + "|"]
     for name, row in rows.items():
         lines.append(f"| {name} | " + " | ".join(f"{100 * row[p]:.1f}" for p in NUM_PIECES) + " |")

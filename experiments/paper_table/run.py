@@ -173,7 +173,7 @@ def difference(row: str, other: str, suffix: str, root: Path) -> dict[str, Any] 
 
 
 def positions(table: PieceTable) -> dict[str, Any]:
-    """Perplexity by position in the piece."""
+    """Return the perplexity by position in the piece."""
     parts = zip(table.starts, table.nll_PK.T, table.tokens_PK.T, strict=True)
     return {str(start): interval(ratio_interval(nll_P, tokens_P, is_exp=True)) for start, nll_P, tokens_P in parts}
 
@@ -183,7 +183,7 @@ def interval(found: Any) -> dict[str, Any]:
 
 
 def plot_curve(found: dict[str, Any], path: Path) -> None:
-    """Nats per note less the baseline's, against training tokens."""
+    """Plot nats per note relative to the baseline against training tokens."""
     figure, (axes,) = make_panels(1, height=3.6, columns=1)
     axes.axhline(0, color="#222222", linewidth=0.8)
     rows = list(zip(found, COLOURS, strict=False))
@@ -205,7 +205,7 @@ def plot_curve(found: dict[str, Any], path: Path) -> None:
 
 
 def plot_positions(found: dict[str, Any], path: Path) -> None:
-    """Perplexity by position in the piece at the end of training, and what it is beside the baseline's."""
+    """Plot the final perplexity by position in the piece, and the difference to the baseline."""
     figure, (left, right) = make_panels(2, height=3.6, columns=2, shared=False)
     right.axhline(0, color="#222222", linewidth=0.8)
     for number, (row, colour) in enumerate(zip(found, COLOURS, strict=False)):

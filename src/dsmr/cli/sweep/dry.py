@@ -38,9 +38,9 @@ def estimate_trial(trial: Trial, device: Device | None) -> dict[str, Any]:
         precision = precision_of(trainer.precision)
         if isinstance(network, Decoder):
             plan = TrainingPlan(network, data.num_lanes, precision, device)
-            figures = costs.estimate_training(plan, costs.MAESTRO_TRAINING_TOKENS)
+            estimated = costs.estimate_training(plan, costs.MAESTRO_TRAINING_TOKENS)
         else:
-            figures = costs.estimate_unknown_network(network, data.num_lanes, precision, device)
+            estimated = costs.estimate_unknown_network(network, data.num_lanes, precision, device)
     except ValueError as error:
         raise UserError(f"trial {trial.name}: {error}") from error
     per_step = data.num_lanes * data.segment_length * int(trainer.accumulate_grad_batches or 1) * devices
@@ -48,18 +48,18 @@ def estimate_trial(trial: Trial, device: Device | None) -> dict[str, Any]:
         "name": trial.name,
         "values": trial.values,
         "horizons": format_horizons(network.horizons) if network.horizons else None,
-        "budget": figures["budget"],
-        "parameters": figures["parameters"],
-        "state_bytes": figures["state_bytes"],
+        "budget": estimated["budget"],
+        "parameters": estimated["parameters"],
+        "state_bytes": estimated["state_bytes"],
     }
     if trainer.max_steps > 0:
         found["tokens"] = trainer.max_steps * per_step
     elif trainer.max_epochs and trainer.max_epochs > 0:
         found["tokens"] = trainer.max_epochs * costs.MAESTRO_TRAINING_TOKENS
     if device is not None:
-        found |= {"peak_bytes": figures["peak_bytes"], "fits": figures["fits"]}
+        found |= {"peak_bytes": estimated["peak_bytes"], "fits": estimated["fits"]}
         if "tokens" in found:
-            slow, fast = figures["tokens_per_second"]
+            slow, fast = estimated["tokens_per_second"]
             found["hours"] = [found["tokens"] / devices / speed / 3600 for speed in (fast, slow)]
     return found
 

@@ -90,11 +90,11 @@ def turns(made: Generator, prompt: Prompt) -> dict[str, Callable[[], float]]:
 
     def uncompiled(turn: Callable[[], float]) -> Callable[[], float]:
         def plain() -> float:
-            kept, compiled.kernel = compiled.kernel, lambda: None  # type: ignore[assignment]
+            kept, compiled.decode_kernel = compiled.decode_kernel, lambda: None  # type: ignore[assignment]
             try:
                 return turn()
             finally:
-                compiled.kernel = kept
+                compiled.decode_kernel = kept
 
         return plain
 

@@ -1,6 +1,7 @@
 """The cost model: what it says equals what is allocated, kept and multiplied."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ KEPT: list[tuple[str, Backend, str]] = [
 
 @pytest.mark.parametrize(("row", "backend", "precision"), KEPT)
 def test_kept_bytes_are_predicted_within_ten_per_cent(row: str, backend: Backend, precision: str) -> None:
-    work = workload().at_precision(precision)
+    work = replace(workload(), precision=precision)
     network = work.network(ROWS[row], backend)
     measured = measure_saved_bytes(network_step(work, ROWS[row], backend))
     assert predicted(network, LANES, backend, work.dtype.itemsize, on_cpu=True) == pytest.approx(measured, rel=0.10)

@@ -66,8 +66,8 @@ class XTransformersXL(nn.Module):
 
     def forward(self, tokens_BT: Tensor, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return logits (B, T, V) and the next memory."""
-        logits_BTV, memory = self.network(tokens_BT, mems=memory, return_mems=True)
-        return logits_BTV, memory
+        logits_and_memory: tuple[Tensor, list[Tensor]] = self.network(tokens_BT, mems=memory, return_mems=True)
+        return logits_and_memory
 
     def begin_decoding(self, tokens_BM: Tensor) -> Any:
         """Return the cache of keys and values after these tokens."""
@@ -75,20 +75,15 @@ class XTransformersXL(nn.Module):
 
     def decode(self, token_B1: Tensor, cache: Any) -> Tensor:
         """Return logits of one more token, (B, 1, V)."""
-        logits_B1V: Tensor = self.network(
-            token_B1, cache=cache, input_not_include_cache=True, return_intermediates=True
-        )[0]
+        found = self.network(token_B1, cache=cache, input_not_include_cache=True, return_intermediates=True)
+        logits_B1V: Tensor = found[0]
         return logits_B1V
 
 
 class PerceiverARPytorch(nn.Module):
-    """Perceiver AR of perceiver-ar-pytorch: a cross-attention to M tokens, then self-attention over the segment.
+    """Perceiver AR of perceiver-ar-pytorch: a cross-attention to M tokens, then self-attention over the segment."""
 
-    Raises:
-        UnfitError: the heads are narrower than its rotary embedding.
-    """
-
-    MIN_HEAD_WIDTH = 32
+    MIN_HEAD_WIDTH = 32  # that of its rotary embedding; narrower heads raise UnfitError
 
     def __init__(
         self,

@@ -17,9 +17,8 @@ def measure_piece_lengths(
 ) -> dict[str, Any]:
     """Read one piece from its start, recording time and memory at the given lengths in tokens.
 
-    Returns:
-        `{name, points}`; each point has tokens, seconds so far, MiB of state, and the peak in GiB as of
-        `peak_memory` (on a CPU that of the whole process, other rows included).
+    Each of the `points` has tokens, seconds so far, MiB of state, and the peak in GiB as of `peak_memory` (on a CPU
+    that of the whole process, other rows included).
     """
     network = work.network(row, work.backend).eval()
     tokens, points, num_read, total = work.tokens(), [], 0, 0.0

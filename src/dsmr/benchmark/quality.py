@@ -13,7 +13,7 @@ from dsmr.training.module import RecurrentLM
 def train_and_validate(
     work: Workload, row: Row, model: RecurrentLM, data: MusicData, limits: dict[str, Any]
 ) -> dict[str, Any]:
-    """Train the network of a row on `train_tokens` tokens and validate it.
+    """Train a row on `train_tokens` tokens; return the number of training tokens and the validation metrics.
 
     Args:
         work: sizes and settings; the network keeps the configured dropout.
@@ -21,12 +21,10 @@ def train_and_validate(
         model: provides the optimizer and its schedule.
         data: training and validation pieces.
         limits: the trainer's validation limits.
-
-    Returns:
-        The number of training tokens, and the validation metrics.
     """
     seed_everything(work.seed, verbose=False)
-    steps = max(work.settings.train_tokens // (data.num_lanes * data.segment_length), 1)
+    per_step = data.num_lanes * data.segment_length
+    steps = max(work.settings.train_tokens // per_step, 1)
     trained = RecurrentLM(
         row.horizons,  # type: ignore[arg-type]
         lambda **_: build_network(row, work.like, prefix_length=work.prefix_length),
@@ -36,21 +34,13 @@ def train_and_validate(
         vocab_size=work.vocab_size,
         segment_length=work.segment_length,
     )
-    common: dict[str, Any] = {
-        "accelerator": "gpu" if work.device.type == "cuda" else "cpu",
-        "devices": 1,
-        "precision": work.precision,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-    }
+    accelerator = "gpu" if work.device.type == "cuda" else "cpu"
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    common: dict[str, Any] = dict.fromkeys(off, False) | {"num_sanity_val_steps": 0}
+    common |= {"accelerator": accelerator, "devices": 1, "precision": work.precision}
     Trainer(max_steps=steps, limit_val_batches=0, gradient_clip_val=1.0, **common).fit(trained, data)
     validation = Trainer(**limits, **common)
     validation.validate(trained, data, verbose=False)
     metrics = {name.removeprefix("val/"): float(value) for name, value in validation.callback_metrics.items()}
     wanted = ("perplexity", "nll", "nats_per_note", "nats_per_second")
-    tokens = steps * data.num_lanes * data.segment_length
-    return {"trained_tokens": tokens, **{name: metrics[name] for name in wanted if name in metrics}}
+    return {"trained_tokens": steps * per_step, **{name: metrics[name] for name in wanted if name in metrics}}

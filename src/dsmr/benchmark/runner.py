@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -25,19 +25,13 @@ Train = Callable[[Workload, Row], dict[str, Any]]
 
 
 def run_benchmark(work: Workload, say: Say = lambda line: None, train: Train | None = None) -> dict[str, Any]:
-    """Measure all rows.
+    """Measure all rows, reporting progress to `say`; an unknown row raises UserError.
 
-    Args:
-        work: what to measure.
-        say: receives progress messages.
-        train: trains and validates one of our rows; called if `train_tokens` is set.
+    `train` trains and validates one of our rows; it is called if `train_tokens` is set.
 
     Returns:
         `{commit, hardware, config, versions, absent, wrong, rows, pieces}`. A row that ran out of memory says so; one
         whose backend differs from the reference is absent and listed as wrong.
-
-    Raises:
-        UserError: an unknown row is requested.
     """
     commit, settings = current_commit(), work.settings
     bandwidth = copy_bandwidth(work.device)
@@ -45,7 +39,7 @@ def run_benchmark(work: Workload, say: Say = lambda line: None, train: Train | N
     known: dict[str, Prepare] = {}
     for precision in precisions:
         suffix = f"@{precision}" if len(precisions) > 1 else ""
-        preparations, absent = list_rows(work.at_precision(precision), bandwidth, suffix)
+        preparations, absent = list_rows(replace(work, precision=precision), bandwidth, suffix)
         known |= preparations
     for name in settings.rows:
         if name not in known and name not in absent:
@@ -74,9 +68,10 @@ def list_rows(work: Workload, bandwidth: float, suffix: str = "") -> tuple[dict[
     """Return how to prepare every row, by name, and the reasons for those that are omitted."""
     networks, absent = work.known_rows()
     settings = work.settings
-    rows: dict[str, Prepare] = {}
-    for name, row in networks.items():
-        rows[name + suffix] = partial(network_training_row, name + suffix, work, row, work.backend)
+    rows: dict[str, Prepare] = {
+        name + suffix: partial(network_training_row, name + suffix, work, row, work.backend)
+        for name, row in networks.items()
+    }
     for name in settings.materialised:
         if name in networks:
             full_name = f"materialised_{name}{suffix}"
@@ -106,11 +101,7 @@ def decoding_name(name: str, lanes: int, suffix: str) -> str:
 def prepare_rows(
     wanted: list[str], known: dict[str, Prepare], absent: dict[str, str], say: Say
 ) -> tuple[dict[str, MeasuredRow], dict[str, dict[str, Any]], list[str]]:
-    """Prepare all rows.
-
-    Returns:
-        Rows to measure, results of rows that ran out of memory, and names of rows that differ from the reference.
-    """
+    """Return rows to measure, results of those out of memory, and names of those that differ from the reference."""
     rows: dict[str, MeasuredRow] = {}
     results: dict[str, dict[str, Any]] = {}
     wrong = []
@@ -120,11 +111,9 @@ def prepare_rows(
             rows[name] = known[name]()
         except ImportError as error:
             absent[name] = f"{error}; pip install 'dsmr[bench]'"
-        except UnfitError as error:
+        except (UnfitError, ArithmeticError) as error:
             absent[name] = str(error)
-        except ArithmeticError as error:
-            absent[name] = str(error)
-            wrong.append(name)
+            wrong += [name] if isinstance(error, ArithmeticError) else []
         except torch.OutOfMemoryError:
             results[name] = {"name": name, "out_of_memory": True}
     return rows, results, wrong
@@ -164,8 +153,7 @@ def row_result(row: MeasuredRow, rows: dict[str, MeasuredRow]) -> dict[str, Any]
         "tokens_per_second": row.tokens / statistics.median(row.seconds),
         **row.facts,
     }
-    _, at, precision = row.name.partition("@")
-    suffix = at + precision
+    suffix = "".join(row.name.partition("@")[1:])
     full = rows.get(decoding_name("full", result["lanes"], suffix) if row.kind == "decoding" else "full" + suffix)
     if full is not None:
         result["relative_to_full"] = statistics.median(
@@ -206,7 +194,7 @@ def train_rows(
         if network in networks and not networks[network].windows:
             say(f"train {name} on {work.settings.train_tokens:,} tokens")
             try:
-                results[name] |= train(work.at_precision(own_precision or precision), networks[network])
+                results[name] |= train(replace(work, precision=own_precision or precision), networks[network])
             except torch.OutOfMemoryError:
                 results[name]["training_out_of_memory"] = True
 
@@ -214,9 +202,8 @@ def train_rows(
 def common_config(work: Workload) -> dict[str, Any]:
     """Return what all rows share: sizes, options, tokens per step, seed and settings."""
     given = work.like.config() | vars(work.like.settings)
-    sizes = {key: value for key, value in given.items() if key not in ("horizons", "rule", "dropout")}
     return {
-        **sizes,
+        **{key: value for key, value in given.items() if key not in ("horizons", "rule", "dropout")},
         "num_lanes": work.num_lanes,
         "tokens_per_step": work.num_lanes * work.segment_length,
         "precision": work.precision,

@@ -4,7 +4,7 @@ Shapes: B lanes, T segment, V vocabulary.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -12,18 +12,11 @@ from torch import Tensor
 
 from dsmr import UserError
 from dsmr.attention.backends import Backend
-from dsmr.benchmark.variants import (
-    FULL_BUDGETS,
-    WINDOW_SEGMENTS,
-    Row,
-    VariantSizes,
-    build_network,
-    named_rows,
-    variant_rows,
-)
+from dsmr.benchmark.variants import FULL_BUDGETS, WINDOW_SEGMENTS, Row, VariantSizes, build_network, variant_rows
 from dsmr.model.backbone import network_name
 from dsmr.model.blocks import Decoder
 from dsmr.model.memory import Memory
+from dsmr.model.schedules import expand_horizons
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -65,9 +58,9 @@ class BenchmarkSettings:
     train_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"benchmark.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("repeats", "steps", "prefix_length"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"benchmark.{name} is {value}; it must be at least 1")
         for name in ("warmup", "decode_tokens", "train_tokens"):
             if getattr(self, name) < 0:
                 raise UserError(f"benchmark.{name} is {getattr(self, name)}; it must not be below 0")
@@ -76,32 +69,22 @@ class BenchmarkSettings:
                 raise UserError(f"benchmark.{name} {getattr(self, name)} must all be at least 1")
         if self.horizons is not None and "full" not in self.horizons:
             raise UserError("benchmark.horizons must have the row `full`, the reference of the others")
-        if self.prefix_length is not None and self.prefix_length < 1:
-            raise UserError(f"benchmark.prefix_length is {self.prefix_length}; it must be at least 1")
 
 
 @dataclass(frozen=True)
 class Workload:
     """Sizes, device and precision shared by all rows.
 
-    Args:
-        settings: of the comparison.
-        like: a network with the sizes of all rows; the sum of its horizons is the budget of the variants.
-        num_lanes: B.
-        device: where the rows run.
-        precision: training precision.
-        seed: of weights and tokens.
-
     Raises:
         UserError: the device lacks the precision, the budget is 0, or the network is not made of dsmr's layers.
     """
 
     settings: BenchmarkSettings
-    like: Decoder
-    num_lanes: int
+    like: Decoder  # has the sizes of all rows; the sum of its horizons is the budget of the variants
+    num_lanes: int  # B
     device: torch.device
-    precision: str = "32-true"
-    seed: int = 0
+    precision: str = "32-true"  # of training
+    seed: int = 0  # of weights and tokens
 
     def __post_init__(self) -> None:
         if not isinstance(self.like, Decoder):
@@ -140,7 +123,7 @@ class Workload:
         """Return our rows by name, and the reasons for the variants that are omitted."""
         num_layers = len(self.like.blocks)
         if self.settings.horizons is not None:
-            rows = named_rows(self.settings.horizons, num_layers)
+            rows = {name: Row(expand_horizons(text, num_layers)) for name, text in self.settings.horizons.items()}
             return rows | {"perceiver_ar": Row(None)}, {}
         sizes = VariantSizes(num_layers, self.segment_length, sum(self.like.horizons), self.like.memory_block)
         rows, absent = variant_rows(sizes)
@@ -164,27 +147,16 @@ class Workload:
     def network(self, row: Row, backend: Backend, *, is_compiled: bool = True) -> Decoder:
         """Build the network of a row without dropout; its weights do not depend on the backend.
 
-        Args:
-            row: which network.
-            backend: of its attention.
-            is_compiled: compile the layers if configured; the plain backends are never compiled.
+        The layers are compiled only if configured, `is_compiled`, and not of a plain backend.
         """
         torch.manual_seed(self.seed)
-        is_plain = not is_compiled or backend in ("reference", "materialised")
-        changes = {
-            "attention": backend,
-            "dropout": 0.0,
-            "compile_blocks": False if is_plain else self.like.settings.compile_blocks,
-        }
+        compiles = is_compiled and backend not in ("reference", "materialised") and self.like.settings.compile_blocks
+        changes = {"attention": backend, "dropout": 0.0, "compile_blocks": compiles}
         return build_network(row, self.like, prefix_length=self.prefix_length, **changes).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of every forward pass."""
         return nullcontext() if self.precision == "32-true" else torch.autocast(self.device.type, dtype=self.dtype)
-
-    def at_precision(self, precision: str) -> "Workload":
-        """Return the same workload in another precision."""
-        return replace(self, precision=precision)
 
     def tokens(self) -> "RandomTokens":
         """Return the stream of tokens that every row reads, from its start."""

@@ -25,44 +25,26 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 
 @dataclass
 class MeasuredRow:
-    """A row that trains or decodes a fixed number of tokens per step.
-
-    Attributes:
-        name: of the row.
-        kind: `training` or `decoding`.
-        tokens: tokens per step.
-        run_steps: runs a number of steps.
-        facts: results that do not depend on time.
-        seconds: seconds per step, one value per round.
-    """
+    """A row that trains or decodes a fixed number of tokens per step."""
 
     name: str
-    kind: str
-    tokens: int
-    run_steps: Callable[[int], None]
-    facts: dict[str, Any]
-    seconds: list[float] = field(default_factory=list)
+    kind: str  # `training` or `decoding`
+    tokens: int  # per step
+    run_steps: Callable[[int], None]  # runs a number of steps
+    facts: dict[str, Any]  # results that do not depend on time
+    seconds: list[float] = field(default_factory=list)  # per step, one value per round
 
 
 @dataclass
 class TrainingStep:
-    """The parts of a training step.
+    """The parts of a training step."""
 
-    Attributes:
-        network: whose parameters are trained.
-        loss: runs the forward pass and returns the loss.
-        after_backward: for example commits the memory.
-        state: returns the tensors kept from step to step.
-        lanes: B.
-        length: T.
-    """
-
-    network: nn.Module
-    loss: Callable[[], Tensor]
-    after_backward: Callable[[], None]
-    state: Callable[[], list[Tensor]]
-    lanes: int
-    length: int
+    network: nn.Module  # its parameters are trained
+    loss: Callable[[], Tensor]  # runs the forward pass
+    after_backward: Callable[[], None]  # for example commits the memory
+    state: Callable[[], list[Tensor]]  # the tensors kept from step to step
+    lanes: int  # B
+    length: int  # T
 
 
 def network_step(work: Workload, row: Row, backend: Backend) -> TrainingStep:
@@ -143,16 +125,10 @@ def peer_training_row(peer: str, name: str, work: Workload) -> MeasuredRow:
 
 
 def network_training_row(name: str, work: Workload, row: Row, backend: Backend) -> MeasuredRow:
-    """Prepare a training row of one of our networks, after checking its backend against the reference.
-
-    Raises:
-        ArithmeticError: the backend differs from the reference.
-    """
+    """Prepare a training row of one of our networks; ArithmeticError if its backend differs from the reference."""
     difference = check_backend(work, row, backend)
-    extra: dict[str, Any] = {
-        "attention": select_backend(backend, work.device.type),
-        "difference_from_reference": difference,
-    }
+    attention = select_backend(backend, work.device.type)
+    extra: dict[str, Any] = {"attention": attention, "difference_from_reference": difference}
     if row.horizons is not None:
         extra |= {"horizons": format_horizons(row.horizons), "budget": sum(row.horizons), "rule": row.rule}
     return _training_row(name, work, network_step(work, row, backend), extra)
@@ -199,20 +175,17 @@ def measure_saved_bytes(step: TrainingStep) -> int:
 def check_backend(work: Workload, row: Row, backend: Backend) -> float:
     """Return the largest difference of logits and gradients from the reference, relative to the largest value.
 
-    Raises:
-        ArithmeticError: the difference exceeds the tolerance of the precision.
+    A difference beyond the tolerance of the precision raises ArithmeticError.
     """
     results: list[list[Tensor]] = []
     lanes = work.lanes_of(row)
     for each in (backend, "reference"):
         network = work.network(row, each)
         memory = work.full_memory(work.network(row, "reference"), lanes)
-        tokens_BT = work.tokens().draw(lanes, network.segment_length)
         with work.autocast():
-            logits_BTV, _ = network(tokens_BT, memory)
+            logits_BTV, _ = network(work.tokens().draw(lanes, network.segment_length), memory)
         logits_BTV.float().square().mean().backward()
-        gradients = [p.grad for p in network.parameters() if p.grad is not None]
-        results.append([logits_BTV.detach(), *gradients])
+        results.append([logits_BTV.detach(), *(p.grad for p in network.parameters() if p.grad is not None)])
     worst = max(
         float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-12))
         for a, b in zip(*results, strict=True)

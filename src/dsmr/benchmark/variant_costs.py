@@ -9,14 +9,11 @@ from dsmr.cost import GIB, MIB
 from dsmr.cost.estimate import TrainingPlan, estimate_training
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import format_horizons
+from dsmr.results.tables import table_lines
 
 
 def estimate_variants(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Estimate all variants at the plan's sizes and budget.
-
-    Returns:
-        A row for each variant, the full reference first; and the reasons by name for variants without a row.
-    """
+    """Estimate all variants at the plan's sizes and budget, full first; also return the reasons for omitted ones."""
     network = plan.network
     budget = sum(network.horizons)
     if not budget:
@@ -42,9 +39,8 @@ def variant_costs_table(rows: list[dict[str, Any]], absent: dict[str, str]) -> l
     if not rows:
         return left_out
     has_device = any("peak_bytes" in row for row in rows)
-    header = ["row", "horizons", "state MiB", "for backward MiB", "MFLOP/token", "of full"]
-    header += ["peak GiB", "hours/epoch"] if has_device else []
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    table = [["row", "horizons", "state MiB", "for backward MiB", "MFLOP/token", "of full"]]
+    table[0] += ["peak GiB", "hours/epoch"] if has_device else []
     for row in rows:
         cells = [
             f"`{row['name']}`",
@@ -56,5 +52,5 @@ def variant_costs_table(rows: list[dict[str, Any]], absent: dict[str, str]) -> l
         ]
         if has_device:
             cells += [f"{row['peak_bytes'] / GIB:.2f}", "{:.2f} to {:.2f}".format(*row["epoch_hours"])]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines + left_out
+        table.append(cells)
+    return table_lines(table) + left_out

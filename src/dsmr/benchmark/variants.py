@@ -7,7 +7,7 @@ All variants but `full`, `two_scale_whole`, `perceiver_ar`, `memoryless` and `wi
 token.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,25 +22,15 @@ WINDOW_SEGMENTS = 4  # length of an isolated window, in segments
 
 @dataclass(frozen=True)
 class VariantSizes:
-    """Sizes that a variant's horizons are derived from, in tokens.
+    """Sizes that a variant's horizons are derived from, in tokens."""
 
-    Attributes:
-        num_layers: L.
-        segment_length: T.
-        budget: sum of the horizons.
-        block: divides every horizon.
-        short: the short horizon of two-scale schedules (default: T).
-        num_long: long layers of two-scale schedules (default: a sixth of the layers).
-        num_kept: layers that binary schedules keep (default: a quarter of the layers).
-    """
-
-    num_layers: int
-    segment_length: int
-    budget: int
-    block: int
-    short: int | None = None
-    num_long: int | None = None
-    num_kept: int | None = None
+    num_layers: int  # L
+    segment_length: int  # T
+    budget: int  # sum of the horizons
+    block: int  # divides every horizon
+    short: int | None = None  # the short horizon of two-scale schedules (default: T)
+    num_long: int | None = None  # long layers of two-scale schedules (default: a sixth of the layers)
+    num_kept: int | None = None  # layers that binary schedules keep (default: a quarter of the layers)
 
     @property
     def full_horizon(self) -> int:
@@ -53,11 +43,7 @@ class VariantSizes:
         return max(self.block, 2 * self.budget // self.num_layers - self.block)
 
     def spend(self, schedule: Schedule, budget: int | None = None) -> tuple[int, ...]:
-        """Scale a schedule to a budget (default: `self.budget`).
-
-        Raises:
-            UserError: no horizons of this shape have exactly that sum.
-        """
+        """Scale a schedule to a budget (default: `self.budget`); raise UserError if no horizons have that sum."""
         return expand_horizons(schedule.fitted(self.budget if budget is None else budget, self.block), self.num_layers)
 
     def two_scale(self, placement: Placement = "lower") -> TwoScale:
@@ -73,25 +59,15 @@ class VariantSizes:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        overlay: shipped config that turns base.yaml into this variant.
-        summary: one line.
-        horizons: bottom to top, at given sizes; None for a network without horizons.
-        rule: visibility of the memory.
-        paper: the paper's name for it.
-        published: best validation perplexity, peak GPU GB and tokens/s (arXiv 2602.19816).
-        windows: trained on isolated windows of `WINDOW_SEGMENTS` segments.
-    """
-
-    overlay: str
-    summary: str
-    horizons: Callable[[VariantSizes], tuple[int, ...]] | None
-    rule: str = "boundary"
-    paper: str = ""
-    published: tuple[float, float, int] | None = None
-    windows: bool = False
+    overlay: str  # shipped config that turns base.yaml into this variant
+    summary: str  # one line
+    horizons: Callable[[VariantSizes], tuple[int, ...]] | None  # bottom to top; None for a network without horizons
+    rule: str = "boundary"  # visibility of the memory
+    paper: str = ""  # the paper's name for it
+    published: tuple[float, float, int] | None = None  # best perplexity, peak GPU GB, tokens/s (arXiv 2602.19816)
+    windows: bool = False  # trained on isolated windows of `WINDOW_SEGMENTS` segments
 
 
 VARIANTS = {
@@ -170,17 +146,11 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A network of the benchmark.
+    """A network of the benchmark."""
 
-    Attributes:
-        horizons: bottom to top; None for the Perceiver.
-        rule: visibility of the memory.
-        windows: trained on isolated windows of `WINDOW_SEGMENTS` segments, with fewer lanes.
-    """
-
-    horizons: tuple[int, ...] | None
-    rule: str = "boundary"
-    windows: bool = False
+    horizons: tuple[int, ...] | None  # bottom to top; None for the Perceiver
+    rule: str = "boundary"  # visibility of the memory
+    windows: bool = False  # trained on isolated windows of `WINDOW_SEGMENTS` segments, with fewer lanes
 
 
 def variant_rows(sizes: VariantSizes) -> tuple[dict[str, Row], dict[str, str]]:
@@ -198,24 +168,8 @@ def variant_rows(sizes: VariantSizes) -> tuple[dict[str, Row], dict[str, str]]:
     return rows, absent
 
 
-def named_rows(horizons: Mapping[str, str], num_layers: int) -> dict[str, Row]:
-    """Return rows of given horizons, such as `{two_scale: 2x4096+6x512}`.
-
-    Raises:
-        UserError: horizons of another number of layers.
-    """
-    return {name: Row(expand_horizons(text, num_layers)) for name, text in horizons.items()}
-
-
 def build_network(row: Row, like: Decoder, *, prefix_length: int, **changes: Any) -> Decoder:
-    """Build the network of a row with the sizes and options of another network.
-
-    Args:
-        row: provides horizons and rule.
-        like: provides sizes and options; its own horizons are ignored.
-        prefix_length: of the Perceiver.
-        changes: constructor arguments to override.
-    """
+    """Build the network of a row with the sizes and options of the network `like`, except for some `changes`."""
     given = vars(like.settings) | changes
     length = like.segment_length * (WINDOW_SEGMENTS if row.windows else 1)
     if row.horizons is None:

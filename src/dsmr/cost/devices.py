@@ -20,27 +20,16 @@ BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture, appendix A"
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU.
+    """A GPU. Peak speeds are in TFLOP/s: float32 without tensor cores, the others with them."""
 
-    Attributes:
-        name: name on the command line.
-        matches: part of the name that torch reports.
-        memory_gib: memory of the card, in GiB.
-        gigabytes_per_second: memory bandwidth.
-        float32: TFLOP/s in full float32, without tensor cores.
-        bfloat16: TFLOP/s of tensor cores with float32 accumulation; None if the card has no such unit.
-        float16: TFLOP/s of tensor cores with float32 accumulation.
-        source: where these numbers were published.
-    """
-
-    name: str
-    matches: str
+    name: str  # on the command line
+    matches: str  # part of the name that torch reports
     memory_gib: float
-    gigabytes_per_second: float
+    gigabytes_per_second: float  # memory bandwidth
     float32: float
-    bfloat16: float | None
+    bfloat16: float | None  # None if the card does not compute in it
     float16: float
-    source: str
+    source: str  # where these numbers were published
 
     def peak(self, kind: Peak) -> float | None:
         """Return the peak speed in FLOP/s; None if the card does not compute in this type."""
@@ -78,11 +67,7 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """Look up a device by its name on the command line.
-
-    Raises:
-        UserError: the name is unknown or ambiguous; suggests similar names.
-    """
+    """Look up a device by its name on the command line; an unknown or ambiguous name raises UserError."""
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
     if wanted in DEVICES:
         return DEVICES[wanted]
@@ -99,7 +84,6 @@ def match_device(torch_name: str) -> Device | None:
 
     A longer name is another card: `RTX 4060 Ti` does not match `RTX 4060`.
     """
-    for device in DEVICES.values():
-        if re.search(rf"(^|\s){re.escape(device.matches)}(?!\s+(Ti|SUPER|Super|Laptop)\b|\w)", torch_name):
-            return device
-    return None
+    other = r"(?!\s+(Ti|SUPER|Super|Laptop)\b|\w)"
+    known = DEVICES.values()
+    return next((one for one in known if re.search(rf"(^|\s){re.escape(one.matches)}{other}", torch_name)), None)

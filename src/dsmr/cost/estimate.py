@@ -37,19 +37,12 @@ PEAKS: dict[str, Peak] = {
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A network and how it is trained.
-
-    Attributes:
-        network: may be on torch's meta device.
-        num_lanes: B.
-        precision: as spelled by Lightning.
-        device: None for this machine's CPU, whose speed is unknown.
-    """
+    """A network, which may be on torch's meta device, and how it is trained."""
 
     network: Decoder
     num_lanes: int
-    precision: str
-    device: Device | None = None
+    precision: str  # as spelled by Lightning
+    device: Device | None = None  # None for this machine's CPU, whose speed is unknown
 
     @property
     def itemsize(self) -> int:
@@ -65,11 +58,7 @@ class TrainingPlan:
 
 
 def peak_parts(plan: TrainingPlan) -> dict[str, int]:
-    """Split the peak memory of training into its parts, in bytes.
-
-    `workspace` holds what backward needs in addition: gradients of the logits and of the widest layer. `optimizer`
-    holds the two moments of AdamW; Muon keeps only one for matrices.
-    """
+    """Split the peak memory of training into its parts, in bytes."""
     network, sizes = plan.network, CostSizes.of(plan.network)
     parameters = sum(p.numel() for p in network.parameters())
     itemsize = 2 if plan.precision.endswith("16-true") else 4
@@ -78,27 +67,14 @@ def peak_parts(plan: TrainingPlan) -> dict[str, int]:
     return {
         "weights": itemsize * parameters,
         "gradients": itemsize * parameters,
-        "optimizer": 2 * itemsize * parameters,
+        "optimizer": 2 * itemsize * parameters,  # the two moments of AdamW; Muon keeps only one for matrices
         "state": network.state_bytes(plan.num_lanes, plan.itemsize),
         "saved_for_backward": saved_bytes(
             network, plan.num_lanes, plan.backend, plan.itemsize, on_cpu=plan.device is None
         ),
+        # what backward needs in addition: gradients of the logits and of the widest layer
         "workspace": tokens * (2 * 4 * sizes.vocab + widest),
     }
-
-
-def expected_speed(plan: TrainingPlan, device: Device) -> tuple[float, float]:
-    """Return the lowest and highest expected tokens per second.
-
-    Raises:
-        UserError: the device does not compute in this precision.
-    """
-    peak = device.peak(PEAKS[plan.precision])
-    if peak is None:
-        raise UserError(f"{device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
-    needed = count_flops(plan.network, plan.backend).executed
-    low, high = (share * peak / needed for share in UTILISATION)
-    return low, high
 
 
 def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: float | None = None) -> dict[str, Any]:
@@ -118,7 +94,10 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
         "uncertainty": {"state_bytes": 0.0, "saved_bytes": 0.10 if plan.device is None else 0.15},
     }
     if plan.device is not None:
-        speeds = expected_speed(plan, plan.device)
+        flops_per_second = plan.device.peak(PEAKS[plan.precision])
+        if flops_per_second is None:
+            raise UserError(f"{plan.device.name} does not compute in {plan.precision}; use 16-mixed or 32-true")
+        speeds = [share * flops_per_second / needed.executed for share in UTILISATION]
         slow, fast = (epoch_tokens / tokens_per_second / 3600 for tokens_per_second in speeds)
         peak = sum(parts.values())
         result |= {
@@ -127,7 +106,7 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
             "peak_parts": parts,
             "fits": peak <= usable_bytes(plan.device),
             "utilisation": list(UTILISATION),
-            "tokens_per_second": list(speeds),
+            "tokens_per_second": speeds,
             "epoch_tokens": epoch_tokens,
             "epoch_hours": [fast, slow],
         }
@@ -142,11 +121,7 @@ def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: flo
 def estimate_unknown_network(
     network: Backbone, num_lanes: int, precision: str, device: Device | None
 ) -> dict[str, Any]:
-    """Estimate the state of a network that is not built from dsmr's layers.
-
-    Raises:
-        UserError: a device is given, on which neither operations nor peak memory are known.
-    """
+    """Estimate the state of a network that is not built from dsmr's layers; a device raises UserError."""
     name = network_name(type(network))
     if device is not None:
         raise UserError(
@@ -212,7 +187,6 @@ class _FixedShape(Schedule):
     tokens: tuple[int, ...]
 
     def horizons(self, num_layers: int) -> tuple[int, ...]:
-        """Return the given horizons."""
         return self.tokens
 
 
@@ -221,7 +195,7 @@ def largest_lanes(plan: TrainingPlan) -> int:
     assert plan.device is not None
 
     def needed_bytes(lanes: int) -> int:
-        return sum(peak_parts(TrainingPlan(plan.network, lanes, plan.precision, plan.device)).values())
+        return sum(peak_parts(replace(plan, num_lanes=lanes)).values())
 
     one, two = needed_bytes(1), needed_bytes(2)
     rest = usable_bytes(plan.device) - one
@@ -233,7 +207,7 @@ def fit_memory(plan: TrainingPlan, epoch_tokens: int) -> dict[str, Any]:
     horizons = largest_horizons(plan, plan.network.memory_block)
     given: dict[str, Any] = plan.network.config() | {"horizons": horizons}
     network = build_on_meta(lambda: type(plan.network).rebuild(given, **vars(plan.network.settings)))
-    larger = TrainingPlan(network, plan.num_lanes, plan.precision, plan.device)
+    larger = replace(plan, network=network)
     # horizons beyond the longest piece gain nothing, so memory that is left goes to lanes
     larger = replace(larger, num_lanes=max(plan.num_lanes, largest_lanes(larger)))
     largest = estimate_training(larger, epoch_tokens)

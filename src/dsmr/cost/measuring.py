@@ -4,8 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,9 +35,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Return the peak in GiB, named for what it counts.
 
-    Returns:
-        On CUDA `peak_memory_gib`, allocated by torch since the last reset. Elsewhere `peak_rss_gib`, the largest
-        resident size of the whole process so far; nothing where the system does not report it.
+    On CUDA this is `peak_memory_gib`, allocated by torch since the last reset. Elsewhere it is `peak_rss_gib`, the
+    largest resident size of the whole process so far; nothing where the system does not report it.
     """
     if device.type == "cuda":
         return {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / GIB}
@@ -51,11 +49,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 class SavedBytes:
-    """Context manager that counts the storages autograd saves for backward, each once.
-
-    Args:
-        outside: tensors that autograd may refer to but that exist anyway: parameters and state.
-    """
+    """Context manager that counts the storages autograd saves for backward, each once, except those `outside`."""
 
     def __init__(self, outside: list[Tensor]) -> None:
         self._outside = {tensor.untyped_storage().data_ptr() for tensor in outside}
@@ -71,10 +65,8 @@ class SavedBytes:
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
 
     def release(self) -> None:
         """Release the counted storages; they are held until then so that no address is reused and missed."""

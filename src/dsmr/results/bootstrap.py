@@ -22,19 +22,12 @@ MAX_T = 1e6  # a draw this many standard errors away has no spread of its own
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval over pieces.
-
-    Attributes:
-        value: the value over all pieces.
-        low: lower end; None (as is `high`) if no interval can be given.
-        high: upper end.
-        num_pieces: number of pieces that contribute.
-    """
+    """A value over all pieces with its 95 % interval, whose ends are None if no interval can be given."""
 
     value: float
     low: float | None
     high: float | None
-    num_pieces: int
+    num_pieces: int  # number of pieces that contribute
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -54,38 +47,27 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models evaluated on the same pieces.
-
-    Attributes:
-        first: name of the first model.
-        second: name of the second model.
-        difference: nats per note of the first minus those of the second.
-        num_pieces: number of shared pieces.
-        wins: number of pieces on which the first has fewer nats.
-    """
+    """Two models evaluated on the same pieces."""
 
     first: str
     second: str
-    difference: Interval
-    num_pieces: int
-    wins: int
+    difference: Interval  # nats per note of the first minus those of the second
+    num_pieces: int  # number of shared pieces
+    wins: int  # number of pieces on which the first has fewer nats
 
     def __str__(self) -> str:
         value, ends = self.difference.value, self.difference.ends
         better, worse = (self.first, self.second) if value <= 0 else (self.second, self.first)
         undecided = f"cannot tell {self.first} from {self.second}: {value:+.3f} nats per note"
+        pieces = f"on {self.num_pieces} pieces"
         if ends is None:
-            return (
-                f"{undecided}, on {self.num_pieces} pieces; too few of them, or too few that differ, for an interval"
-            )
+            return f"{undecided}, {pieces}; too few of them, or too few that differ, for an interval"
         low, high = ends
         if low <= 0 <= high:
-            return f"{undecided} [{low:+.3f}, {high:+.3f}], on {self.num_pieces} pieces"
+            return f"{undecided} [{low:+.3f}, {high:+.3f}], {pieces}"
         least, most = sorted((abs(low), abs(high)))
-        return (
-            f"{better} is better than {worse} by {abs(value):.3f} nats per note "
-            f"[{least:.3f}, {most:.3f}], on {self.num_pieces} pieces"
-        )
+        won = f"{better} is better than {worse} by {abs(value):.3f} nats per note"
+        return f"{won} [{least:.3f}, {most:.3f}], {pieces}"
 
 
 @lru_cache(maxsize=16)  # all metrics of a table share the draws
@@ -108,12 +90,8 @@ def interval_ends(over_NP: FloatArray, under_NP: FloatArray) -> tuple[FloatArray
 
     `experiments/intervals` measures their coverage.
 
-    Args:
-        over_NP: numerators, such as nats.
-        under_NP: denominators, such as tokens or notes; every row has at least two above 0.
-
-    Returns:
-        Lower and upper ends, (N,); infinite if more than 2.5 % of the draws have no spread.
+    Numerators are nats, denominators are tokens or notes, of which every row has at least two above 0. The lower and
+    upper ends, (N,), are infinite if more than 2.5 % of the draws have no spread.
     """
     from scipy.special import stdtrit
 
@@ -136,11 +114,8 @@ def interval_ends(over_NP: FloatArray, under_NP: FloatArray) -> tuple[FloatArray
 def studentized_draws(residual_NP: FloatArray, share_NP: FloatArray) -> FloatArray:
     """Compute the deviation of each draw's ratio from the overall ratio in the draw's own standard errors, (N, D).
 
-    A draw without spread is infinitely far away, or at 0 if its ratio equals the overall one.
-
-    Args:
-        residual_NP: `over` minus its expectation given `under`.
-        share_NP: each piece's share of the sum of `under`.
+    A draw without spread is infinitely far away, or at 0 if its ratio equals the overall one. `residual` is `over`
+    minus its expectation given `under`; `share` is each piece's share of the sum of `under`.
     """
     drawn_PD = bootstrap_counts(residual_NP.shape[1]).T
     # t does not depend on the scale of the residuals; scaled to 1, their squares neither overflow nor vanish
@@ -161,10 +136,7 @@ def studentized_draws(residual_NP: FloatArray, share_NP: FloatArray) -> FloatArr
 def ratio_interval(over_P: FloatArray, under_P: FloatArray, *, is_exp: bool = False) -> Interval | None:
     """Compute `sum(over) / sum(under)` over pieces with its interval; None if the denominator is 0.
 
-    Args:
-        over_P: numerators, such as nats.
-        under_P: denominators, such as tokens or notes.
-        is_exp: take the exponential: perplexity instead of nats.
+    `is_exp` takes the exponential: perplexity instead of nats.
     """
     if not under_P.sum():
         return None
@@ -186,13 +158,7 @@ def missing_interval_note(intervals: Iterable[Interval | None]) -> str | None:
 
 
 def compare_tables(first: str, second: str, a: PieceTable, b: PieceTable) -> Comparison:
-    """Compare the nats per note of two models, paired over the pieces they share.
-
-    Args:
-        first: name of the first model.
-        second: name of the second model.
-        a: results of the first model.
-        b: results of the second model.
+    """Compare the nats per note of two named models, paired over the pieces they share.
 
     Raises:
         UserError: the tables share no piece, or count different notes in the same pieces (another tokenizer).

@@ -10,6 +10,7 @@ from dsmr import UserError
 from dsmr.results.bootstrap import Comparison, Interval, compare_tables, missing_interval_note, ratio_interval
 from dsmr.results.piece_table import PieceTable, average_tables
 from dsmr.results.runs import Run
+from dsmr.results.tables import table_lines
 
 SEED = re.compile(r"[,_-]?seed[=_-]?\d+[,_-]?")
 IGNORED_DATA_KEYS = ("seed", "cache_dir", "num_workers", "path")
@@ -18,17 +19,11 @@ TRAINER_KEYS = ("max_steps", "max_epochs", "precision", "gradient_clip_val", "ac
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in their seeds.
+    """Runs that differ only in their seeds."""
 
-    Attributes:
-        name: the runs' common name.
-        tables: results by piece of each run, by seed.
-        table: their mean over the pieces they share.
-    """
-
-    name: str
-    tables: Mapping[str, PieceTable]
-    table: PieceTable
+    name: str  # the runs' common name
+    tables: Mapping[str, PieceTable]  # results by piece of each run, by seed
+    table: PieceTable  # their mean over the pieces they share
 
     @property
     def label(self) -> str:
@@ -43,15 +38,10 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class GroupDifference:
-    """A comparison of two groups and of their seeds.
-
-    Attributes:
-        comparison: comparison of their means.
-        by_seed: nats per note of the first minus those of the second, for every seed of both.
-    """
+    """A comparison of the means of two groups, and of the seeds that both have."""
 
     comparison: Comparison
-    by_seed: Mapping[str, float]
+    by_seed: Mapping[str, float]  # nats per note of the first minus those of the second
 
     def __str__(self) -> str:
         if len(self.by_seed) < 2:
@@ -121,13 +111,10 @@ def shared_name(names: Sequence[str]) -> str:
 
 
 def compare_groups(groups: Sequence[RunGroup], against: str | None = None) -> tuple[list[GroupDifference], list[str]]:
-    """Compare every group with the one named `against`, by default the first.
+    """Compare every group with the one named `against`, by default the first; UserError if there is none.
 
     Returns:
         Differences, and reasons for the groups that cannot be compared.
-
-    Raises:
-        UserError: there is no group named `against`.
     """
     by_name = {group.name: group for group in groups}
     if against is not None and against not in by_name:
@@ -136,9 +123,7 @@ def compare_groups(groups: Sequence[RunGroup], against: str | None = None) -> tu
         return [], []
     base = by_name[against] if against is not None else groups[0]
     differences, refused = [], []
-    for group in groups:
-        if group is base:
-            continue
+    for group in (group for group in groups if group is not base):
         first, second = (base, group) if against is None else (group, base)
         try:
             comparison = compare_tables(first.name, second.name, first.table, second.table)
@@ -157,14 +142,10 @@ def compare_seeds(first: RunGroup, second: RunGroup) -> dict[str, float]:
 def comparison_table(groups: Sequence[RunGroup], against: str | None = None) -> list[str]:
     """Format all groups as a Markdown table, followed by their differences as of `compare_groups`."""
     differences, refused = compare_groups(groups, against)
-    header = ["run", "pieces", "perplexity", "nats per note"]
-    families = [
-        family
-        for f, family in enumerate(groups[0].table.families)
-        if any(g.table.families == groups[0].table.families and g.table.tokens_PF[:, f].sum() for g in groups)
-    ]
-    header += [f"of which {family}" for family in families]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    known = groups[0].table.families
+    counts_GF = [group.table.tokens_PF.sum(axis=0) for group in groups if group.table.families == known]
+    families = [family for family, counts_G in zip(known, zip(*counts_GF, strict=True), strict=True) if any(counts_G)]
+    rows = [["run", "pieces", "perplexity", "nats per note", *(f"of which {family}" for family in families)]]
     intervals: list[Interval | None] = [difference.comparison.difference for difference in differences]
     for group in groups:
         table = group.table
@@ -175,9 +156,9 @@ def comparison_table(groups: Sequence[RunGroup], against: str | None = None) -> 
         shares = table.nll_PF.sum(axis=0) / max(table.notes_P.sum(), 1)
         by_family = dict(zip(table.families, shares, strict=True))
         cells += [f"{by_family[family]:.3f}" if family in by_family else "" for family in families]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     note = missing_interval_note(intervals)
-    lines += ["", "95 % intervals over pieces; variation between seeds is not included."]
+    lines = [*table_lines(rows), "", "95 % intervals over pieces; variation between seeds is not included."]
     lines += [f"{note[0].upper()}{note[1:]}."] if note else []
     if differences or refused:
         lines += ["Differences are paired over the pieces that both runs share:", ""]
@@ -190,9 +171,7 @@ def comparison_result(groups: Sequence[RunGroup], against: str | None = None) ->
     differences, refused = compare_groups(groups, against)
     note = missing_interval_note(difference.comparison.difference for difference in differences)
     return {
-        "groups": [
-            {"name": group.name, "seeds": len(group.tables), "nats_per_note": group.nats_per_note} for group in groups
-        ],
+        "groups": [{"name": one.name, "seeds": len(one.tables), "nats_per_note": one.nats_per_note} for one in groups],
         "differences": [difference.as_dict() for difference in differences],
         "refused": refused,
     } | ({"without_interval": note} if note else {})

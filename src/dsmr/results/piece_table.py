@@ -6,7 +6,7 @@ Shapes: P pieces, K position ranges, F token families.
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,14 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PieceTable:
-    """NLL of every piece, split by token family and by position.
+    """NLL (nats) and predicted tokens of every piece, by token family and by position range."""
 
-    Attributes:
-        names: name of each piece in its source.
-        seconds_P: seconds of evaluated music.
-        families: names of the token families.
-        nll_PF: nats, by family.
-        tokens_PF: predicted tokens, by family.
-        starts: first position of each range, in tokens.
-        nll_PK: nats, by position range.
-        tokens_PK: predicted tokens, by position range.
-    """
-
-    names: tuple[str, ...]
-    seconds_P: FloatArray
-    families: tuple[str, ...]
+    names: tuple[str, ...]  # of the pieces in their source
+    seconds_P: FloatArray  # of evaluated music
+    families: tuple[str, ...]  # names of the token families
     nll_PF: FloatArray
     tokens_PF: FloatArray
-    starts: tuple[int, ...]
+    starts: tuple[int, ...]  # first position of each range, in tokens
     nll_PK: FloatArray
     tokens_PK: FloatArray
 
@@ -88,20 +77,12 @@ class PieceTable:
         return notes
 
     def is_complete(self, pieces: Sequence[Any]) -> bool:
-        """Return True if every piece of the table was evaluated to its end.
-
-        Args:
-            pieces: pieces of the store, each with a `name` and a `length` in tokens.
-        """
+        """Return True if every piece of the table was evaluated to its end, given the pieces of the store."""
         predicted = {piece.name: piece.length - 1 for piece in pieces}
         return all(predicted[name] == tokens for name, tokens in zip(self.names, self.tokens_P, strict=True))
 
     def write(self, path: Path) -> None:
-        """Write one row per piece, atomically.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
+        """Write one row per piece, atomically; raise UserError if that fails."""
         columns = ["piece", "tokens", "notes", "seconds", "nll", "nats_per_note", "perplexity"]
         columns += [f"{quantity}_{family}" for family in self.families for quantity in ("nll", "tokens")]
         columns += [f"{quantity}_from_{start}" for start in self.starts for quantity in ("nll", "tokens")]
@@ -110,9 +91,8 @@ class PieceTable:
         writer.writerow(columns)
         for p, name in enumerate(self.names):
             nll, tokens, notes = self.nll_P[p], self.tokens_P[p], self.notes_P[p]
-            per_note = repr(float(nll / notes)) if notes else ""
             cells = [name, f"{tokens:.0f}", f"{notes:.0f}", f"{self.seconds_P[p]:.3f}", repr(float(nll))]
-            cells += [per_note, repr(float(np.exp(nll / tokens)))]
+            cells += [repr(float(nll / notes)) if notes else "", repr(float(np.exp(nll / tokens)))]
             for nll_N, tokens_N in ((self.nll_PF[p], self.tokens_PF[p]), (self.nll_PK[p], self.tokens_PK[p])):
                 for part, count in zip(nll_N, tokens_N, strict=True):
                     cells += [repr(float(part)), f"{count:.0f}"]
@@ -125,11 +105,7 @@ class PieceTable:
 
     @classmethod
     def read(cls, path: Path) -> "PieceTable":
-        """Read a table written by `write`.
-
-        Raises:
-            UserError: the file is truncated, or is not such a table.
-        """
+        """Read a table written by `write`; raise UserError if the file is truncated, or is not such a table."""
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
@@ -140,16 +116,10 @@ class PieceTable:
             def columns(template: str, keys: Sequence[object]) -> FloatArray:
                 return np.array([[float(row[template.format(key)]) for key in keys] for row in rows], np.float64)
 
-            return cls(
-                tuple(row["piece"] for row in rows),
-                columns("{}", ["seconds"])[:, 0],
-                families,
-                columns("nll_{}", families),
-                columns("tokens_{}", families),
-                starts,
-                columns("nll_from_{}", starts),
-                columns("tokens_from_{}", starts),
-            )
+            names, seconds_P = tuple(row["piece"] for row in rows), columns("{}", ["seconds"])[:, 0]
+            by_family = columns("nll_{}", families), columns("tokens_{}", families)
+            by_position = columns("nll_from_{}", starts), columns("tokens_from_{}", starts)
+            return cls(names, seconds_P, families, *by_family, starts, *by_position)
         except (IndexError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path} is not a table of pieces written by dsmr validate ({error!r}); write it again"
@@ -159,29 +129,15 @@ class PieceTable:
         """Return the rows of the named pieces, in the given order."""
         positions = {name: p for p, name in enumerate(self.names)}
         rows = [positions[name] for name in names]
-        parts = (self.seconds_P, self.nll_PF, self.tokens_PF, self.nll_PK, self.tokens_PK)
-        seconds_P, nll_PF, tokens_PF, nll_PK, tokens_PK = (part[rows] for part in parts)
-        return PieceTable(tuple(names), seconds_P, self.families, nll_PF, tokens_PF, self.starts, nll_PK, tokens_PK)
+        parts: dict[str, Any] = {key: part[rows] for key, part in vars(self).items() if isinstance(part, np.ndarray)}
+        return replace(self, names=tuple(names), **parts)
 
 
 def average_tables(tables: Sequence[PieceTable]) -> PieceTable:
-    """Average the nats of several models, such as seeds of one setting, over the pieces they share.
-
-    Raises:
-        UserError: the tables share no piece.
-    """
+    """Average the nats of several models, such as seeds, over the pieces they share; UserError if there are none."""
     shared = [name for name in tables[0].names if all(name in set(table.names) for table in tables)]
     if not shared:
         raise UserError("the seeds were scored on different pieces")
     selected = [table.select(shared) for table in tables]
-    first = selected[0]
-    return PieceTable(
-        first.names,
-        first.seconds_P,
-        first.families,
-        np.mean([table.nll_PF for table in selected], axis=0),
-        first.tokens_PF,
-        first.starts,
-        np.mean([table.nll_PK for table in selected], axis=0),
-        first.tokens_PK,
-    )
+    nll_PF, nll_PK = (np.mean([getattr(one, key) for one in selected], axis=0) for key in ("nll_PF", "nll_PK"))
+    return replace(selected[0], nll_PF=nll_PF, nll_PK=nll_PK)

@@ -27,11 +27,7 @@ CONFIG_FILE, METRICS_FILE, SECTION_FILE = "config.yaml", "metrics.csv", "run.jso
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint written by dsmr.
-
-    Args:
-        path: the file.
-        mmap: leave the tensors on the disk until they are used.
+    """Read a checkpoint written by dsmr; `mmap` leaves the tensors on the disk until they are used.
 
     Raises:
         UserError: the file is damaged, contains code, or was not written by dsmr.
@@ -50,13 +46,8 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 def read_run_section(folder: Path) -> dict[str, Any] | None:
     """Read a run's description of its network from `run.json`, or from a checkpoint for runs of earlier versions.
 
-    Nothing is imported, and no weights are read into memory.
-
-    Returns:
-        The description as of `dsmr.share.description`; None if the run has neither file.
-
-    Raises:
-        UserError: `run.json` cannot be read.
+    It is as of `dsmr.share.description`; None if the run has neither file. Nothing is imported, and no weights are
+    read into memory.
     """
     if (folder / SECTION_FILE).is_file():
         section = json.loads((folder / SECTION_FILE).read_text(encoding="utf-8"))
@@ -86,11 +77,7 @@ def find_run_folder(checkpoint: Path) -> Path | None:
 
 
 def check_format_version(section: dict[str, Any], path: Path) -> None:
-    """Refuse files written by a newer version.
-
-    Raises:
-        UserError: the format is unknown.
-    """
+    """Raise UserError for files written by a newer version."""
     written = section["format_version"]
     if written > FORMAT_VERSION:
         raise UserError(f"{path} has format {written}, this version reads up to {FORMAT_VERSION}; update dsmr")

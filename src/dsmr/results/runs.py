@@ -4,7 +4,6 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,15 @@ BENCHMARK_KEYS = {"hardware", "rows", "config", "absent"}
 
 @dataclass
 class Run:
-    """A training run, read from its folder.
+    """A training run, read from its folder; what it lacks is None."""
 
-    Attributes:
-        name: name of the folder; its path below the collected folder if several runs share a name.
-        config: all settings.
-        rows: logged values of each row of `metrics.csv`, by column.
-        metrics: metrics of the best validation, and the last logged performance.
-        pieces: results by piece, if the run has them.
-        section: the run's description of its network, see `dsmr.share.description`; None if it has none.
-        rate: tokens per second of its training music; None if unknown.
-    """
-
-    name: str
-    config: dict[str, Any]
-    rows: list[dict[str, float]]
-    metrics: dict[str, Any] = field(default_factory=dict)
+    name: str  # of the folder; its path below the collected folder if several runs share a name
+    config: dict[str, Any]  # all settings
+    rows: list[dict[str, float]]  # logged values of each row of `metrics.csv`, by column
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the best validation, and the last logged performance
     pieces: PieceTable | None = None
-    section: dict[str, Any] | None = None
-    rate: TokenRate | None = None
+    section: dict[str, Any] | None = None  # description of its network, see `dsmr.share.description`
+    rate: TokenRate | None = None  # tokens per second of its training music
 
     @property
     def horizons(self) -> tuple[int, ...] | None:
@@ -76,25 +65,15 @@ class Run:
 
 @dataclass(frozen=True)
 class ResultCollection:
-    """All results of a folder.
+    """All results of a folder."""
 
-    Attributes:
-        runs: best perplexity first.
-        benchmarks: benchmark results by file name.
-        unread: reasons for files that look like results but cannot be read, by name.
-    """
-
-    runs: list[Run]
-    benchmarks: dict[str, dict[str, Any]]
-    unread: dict[str, str]
+    runs: list[Run]  # best perplexity first
+    benchmarks: dict[str, dict[str, Any]]  # by file name
+    unread: dict[str, str]  # reasons for files that look like results but cannot be read, by name
 
 
 def collect_results(folder: Path) -> ResultCollection:
-    """Read all runs and benchmark results below a folder.
-
-    Raises:
-        UserError: the folder does not exist, or holds no results.
-    """
+    """Read all runs and benchmark results below a folder; raise UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one with runs or benchmark files")
     found: dict[str, Run] = {}
@@ -117,11 +96,13 @@ def collect_results(folder: Path) -> ResultCollection:
             continue
         if isinstance(content, dict) and content.keys() >= BENCHMARK_KEYS:
             benchmarks[path.relative_to(folder).with_suffix("").as_posix()] = content
-    runs = _with_unique_names(found)
-    if not runs and not benchmarks:
+    if not found and not benchmarks:
         reasons = "".join(f"; {name}: {reason}" for name, reason in unread.items())
         raise UserError(f"{folder} holds no run (config.yaml and metrics.csv) and no benchmark file{reasons}")
-    runs.sort(key=lambda run: run.metrics.get("val/perplexity", math.inf))
+    counts = Counter(run.name for run in found.values())
+    for name, run in found.items():
+        run.name = name if counts[run.name] > 1 else run.name
+    runs = sorted(found.values(), key=lambda run: run.metrics.get("val/perplexity", math.inf))
     return ResultCollection(runs, benchmarks, unread)
 
 
@@ -132,21 +113,8 @@ def error_reason(error: Exception) -> str:
     return text if is_clear and text else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def _with_unique_names(runs: Mapping[str, Run]) -> list[Run]:
-    """Name runs whose folders share a name by their paths."""
-    counts = Counter(run.name for run in runs.values())
-    for path, run in runs.items():
-        if counts[run.name] > 1:
-            run.name = path
-    return list(runs.values())
-
-
 def read_run(folder: Path) -> Run:
-    """Read a run's folder.
-
-    Raises:
-        UserError: `metrics.csv` is empty, or `config.yaml` does not belong to a run.
-    """
+    """Read a run's folder; UserError if `metrics.csv` is empty or `config.yaml` does not belong to a run."""
     config = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     for name in ("model", "data", "trainer"):
         if not isinstance(config, dict) or not isinstance(config.get(name), dict):
@@ -166,10 +134,9 @@ def read_run(folder: Path) -> Run:
 
 def _run_metrics(run: Run) -> dict[str, Any]:
     """Summarize a run: steps, horizons, the best validation, the last performance, and a note on problems."""
-    horizons = run.horizons
     metrics: dict[str, Any] = {"steps": int(max(row["step"] for row in run.rows)) + 1}
-    if horizons is not None:
-        metrics["horizons"] = format_horizons(horizons)
+    if run.horizons is not None:
+        metrics["horizons"] = format_horizons(run.horizons)
     validated = [row for row in run.rows if math.isfinite(row.get("val/perplexity", math.nan))]
     if validated:
         best = min(validated, key=lambda row: row["val/perplexity"])

@@ -12,19 +12,12 @@ from dsmr.results.plotting import BAR, LINE, common_rate, make_panels, token_tic
 
 @dataclass(frozen=True)
 class ScheduleShape:
-    """The part of a network that a plot of its schedule shows.
+    """The part of a network that a plot of its schedule shows."""
 
-    Attributes:
-        horizons: tokens, bottom to top.
-        segment_length: T.
-        rule: visibility rule.
-        rate: tokens per second of its music; None omits the seconds.
-    """
-
-    horizons: tuple[int, ...]
-    segment_length: int
-    rule: str = "boundary"
-    rate: TokenRate | None = None
+    horizons: tuple[int, ...]  # tokens, bottom to top
+    segment_length: int  # T
+    rule: str = "boundary"  # visibility rule
+    rate: TokenRate | None = None  # tokens per second of its music; None omits the seconds
 
 
 def plot_schedules(shapes: Mapping[str, ScheduleShape], path: Path) -> None:

@@ -46,16 +46,22 @@ RUN_COLUMNS: Columns = {
 }
 
 
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows of cells as a Markdown table; the first row is its header."""
+    header, *lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return [header, "|---" * len(rows[0]) + "|", *lines]
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns, first: str = "row") -> list[str]:
     """Format one row per mapping, labelled with its `name`; columns that no row has are omitted."""
     shown = [key for key in columns if any(row.get(key) is not None for row in rows)]
-    lines = [f"| {first} | " + " | ".join(columns[key][0] for key in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    cells = [[first, *(columns[key][0] for key in shown)]]
     for row in rows:
-        cells = [columns[key][1].format(row[key]) if row.get(key) is not None else "" for key in shown]
+        cells.append([f"`{row['name']}`"])
+        cells[-1] += [columns[key][1].format(row[key]) if row.get(key) is not None else "" for key in shown]
         if row.get("out_of_memory"):
-            cells[0] = "out of memory"
-        lines.append(f"| `{row['name']}` | " + " | ".join(cells) + " |")
-    return lines
+            cells[-1][1] = "out of memory"
+    return table_lines(cells)
 
 
 def benchmark_table(result: Mapping[str, Any]) -> list[str]:

@@ -28,11 +28,7 @@ def describe_network(
     data: str | None = None,
     tokens_per_second: float | None = None,
 ) -> dict[str, Any]:
-    """Describe a network, its tokenizer and its training data: the section `dsmr` of a checkpoint.
-
-    Raises:
-        UserError: `config()` of a user's network returns anything but numbers, strings, lists and None.
-    """
+    """Describe a network, its tokenizer and its training data: the section `dsmr` of a checkpoint."""
     return {
         "format_version": FORMAT_VERSION,
         "backbone": network_name(type(backbone)),
@@ -48,11 +44,7 @@ def describe_network(
 
 
 def plain_config(backbone: Backbone) -> dict[str, Any]:
-    """Return `config()` of a network in JSON types; tuples become lists.
-
-    Raises:
-        UserError: a value has another type.
-    """
+    """Return `config()` of a network in JSON types (tuples become lists); other types raise UserError."""
     plain: dict[str, Any] = {}
     for key, value in backbone.config().items():
         try:
@@ -66,11 +58,7 @@ def plain_config(backbone: Backbone) -> dict[str, Any]:
 
 
 def check_rebuilds(backbone: Backbone) -> None:
-    """Refuse a user's network that a checkpoint could not rebuild, before it is trained.
-
-    Raises:
-        UserError: its class cannot be imported, or `config()` omits arguments or returns other values.
-    """
+    """Raise UserError for a user's network that a checkpoint could not rebuild, before it is trained."""
     network, config = type(backbone), plain_config(backbone)
     name = network_name(network)
     if is_builtin(name):
@@ -101,21 +89,12 @@ def check_rebuilds(backbone: Backbone) -> None:
 
 
 def check_same_network(saved: dict[str, Any], present: dict[str, Any], *, horizons_too: bool) -> None:
-    """Refuse a network that differs from the saved one.
+    """Raise UserError if a network differs from the saved one; both are given as of `describe_network`.
 
-    The weights do not depend on horizons and prefix. They do depend on the segment length, which is part of the
-    function under the `boundary` rule.
-
-    Args:
-        saved: description as of `describe_network`.
-        present: description of the network at hand.
-        horizons_too: also compare horizons and prefix, as resuming requires.
-
-    Raises:
-        UserError: names the first setting that differs, with both values.
+    The weights do not depend on horizons and prefix, which are compared only if `horizons_too`, as resuming requires.
+    They do depend on the segment length, which is part of the function under the `boundary` rule.
     """
-    names = ("backbone", "rule")
-    settings = [{name: section[name] for name in names} | section["config"] for section in (saved, present)]
+    settings = [{"backbone": one["backbone"], "rule": one["rule"]} | one["config"] for one in (saved, present)]
     if not hasattr(networks, saved["backbone"]) and is_builtin(saved["backbone"]):  # before class paths were kept
         settings[1]["backbone"] = present["backbone"].rpartition(".")[2]
     free = {"dropout", "init_std", "memory_block"} | (set() if horizons_too else {"horizons", "prefix_length"})
@@ -134,16 +113,13 @@ def check_same_network(saved: dict[str, Any], present: dict[str, Any], *, horizo
 
 
 def network_class(section: dict[str, Any], path: Path) -> type[Backbone]:
-    """Return the network class named by a checkpoint, importing a user's module.
-
-    Raises:
-        UserError: the class does not exist, or is not a network.
-    """
+    """Return the network class named by a checkpoint, importing a user's module; anything else raises UserError."""
     name: str = section["backbone"]
     network = getattr(networks, name, None)
     if isinstance(network, type) and issubclass(network, Backbone):
         return network
-    name = _class_path_in_config(name, path) if is_builtin(name) else name
+    if is_builtin(name):
+        name = _class_path_in_config(name, path)
     if is_builtin(name):
         raise UserError(f"{path}: unknown network {name!r}; update dsmr")
     network = import_class(name, f"{path}: the network {name} is not part of dsmr, and")
@@ -153,15 +129,7 @@ def network_class(section: dict[str, Any], path: Path) -> type[Backbone]:
 
 
 def import_class(class_path: str, what: str) -> Any:
-    """Import a user's class.
-
-    Args:
-        class_path: such as `mynet.Mine`.
-        what: start of the error message, followed by `its module mynet cannot be used`.
-
-    Raises:
-        UserError: the class cannot be imported.
-    """
+    """Import a user's class, such as `mynet.Mine`; `what` begins the message of the UserError if this fails."""
     module, _, name = class_path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

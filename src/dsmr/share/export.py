@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,25 +22,14 @@ from dsmr.share.exported import CARD, CONFIG, SETTINGS, TOKENIZER, WEIGHTS, is_e
 from dsmr.share.loading import LoadedModel, load_model
 from dsmr.share.model_card import METRICS, choose_licence, write_card
 
-PRIVATE_SETTINGS = (
-    ("root",),
-    ("data", "path"),
-    ("data", "cache_dir"),
-    ("trainer", "default_root_dir"),
-    ("trainer", "logger"),
-    ("trainer", "callbacks"),
-    ("trainer", "plugins"),
-)
+PRIVATE_DATA, PRIVATE_TRAINER = ("path", "cache_dir"), ("default_root_dir", "logger", "callbacks", "plugins")
 CLASS_SETTINGS, PUBLIC_PACKAGES = ("backbone", "optimizer", "lr_scheduler"), ("dsmr", "torch", "lightning")
 
 
 def export_model(given: str | Path, folder: Path, *, licence: str | None = None) -> dict[str, Any]:
-    """Export a model, and return the content of its `config.json`.
+    """Export a run (its best checkpoint) or a checkpoint file, and return the content of its `config.json`.
 
-    Args:
-        given: a run (its best checkpoint) or a checkpoint file.
-        folder: a new folder; it appears only when complete.
-        licence: licence identifier of the hub; None for the licence of the training data.
+    The new folder appears only when complete. The licence is an identifier of the hub (default: that of the data).
 
     Raises:
         UserError: the run does not exist, its tokenizer is unknown, or the folder is taken or cannot be written.
@@ -72,7 +62,10 @@ def _write_files(
     loaded: LoadedModel, tokenizer: dict[str, Any], folder: Path, name: str, licence: str | None
 ) -> dict[str, Any]:
     """Write all files of an exported model, and return the content of its `config.json`."""
-    run = _read_run_of(loaded.path)
+    run_folder, run = find_run_folder(loaded.path), None
+    if run_folder is not None:
+        with suppress(Exception):  # whatever is wrong with these files: the card then omits what they say
+            run = read_run(run_folder)
     # cloned, since safetensors refuses tensors that share memory, as the tied weights of a user's network may
     weights = {name: tensor.clone().contiguous() for name, tensor in loaded.backbone.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -98,17 +91,6 @@ def _write_files(
     return description
 
 
-def _read_run_of(checkpoint: Path) -> Run | None:
-    """Read the run that a checkpoint belongs to; None if its settings or metrics are missing."""
-    folder = find_run_folder(checkpoint)
-    if folder is None:
-        return None
-    try:
-        return read_run(folder)
-    except Exception:  # whatever is wrong with the files beside the weights: the card then omits what they say
-        return None
-
-
 def validation_metrics(run: Run | None) -> dict[str, Any]:
     """Return the metrics of a run's best validation, and which part of the split they cover."""
     if run is None or "val/nll" not in run.metrics:
@@ -124,12 +106,10 @@ def validation_metrics(run: Run | None) -> dict[str, Any]:
 def public_settings(run: Run, horizons: Sequence[int]) -> dict[str, Any]:
     """Copy a run's settings without paths, loggers and callbacks, with expanded horizons for a schedule's class."""
     settings: dict[str, Any] = json.loads(json.dumps(run.config))
-    for *parents, name in PRIVATE_SETTINGS:
-        part: dict[str, Any] = settings
-        for parent in parents:
-            part = part.get(parent) or {}
-        if name in part:
-            part[name] = "runs" if name == "root" else None
+    for section, names in (("data", PRIVATE_DATA), ("trainer", PRIVATE_TRAINER)):
+        settings[section] |= {name: None for name in names if name in settings[section]}
+    if "root" in settings:
+        settings["root"] = "runs"
     if horizons:
         settings["model"]["horizons"] = format_horizons(horizons)
     return settings

@@ -38,11 +38,7 @@ def sha256(path: Path) -> str:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of an exported model and verify all its files.
-
-    Raises:
-        UserError: a file is missing, damaged, or not the one that was exported.
-    """
+    """Read `config.json` of an exported model; raise UserError if a file is missing, damaged or another one."""
     try:
         description: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         files = description["files"]
@@ -63,11 +59,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of an exported model.
-
-    Raises:
-        UserError: they cannot be read.
-    """
+    """Read the weights of an exported model; raise UserError if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -78,14 +70,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def download_exported(address: str) -> Path:
-    """Download an exported model from the Hugging Face hub, and return its local folder.
-
-    Args:
-        address: `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`.
-
-    Raises:
-        UserError: the address is invalid, or the download fails.
-    """
+    """Download an exported model from `hf://OWNER/NAME` or `hf://OWNER/NAME@REVISION`; return its local folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dsmr import UserError, as_user_error
 from dsmr.attention.backends import Backend
 from dsmr.model import Backbone
@@ -18,23 +16,14 @@ from dsmr.share.description import network_class
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network loaded from a checkpoint or an exported model.
-
-    Attributes:
-        backbone: the network with its weights, in evaluation mode.
-        tokenizer: `{"name", "config"}` as of `TokenizerSpec`; None if unknown.
-        path: the checkpoint file, or the folder of an exported model.
-        vocabulary: ids of all tokens by name, for an exported model.
-        data: name of the training data, such as `MAESTRO`, if known.
-        tokens_per_second: tokens per second of the training music, if known.
-    """
+    """A network loaded from a checkpoint or an exported model, in evaluation mode."""
 
     backbone: Backbone
-    tokenizer: dict[str, Any] | None
-    path: Path
-    vocabulary: dict[str, int] | None = None
-    data: str | None = None
-    tokens_per_second: float | None = None
+    tokenizer: dict[str, Any] | None  # `{"name", "config"}` as of `TokenizerSpec`; None if unknown
+    path: Path  # the checkpoint file, or the folder of an exported model
+    vocabulary: dict[str, int] | None = None  # ids of all tokens by name, for an exported model
+    data: str | None = None  # name of the training data, such as `MAESTRO`, if known
+    tokens_per_second: float | None = None  # of the training music, if known
 
     @property
     def rate(self) -> TokenRate | None:
@@ -55,9 +44,7 @@ def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
     if str(given).startswith(exported.HUB):
         return exported.download_exported(str(given))
     path = Path(given).expanduser()
-    if path.is_dir() and exported.is_exported(path):
-        return path
-    if path.is_file():
+    if path.is_file() or exported.is_exported(path):
         return path
     if not path.is_dir():
         raise UserError(f"checkpoint {given}: no such run folder or file")
@@ -85,14 +72,12 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: Bac
         section, weights = exported.read_description(path)["model"], exported.read_weights(path)
         vocabulary = json.loads((path / exported.TOKENIZER).read_text(encoding="utf-8"))["vocabulary"]
     else:
-        content, vocabulary = read_checkpoint(path), None
-        section, weights = content[SECTION], backbone_weights(content)
+        content, vocabulary, prefix = read_checkpoint(path), None, "backbone."
+        section, saved = content[SECTION], content["state_dict"]
+        weights = {key.removeprefix(prefix): part for key, part in saved.items() if key.startswith(prefix)}
     check_format_version(section, path)
-    needed = [
-        name
-        for name in (section["backbone"], section["rule"], (section["tokenizer"] or {}).get("name", ""))
-        if "." in name
-    ]
+    names = section["backbone"], section["rule"], (section["tokenizer"] or {}).get("name", "")
+    needed = [name for name in names if "." in name]
     if needed and str(given).startswith(exported.HUB):
         raise UserError(
             f"checkpoint {given} needs code that is not part of dsmr ({', '.join(needed)}), which is not imported for "
@@ -116,9 +101,3 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: Bac
         ) from error
     about = section.get("data"), section.get("tokens_per_second")
     return LoadedModel(backbone.eval(), section["tokenizer"], path, vocabulary, *about)
-
-
-def backbone_weights(content: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the weights of the network alone."""
-    prefix = "backbone."
-    return {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}

@@ -26,12 +26,7 @@ UNKNOWN_LICENCE = (
 
 
 def choose_licence(data: str | None, given: str | None) -> tuple[str, str]:
-    """Return the licence identifier of a model and the text of its card.
-
-    Args:
-        data: name of the training data, if known.
-        given: the user's choice; None for the licence of the data.
-    """
+    """Return the licence identifier (`given` by the user, or that of the training data) and the text for the card."""
     identifier, text = LICENCES.get(data or "", UNKNOWN_LICENCE)
     if not given:
         return identifier, text
@@ -39,14 +34,7 @@ def choose_licence(data: str | None, given: str | None) -> tuple[str, str]:
 
 
 def write_card(name: str, description: Mapping[str, Any], run: Run | None, licence: str) -> str:
-    """Compose README.md.
-
-    Args:
-        name: of the model.
-        description: content of `config.json`.
-        run: training run, if its files were found.
-        licence: text of the section on the licence.
-    """
+    """Compose README.md from `config.json`, the training run if its files were found, and a text on the licence."""
     lines = [
         "---",
         f"license: {description['licence']}",
@@ -123,7 +111,7 @@ def _metric_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _needs_lines(needs: Sequence[str]) -> list[str]:
-    """Tell which code, not part of dsmr, must be shared with the model."""
+    """Name the code, not part of dsmr, that must be shared with the model."""
     if not needs:
         return []
     modules = ", ".join(f"`{module}`" for module in dict.fromkeys(path.rpartition(".")[0] for path in needs))

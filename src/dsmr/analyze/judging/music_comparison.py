@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 
 from dsmr.analyze.judging.copying import longest_shared
 from dsmr.analyze.judging.excerpts import Excerpt
-from dsmr.analyze.judging.features import (
-    QUANTITIES,
-    WINDOW_METRICS,
-    divergence,
-    histogram,
-    overlap_area,
-    time_windows,
-)
+from dsmr.analyze.judging.features import QUANTITIES, WINDOW_METRICS, divergence, histogram, overlap_area, time_windows
+from dsmr.results.tables import table_lines
 
 Corpus = Sequence[Any]
 Histograms = Mapping[str, NDArray[np.float64]]
@@ -32,13 +26,7 @@ MEASURES = {"overlap": overlap_area, "kl": divergence}
 
 
 def set_metrics(excerpts: Sequence[Excerpt], window_seconds: float, corpus: Corpus) -> dict[str, Any]:
-    """Metrics of one set by itself.
-
-    Args:
-        excerpts: the set.
-        window_seconds: length of the windows of time.
-        corpus: pitches of the training pieces; if empty, copying is not measured.
-    """
+    """Metrics of one set by itself; copying is measured unless the corpus of training pitches is empty."""
     parts = time_windows(excerpts, window_seconds)
     metrics: dict[str, Any] = {
         "pieces": len(excerpts),
@@ -125,8 +113,7 @@ def compare_sets(
 def judgement_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Rows as a Markdown table, with the floor below each set."""
     compared = [f"{name} {kind}" for name in ("pitch", "velocity", "inter-onset", "duration") for kind in ("OA", "KL")]
-    names = ["pieces", "notes", *WINDOW_METRICS.values(), *compared, "longest run", "transposed", "invalid"]
-    lines = ["| set | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    table = [["set", "pieces", "notes", *WINDOW_METRICS.values(), *compared, "longest run", "transposed", "invalid"]]
     for name, row in rows.items():
         against = row.get("against_reference", {})
         cells = [name, f"{row['pieces']}", f"{row['notes']:,}"]
@@ -135,11 +122,11 @@ def judgement_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cells += [f"{one[measure]:.2f}" if one else "" for one in found for measure in MEASURES]
         for kind in ("longest_shared_run", "longest_shared_run_transposed"):
             cells.append(f"{row[kind]['median']:.0f} (max {row[kind]['max']})" if kind in row else "")
-        lines.append("| " + " | ".join([*cells, str(row["invalid_events"])]) + " |")
+        table.append([*cells, str(row["invalid_events"])])
         if against:
             floors = [one["floor"][measure] if one else None for one in found for measure in MEASURES]
             num_real = next(one["floor"]["excerpts"] for one in found if one)
             cells = ["as many real ones", str(num_real), "", *("" for _ in WINDOW_METRICS)]
             cells += [f"{one['mean']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" if one else "" for one in floors]
-            lines.append("| " + " | ".join([*cells, "", "", ""]) + " |")
-    return lines
+            table.append([*cells, "", "", ""])
+    return table_lines(table)

@@ -70,8 +70,8 @@ class TokenDecoder:
         self,
         x_BE: Tensor,
         layers: Sequence[Sequence[Tensor]],
-        cos_D: Tensor,
-        sin_D: Tensor,
+        cos_1D: Tensor,
+        sin_1D: Tensor,
         pasts: Sequence[Past],
         visibilities: Sequence[Visibility],
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -80,17 +80,17 @@ class TokenDecoder:
         Args:
             x_BE: embedded tokens.
             layers: weights of each layer, in the order of `decode_kernel.decode_layer`.
-            cos_D: rotary table of the tokens' position.
-            sin_D: likewise.
+            cos_1D: rotary table of the tokens' position.
+            sin_1D: likewise.
             pasts: keys and values of each layer.
             visibilities: of each layer.
         """
         kernel, num_threads = decode_kernel(), use_threads(torch.get_num_threads())
         assert kernel is not None
-        tables = cos_D.numpy(), sin_D.numpy()
+        tables = cos_1D.numpy()[0], sin_1D.numpy()[0]
         lanes, width = x_BE.shape
         x = x_BE.numpy()
-        heads = np.empty((len(layers), 2, lanes, pasts[0].key.shape[1], len(cos_D)), x.dtype)
+        heads = np.empty((len(layers), 2, lanes, pasts[0].key.shape[1], len(tables[0])), x.dtype)
         outs = np.empty((2, lanes, width), x.dtype)  # a layer reads one and writes the other
         for layer, (weights, past, visibility) in enumerate(zip(layers, pasts, visibilities, strict=True)):
             arrays = self._arrays(layer, weights)

@@ -56,6 +56,7 @@ def sliding(length_B1: Tensor, place_T: Tensor, horizon: int) -> Tensor:
 
 RULES: dict[str, Rule] = {"boundary": boundary, "sliding": sliding}
 FAR = 2**40  # more tokens than any piece has
+STRETCH = 512  # places whose hidden tokens are computed at once, and cached for decoding
 
 
 class Past(NamedTuple):
@@ -206,7 +207,6 @@ def check_rule(name: str, horizons: Sequence[int], segment_length: int) -> None:
             )
 
 
-@lru_cache(maxsize=4096)
 def hidden_tokens(rule: Rule, horizon: int, num_open: int, num_queries: int) -> tuple[int, ...]:
     """For each query, how many tokens at the segment's start a rule hides: `max(0, -oldest_seen)`.
 
@@ -214,8 +214,13 @@ def hidden_tokens(rule: Rule, horizon: int, num_open: int, num_queries: int) -> 
     """
     if not horizon or rule is boundary:
         return (0,) * num_queries
-    oldest_T = _oldest_by_place(rule, horizon, num_open, num_queries)
-    return tuple((-oldest_T).clamp(min=0).tolist())
+    end = num_open + num_queries
+    return _hidden_by_place(rule, horizon, -(-end // STRETCH) * STRETCH)[num_open:end]
+
+
+@lru_cache(maxsize=256)
+def _hidden_by_place(rule: Rule, horizon: int, num_places: int) -> tuple[int, ...]:
+    return tuple((-_oldest_by_place(rule, horizon, num_places)).clamp(min=0).tolist())
 
 
 def keys_per_query(rule: Rule, horizon: int, segment_length: int) -> tuple[float, float]:
@@ -223,7 +228,7 @@ def keys_per_query(rule: Rule, horizon: int, segment_length: int) -> tuple[float
     own = (segment_length + 1) / 2 - sum(hidden_tokens(rule, horizon, 0, segment_length)) / segment_length
     if not horizon:
         return 0.0, own
-    return float(_oldest_by_place(rule, horizon, 0, segment_length).clamp(0, horizon).double().mean()), own
+    return float(_oldest_by_place(rule, horizon, segment_length).clamp(0, horizon).double().mean()), own
 
 
 def earliest_position(position: int, horizons: Sequence[int], segment_length: int, rule: Rule | str = boundary) -> int:
@@ -254,13 +259,13 @@ def _reach(rule: Rule, horizon: int, segment_length: int) -> tuple[int, ...]:
     places = range(segment_length)
     if not horizon:
         return tuple(places)
-    oldest_T = _oldest_by_place(rule, horizon, 0, segment_length).clamp(max=horizon)
+    oldest_T = _oldest_by_place(rule, horizon, segment_length).clamp(max=horizon)
     return tuple(place + oldest for place, oldest in zip(places, oldest_T.tolist(), strict=True))
 
 
-def _oldest_by_place(rule: Rule, horizon: int, num_open: int, num_queries: int) -> Tensor:
-    """Greatest visible age for each query in a piece of any length, (T,), on the CPU."""
+def _oldest_by_place(rule: Rule, horizon: int, num_places: int) -> Tensor:
+    """Greatest visible age for a query at each place, in a piece of any length, (T,), on the CPU."""
     with torch.inference_mode(False), torch.device("cpu"):
-        length_B1, place_T = torch.tensor([[FAR]]), torch.arange(num_open, num_open + num_queries)
+        length_B1, place_T = torch.tensor([[FAR]]), torch.arange(num_places)
         oldest = torch.as_tensor(rule(length_B1, place_T, horizon))
-        return torch.minimum(length_B1, oldest).expand(1, num_queries)[0]
+        return torch.minimum(length_B1, oldest).expand(1, num_places)[0]

@@ -247,7 +247,7 @@ class Decoder(Backbone):
         is_plain = self.settings.attention in ("auto", "merged") and not self.is_gated
         if is_plain and self._token_decoder.supports(x_BE):
             weights = [block.weights() for block in blocks]
-            tables = rotation.cos_TD[0], rotation.sin_TD[0]
+            tables = rotation.cos_TD, rotation.sin_TD
             x_BE, new = self._token_decoder(x_BE, weights, *tables, pasts, visibilities)
         else:
             for block, past, visibility in zip(blocks, pasts, visibilities, strict=True):

@@ -4,7 +4,7 @@ Shapes: B lanes, T queries, K key/value heads, G = H / K, H heads, L layers, M s
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,21 +19,14 @@ QUERIES_AT_ONCE = 64  # bounds the size of a score matrix
 
 
 class AttentionDistances:
-    """Attention mass by distance in tokens, for every layer and head.
-
-    Args:
-        backbone: its layers are watched, not changed.
-        longest: largest distance that can occur.
-    """
+    """Attention mass by distance in tokens (`longest` at most), for every layer and head of a network."""
 
     def __init__(self, backbone: Decoder, longest: int) -> None:
         self.backbone = backbone
-        exponents = range(max(longest, 1).bit_length() + 1)
-        self.starts = (0, *(2**k for k in exponents if 2**k <= longest))
+        self.starts = (0, *(2**k for k in range(longest.bit_length())))
         device = next(backbone.parameters()).device
-        num_heads = backbone.settings.num_heads
         self.starts_N = torch.tensor(self.starts[1:], device=device)
-        shape = (len(backbone.blocks), num_heads, len(self.starts))
+        shape = (len(backbone.blocks), backbone.settings.num_heads, len(self.starts))
         self.mass_LHN = torch.zeros(shape, dtype=torch.float64, device=device)
         self.memory_LH = torch.zeros(shape[:2], dtype=torch.float64, device=device)
         self.num_queries = 0
@@ -42,15 +35,10 @@ class AttentionDistances:
     @contextmanager
     def watching(self) -> Iterator["AttentionDistances"]:
         """Count every call of the layers inside the `with` block."""
-        handles = [
-            block.register_forward_pre_hook(partial(self._count, number))
-            for number, block in enumerate(self.backbone.blocks)
-        ]
-        try:
+        with ExitStack() as hooks:
+            for number, block in enumerate(self.backbone.blocks):
+                hooks.enter_context(block.register_forward_pre_hook(partial(self._count, number)))
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def watch(self, batch: Segment) -> None:
         """Set which queries of the next batch count: those with a target."""
@@ -95,8 +83,7 @@ def attention_weights(
     lanes, _, _, width = query_BHTD.shape
     key_BKSD = torch.cat([past.key, key_BKTD], dim=2)
     query_BKGTD = query_BHTD.view(lanes, key_BKSD.shape[1], -1, query_BHTD.shape[2], width)
-    scores_BKGTS = query_BKGTD @ key_BKSD.mT[:, :, None] * width**-0.5
-    scores_BHTS = scores_BKGTS.flatten(1, 2)
+    scores_BHTS = (query_BKGTD @ key_BKSD.mT[:, :, None] * width**-0.5).flatten(1, 2)
     if gate_H is not None:
         scores_BHTS[..., : len(visibility.ages_M)] += gate_H[:, None, None]
     scores_BHTS = scores_BHTS.masked_fill(~visibility.mask_B1TS[:, :, queries], -torch.inf)

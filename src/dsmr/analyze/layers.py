@@ -25,24 +25,17 @@ ALL = "all"
 class MemoryReport:
     """Results of `analyze_memory`. L layers, H heads, N classes of distances.
 
-    Attributes:
-        horizons: bottom to top.
-        segment_length: T.
-        whole: results by piece of the network as it is.
-        savings: nats per note lost without the memory of a layer, by the layer's number, and without any (`all`);
-            layers without memory are left out.
-        starts: first distance of each class, in tokens.
-        shares_LHN: mean share of a query's attention that each class of distances receives.
-        memory_LH: mean share of a query's attention that memory receives.
+    `savings` are nats per note lost without the memory of a layer, by the layer's number, and without any (`all`);
+    layers without memory are left out.
     """
 
-    horizons: Horizons
-    segment_length: int
-    whole: PieceTable
+    horizons: Horizons  # bottom to top
+    segment_length: int  # T
+    whole: PieceTable  # results by piece of the network as it is
     savings: dict[str, Comparison]
-    starts: tuple[int, ...]
-    shares_LHN: Tensor
-    memory_LH: Tensor
+    starts: tuple[int, ...]  # first distance of each class, in tokens
+    shares_LHN: Tensor  # mean share of a query's attention that each class of distances receives
+    memory_LH: Tensor  # mean share of a query's attention that memory receives
 
     def lines(self) -> list[str]:
         """A line for each layer, top to bottom."""
@@ -83,11 +76,7 @@ class MemoryReport:
         }
 
     def plot(self, path: Path) -> None:
-        """Plot attention by distance.
-
-        Raises:
-            UserError: matplotlib is missing.
-        """
+        """Plot attention by distance."""
         plot_distances(self.shares_LHN, self.starts, self.horizons, self.segment_length, path)
 
 
@@ -96,11 +85,8 @@ def analyze_memory(
 ) -> MemoryReport:
     """Measure where each layer attends, and evaluate the same weights without the memory of each layer.
 
-    Args:
-        backbone: in evaluation mode, on its device.
-        data: the datamodule.
-        split: validation or test.
-        on_pass: called after each pass over the pieces; there are `1 + len(ablated_horizons(backbone.horizons))`.
+    The network is in evaluation mode, on its device; `data` is the datamodule. `on_pass` is called after each of the
+    `1 + len(ablated_horizons(backbone.horizons))` passes over the pieces.
 
     Raises:
         UserError: the network is not made of dsmr's layers or keeps no memory, or the data are isolated windows.
@@ -116,23 +102,12 @@ def analyze_memory(
     for name, horizons in ablated_horizons(network.horizons).items():
         without[name] = score_pieces(network, data, split=split, horizons=horizons)
         on_pass()
-    return MemoryReport(
-        network.horizons,
-        network.segment_length,
-        whole,
-        memory_savings(whole, without),
-        distances.starts,
-        distances.shares(),
-        distances.memory_shares(),
-    )
+    savings, shares = memory_savings(whole, without), (distances.shares(), distances.memory_shares())
+    return MemoryReport(network.horizons, network.segment_length, whole, savings, distances.starts, *shares)
 
 
 def check_layers(backbone: Backbone) -> Decoder:
-    """Return the network if its layers can be analyzed.
-
-    Raises:
-        UserError: it is not made of dsmr's layers, or keeps no memory.
-    """
+    """Return the network; raise UserError if it is not made of dsmr's layers, or keeps no memory."""
     if not isinstance(backbone, Decoder):
         raise UserError(
             f"{network_name(type(backbone))} is not made of dsmr's layers, whose attention is analyzed; derive "

@@ -17,15 +17,7 @@ def plot_distances(
 ) -> None:
     """Plot attention by distance, one panel per layer: heads as thin lines, their mean as a thick one.
 
-    Args:
-        shares_LHN: share of a query's attention by layer, head and class of distances.
-        starts: first distance of each class, in tokens.
-        horizons: of the layers.
-        segment_length: T.
-        path: image file.
-
-    Raises:
-        UserError: matplotlib is missing.
+    `shares` are of a query's attention by layer, head and class of distances, which begin at `starts` (tokens).
     """
     shares = np.asarray(shares_LHN)
     figure, panels = make_panels(len(shares), height=2.2)
@@ -49,48 +41,27 @@ def plot_distances(
 
 
 def plot_note_savings(notes: "NoteSavings", passages: "Sequence[Passage]", path: Path, *, title: str = "") -> None:
-    """Plot a piano roll, coloured by the nats that memory saved in each note.
+    """Plot a piano roll, coloured by the nats that memory saved in each note; passages are marked with their ranks."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
 
-    Args:
-        notes: of the piece.
-        passages: marked above the notes with their ranks.
-        path: image file.
-        title: of the plot.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
     figure, (axes,) = make_panels(1, height=3.6, columns=1)
     limit = max(float(np.quantile(np.abs(notes.saved_N), 0.98)), 0.1)
+    mapping = ScalarMappable(Normalize(-limit, limit), "coolwarm")  # zero is in the middle
     order = np.argsort(notes.saved_N)  # draws the notes that memory helped with on top
-    bars = axes.barh(
-        notes.pitch_N[order], np.maximum(notes.duration_N[order], 0.02), left=notes.onset_N[order], height=0.9
-    )
-    colours = figure.colorbar(
-        _mapping(limit), ax=axes, pad=0.01, fraction=0.03, extend="both", label="nats that memory saved"
-    )
+    durations, shades = np.maximum(notes.duration_N[order], 0.02), mapping.to_rgba(notes.saved_N[order])
+    axes.barh(notes.pitch_N[order], durations, left=notes.onset_N[order], height=0.9, color=shades)
+    colours = figure.colorbar(mapping, ax=axes, pad=0.01, fraction=0.03, extend="both", label="nats that memory saved")
     colours.ax.tick_params(labelsize=7)
     colours.ax.yaxis.label.set_fontsize(8)
-    shades = _mapping(limit).to_rgba(notes.saved_N[order])
-    for bar, shade in zip(bars, shades, strict=True):
-        bar.set_facecolor(shade)
     top = max(108, int(notes.pitch_N.max())) + 1
     for rank, passage in enumerate(passages, start=1):
         axes.axvspan(passage.start, passage.end, color=LINE, alpha=0.12, linewidth=0)
         axes.text((passage.start + passage.end) / 2, top, str(rank), fontsize=7, ha="center", va="bottom")
-    axes.set_yticks([24, 36, 48, 60, 72, 84, 96], ["C1", "C2", "C3", "C4", "C5", "C6", "C7"])
-    axes.set_ylim(min(21, int(notes.pitch_N.min())) - 1, top)
-    axes.set_xlim(0, float((notes.onset_N + notes.duration_N).max()))
+    axes.set_yticks(range(24, 97, 12), ["C1", "C2", "C3", "C4", "C5", "C6", "C7"])
+    axes.set(ylim=(min(21, int(notes.pitch_N.min())) - 1, top), xlim=(0, (notes.onset_N + notes.duration_N).max()))
     axes.set_facecolor("#f4f4f4")
     axes.set_xlabel("seconds", fontsize=8)
     axes.grid(axis="y", linewidth=0.3, color=FAINT)
     axes.set_title(title, fontsize=9, loc="left", pad=14)
     figure.savefig(path, dpi=150)
-
-
-def _mapping(limit: float) -> Any:
-    """Map nats to colours, with zero in the middle."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(Normalize(-limit, limit), "coolwarm")

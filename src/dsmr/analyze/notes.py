@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from miditok import MusicTokenizer
 from numpy.typing import NDArray
-from symusic import Score
 
 from dsmr import UserError
 from dsmr.analyze.streams import piece_nll, window_nll
@@ -25,21 +24,13 @@ FLOAT = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NoteSavings:
-    """The notes of a piece in order of their onsets, with what memory saved in each.
+    """The notes of a piece in order of their onsets, with the nats that memory saved in each."""
 
-    Attributes:
-        pitch_N: MIDI pitch.
-        onset_N: seconds.
-        duration_N: seconds.
-        saved_N: nats over all tokens after the previous note-on, up to and including the note's own.
-        saved_pitch_N: nats of the note-on token alone, which carries the pitch.
-    """
-
-    pitch_N: NDArray[np.int64]
-    onset_N: FLOAT
-    duration_N: FLOAT
-    saved_N: FLOAT
-    saved_pitch_N: FLOAT
+    pitch_N: NDArray[np.int64]  # MIDI pitch
+    onset_N: FLOAT  # seconds
+    duration_N: FLOAT  # seconds
+    saved_N: FLOAT  # over all tokens after the previous note-on, up to and including the note's own
+    saved_pitch_N: FLOAT  # of the note-on token alone, which carries the pitch
 
 
 @dataclass(frozen=True)
@@ -84,11 +75,7 @@ class PieceReport:
 
 
 def analyze_piece(backbone: Backbone, tokenizer: MusicTokenizer, path: Path) -> PieceReport:
-    """Measure which notes of a MIDI file memory helps to predict.
-
-    Raises:
-        UserError: the file cannot be used, or is too short to need memory.
-    """
+    """Measure which notes of a MIDI file memory helps to predict; UserError if it is unusable or too short."""
     try:
         score, _ = read_midi(path.expanduser().read_bytes())
         ids = [int(id_) for id_ in encode(tokenizer, score).ids]
@@ -106,12 +93,7 @@ def analyze_piece(backbone: Backbone, tokenizer: MusicTokenizer, path: Path) -> 
 
 
 def note_savings(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> NoteSavings:
-    """Measure the nats that memory saves in each note of a piece.
-
-    Args:
-        backbone: in evaluation mode, with memory.
-        tokenizer: of the ids.
-        ids: BOS, events, EOS.
+    """Measure the nats that memory saves in each note of a piece, given as ids with BOS and EOS.
 
     Raises:
         UserError: the model keeps no memory, or the decoded notes do not match the tokens.
@@ -123,27 +105,18 @@ def note_savings(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[in
     begins = np.flatnonzero(note_on_mask(tokenizer)[ids_N[1:].numpy()])
     totals = np.concatenate([[0.0], saved_N.cumsum()])
     before = np.concatenate([[0], begins[:-1] + 1])
-    notes = notes_in_order(decode(tokenizer, list(ids)))
-    if len(notes["pitch"]) != len(begins):
-        raise UserError(
-            f"the tokens begin {len(begins)} notes, but decode to {len(notes['pitch'])}; this tokenizer does not "
-            "allow savings by note"
-        )
-    return NoteSavings(
-        notes["pitch"].astype(np.int64),
-        notes["time"].astype(np.float64),
-        notes["duration"].astype(np.float64),
-        totals[begins + 1] - totals[before],
-        saved_N[begins],
-    )
-
-
-def notes_in_order(score: Score) -> dict[str, NDArray[np.float64]]:
-    """Notes in the order in which tokens begin them: by onset, then by pitch."""
+    score = decode(tokenizer, list(ids))
     notes = score.to("second").tracks[0].notes.numpy()
-    ticks = score.tracks[0].notes.numpy()["time"]
-    order = np.lexsort([notes["pitch"], ticks])
-    return {name: part[order] for name, part in notes.items()}
+    # tokens begin notes in the order of their onsets, then of their pitches
+    order = np.lexsort([notes["pitch"], score.tracks[0].notes.numpy()["time"]])
+    if len(order) != len(begins):
+        raise UserError(
+            f"the tokens begin {len(begins)} notes, but decode to {len(order)}; this tokenizer does not allow savings "
+            "by note"
+        )
+    onset_N, duration_N = (notes[key][order].astype(np.float64) for key in ("time", "duration"))
+    saved_by_note_N = totals[begins + 1] - totals[before]
+    return NoteSavings(notes["pitch"][order].astype(np.int64), onset_N, duration_N, saved_by_note_N, saved_N[begins])
 
 
 def remembered_passages(notes: NoteSavings, count: int = 10, seconds: float = WINDOW_SECONDS) -> list[Passage]:

@@ -27,12 +27,9 @@ def score_pieces(
 ) -> PieceTable:
     """Compute the loss of every piece of a split.
 
-    Args:
-        backbone: in evaluation mode, on its device.
-        data: the datamodule; its `validation_stride` selects the validation pieces.
-        split: validation or test.
-        horizons: other horizons for the same weights; None keeps those of the network.
-        watch: called with each batch before the network reads it.
+    The network is in evaluation mode, on its device; `data` is the datamodule, whose `validation_stride` selects the
+    validation pieces. `horizons` replaces those of the network, with the same weights. `watch` is called with each
+    batch before the network reads it.
     """
     device = next(backbone.parameters()).device
     metric = PieceNLL(len(data.store.pieces), len(data.families)).to(device)
@@ -54,12 +51,7 @@ def score_pieces(
 
 @torch.no_grad()
 def piece_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
-    """Nats of every token of one piece but its first, (N - 1,), with memory.
-
-    Args:
-        backbone: in evaluation mode.
-        ids_N: BOS, events, EOS; int64.
-    """
+    """Nats of every token of one piece (BOS, events, EOS) but its first, (N - 1,), with memory."""
     length, device = backbone.segment_length, next(backbone.parameters()).device
     memory, found = backbone.init_memory(1), []
     inputs_N, targets_N = ids_N[:-1].to(device), ids_N[1:].to(device)
@@ -78,10 +70,6 @@ def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
     The piece is read in windows of a segment that overlap by half, so that every token beyond the first half segment
     has at least half a segment of context. The difference from `piece_nll` is then due to memory, and not to the
     place where a segment begins.
-
-    Args:
-        backbone: in evaluation mode.
-        ids_N: BOS, events, EOS; int64.
     """
     length, device = backbone.segment_length, next(backbone.parameters()).device
     half = max(length // 2, 1)

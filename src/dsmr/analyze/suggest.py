@@ -23,23 +23,14 @@ SAME_PIECES = "chosen on these same pieces"
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Result of `suggest_horizons`.
+    """Result of `suggest_horizons`."""
 
-    Attributes:
-        horizons: suggested, bottom to top.
-        trained: those of the model.
-        predicted: results by piece of the model's weights with the suggested horizons.
-        whole: results by piece with its own horizons.
-        steps: horizons after each cut, with nats per note.
-        num_evaluations: number of horizons that were measured.
-    """
-
-    horizons: Horizons
-    trained: Horizons
-    predicted: PieceTable
-    whole: PieceTable
-    steps: tuple[tuple[Horizons, float], ...]
-    num_evaluations: int
+    horizons: Horizons  # suggested, bottom to top
+    trained: Horizons  # those of the model
+    predicted: PieceTable  # results by piece of the model's weights with the suggested horizons
+    whole: PieceTable  # results by piece with its own horizons
+    steps: tuple[tuple[Horizons, float], ...]  # horizons after each cut, with nats per note
+    num_evaluations: int  # number of horizons that were measured
 
     @property
     def budget(self) -> int:
@@ -142,14 +133,7 @@ def half_budget(trained: Horizons, block: int) -> int:
 def suggest_horizons(
     trained: Horizons, budget: int, block: int, score: Callable[[Horizons], PieceTable]
 ) -> Suggestion:
-    """Find horizons whose sum is exactly a budget, each a multiple of `block`.
-
-    Args:
-        trained: horizons of the model.
-        budget: sum of the suggested horizons.
-        block: the network's `memory_block`.
-        score: evaluates the model with other horizons.
-    """
+    """Find horizons, multiples of `block`, whose sum is exactly a budget; `score` evaluates the model with others."""
     check_budget(trained, budget, block)
     known: dict[Horizons, PieceTable] = {}
 
@@ -163,25 +147,18 @@ def suggest_horizons(
     queue: list[tuple[float, int, Horizons]] = [(float("-inf"), k, ()) for k, h in enumerate(trained) if h]
     while sum(horizons) > budget:
         _, layer, measured_from = heapq.heappop(queue)
-        cut = halve_layer(horizons, layer, block)
+        half = horizons[layer] // 2 // block * block
+        cut = (*horizons[:layer], half, *horizons[layer + 1 :])
         if measured_from != horizons:
             growth = (loss(cut) - steps[-1][1]) / (sum(horizons) - sum(cut))
             heapq.heappush(queue, (growth, layer, horizons))
             continue
-        spare = budget - sum(cut)
-        if spare > 0:  # the last cut frees more than the budget asks for
-            cut = tuple(h + spare * (k == layer) for k, h in enumerate(cut))
-        horizons = cut
+        spare = max(budget - sum(cut), 0)  # the last cut may free more than the budget asks for
+        horizons = (*horizons[:layer], half + spare, *horizons[layer + 1 :])
         steps.append((horizons, loss(horizons)))
         if horizons[layer]:
             heapq.heappush(queue, (float("-inf"), layer, ()))
     return Suggestion(horizons, trained, known[horizons], known[trained], tuple(steps), len(known))
-
-
-def halve_layer(horizons: Horizons, layer: int, block: int) -> Horizons:
-    """Halve one layer's horizon, rounded down to a multiple of `block`."""
-    half = horizons[layer] // 2 // block * block
-    return tuple(half if k == layer else h for k, h in enumerate(horizons))
 
 
 def verify_suggestion(suggestion: Suggestion, run: SuggestedRun) -> Verification:

@@ -15,8 +15,7 @@ def plot_benchmark(result: Mapping[str, Any], path: Path) -> None:
     figure, (axes,) = make_panels(1, height=4.6, columns=1)
     rows = [row for row in result["rows"] if row.get("kind") == "training"]
     has_peak = all("peak_memory_gib" in row for row in rows)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     labels = []
     for row in rows:
         point = (row["peak_memory_gib"] if has_peak else row["saved_and_state_mib"], row["tokens_per_second"])

@@ -42,14 +42,12 @@ def make_panels(count: int, height: float, columns: int = 4, *, shared: bool = T
 
 def legend_beside(figure: "Figure", axes: "Axes") -> None:
     """Add the legend of `axes` to the right of all panels, where it covers nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=7, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
 
 
 def line_style(number: int) -> dict[str, Any]:
     """Return the colour and dashes of a line; the first thirty differ."""
-    dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
-    return {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes}
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": ("-", "--", ":")[number // len(COLOURS) % 3]}
 
 
 def plain_number(value: float, _: float) -> str:

@@ -20,19 +20,17 @@ Plot = Callable[[Path, str], list[str]]
 
 
 def write_report(found: ResultCollection, target: Path, suffix: str, against: str | None = None) -> list[str]:
-    """Write README.md and its plots; return the lines of README.md.
+    """Write README.md and its plots (png or svg) to an existing folder; return the lines of README.md.
 
-    The tables are written before any plot, so that they are kept if plotting fails.
-
-    Args:
-        found: runs and benchmarks.
-        target: folder, which exists.
-        suffix: format of the plots: png or svg.
-        against: run to compare all others with; None for the best.
+    The tables are written before any plot, so that they are kept if plotting fails. All runs are compared with the
+    one named `against`, by default the best.
     """
     sections: list[tuple[list[str], Plot]] = []
     if found.runs:
-        sections.append((runs_section(found.runs, against), partial(plot_runs, found.runs)))
+        tables, scored = ["## Runs", "", *runs_table(found.runs), ""], group_runs(found.runs)
+        if against is not None or len(scored) > 1:
+            tables += ["## Which is better", "", *comparison_table(scored, against), ""]
+        sections.append((tables, partial(plot_runs, found.runs)))
     for name, result in list(found.benchmarks.items()):
         try:
             tables = [f"## Benchmark {name}", "", *benchmark_table(result), ""]
@@ -60,15 +58,6 @@ def _save(lines: list[str], target: Path) -> None:
         file.write(("\n".join(lines).rstrip() + "\n").encode())
 
 
-def runs_section(runs: list[Run], against: str | None) -> list[str]:
-    """Tables of runs and of their differences."""
-    lines = ["## Runs", "", *runs_table(runs), ""]
-    scored = group_runs(runs)
-    if against is not None or len(scored) > 1:
-        lines += ["## Which is better", "", *comparison_table(scored, against), ""]
-    return lines
-
-
 def plot_runs(runs: list[Run], target: Path, suffix: str) -> list[str]:
     """Plot learning curves, positions, trade-off and schedules of runs; return the Markdown that shows them."""
     plot_learning(runs, target / f"learning.{suffix}")
@@ -79,9 +68,9 @@ def plot_runs(runs: list[Run], target: Path, suffix: str) -> list[str]:
         lines += [f"![perplexity against speed and memory](tradeoff.{suffix})", ""]
     shapes: dict[str, ScheduleShape] = {}
     for run in runs:
-        shape = ScheduleShape(run.horizons, run.segment_length, run.rule, run.rate) if run.horizons else None
-        if shape is not None and shape not in shapes.values():  # seeds share a schedule
-            shapes[run.name] = shape
+        if run.horizons:
+            shape = ScheduleShape(run.horizons, run.segment_length, run.rule, run.rate)
+            shapes |= {run.name: shape} if shape not in shapes.values() else {}  # seeds share a schedule
     if shapes:
         plot_schedules(shapes, target / f"schedules.{suffix}")
         lines += [f"![horizon and receptive field of each layer](schedules.{suffix})", ""]

@@ -1,9 +1,8 @@
 """Plots of training runs: learning curves, perplexity by position, and perplexity against speed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import nan
 from pathlib import Path
-from typing import Any
 
 from dsmr.results.bootstrap import missing_interval_note, ratio_interval
 from dsmr.results.plotting import (
@@ -48,14 +47,11 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def plot_positions(runs: Sequence[Run], path: Path) -> bool:
-    """Plot the perplexity of each run's best validation by position in the piece.
+    """Plot the perplexity of each run's best validation by position; False, without a plot, if no run has any.
 
     Intervals over pieces are shown for runs with `pieces.csv`, unless there are too many runs to tell apart.
-
-    Returns:
-        False, without a plot, if no run has perplexities by position.
     """
-    is_empty, note = True, None
+    note = None
     figure, (axes,) = make_panels(1, height=3.6, columns=1)
     for number, run in enumerate(runs):
         points = sorted((int(k.removeprefix(POSITION)), v) for k, v in run.metrics.items() if k.startswith(POSITION))
@@ -71,9 +67,8 @@ def plot_positions(runs: Sequence[Run], path: Path) -> bool:
                 axes.fill_between(list(known), lows, highs, color=style["color"], alpha=0.12, linewidth=0)
                 note = note or missing_interval_note(known.values())
         if points:
-            is_empty = False
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=run.name, **style)
-    if is_empty:
+    if not axes.lines:
         return False
     axes.set_xscale("symlog", base=2, linthresh=128)  # a log axis has no 0, where the first range starts
     axes.set_xlim(left=-8)
@@ -92,15 +87,18 @@ def plot_positions(runs: Sequence[Run], path: Path) -> bool:
 def plot_tradeoff(runs: Sequence[Run], path: Path) -> bool:
     """Plot perplexity against training speed of runs on one machine, with memory as the area of a disc.
 
-    Returns:
-        False, without a plot, if fewer than two runs have all three metrics.
+    Memory is the peak on a GPU, and on a CPU the state plus (if known) what autograd saves. Returns False, without a
+    plot, if fewer than two runs have all three metrics.
     """
     wanted = ("perf/tokens_per_second", "val/perplexity", "perf/state_mib")
     measured = [run for run in runs if all(run.metrics.get(name) is not None for name in wanted)]
     if len(measured) < 2:
         return False
     on_gpu = all("perf/peak_memory_gib" in run.metrics for run in measured)
-    memory = [memory_mib(run.metrics, on_gpu) for run in measured]
+    if on_gpu:
+        memory = [1024 * run.metrics["perf/peak_memory_gib"] for run in measured]
+    else:
+        memory = [run.metrics["perf/state_mib"] + run.metrics.get("perf/saved_mib", 0.0) for run in measured]
     figure, (axes,) = make_panels(1, height=4.0, columns=1)
     for number, (run, mib) in enumerate(zip(measured, memory, strict=True)):
         point = (run.metrics["perf/tokens_per_second"], run.metrics["val/perplexity"])
@@ -116,10 +114,3 @@ def plot_tradeoff(runs: Sequence[Run], path: Path) -> bool:
     axes.grid(linewidth=0.3, color=FAINT)
     figure.savefig(path, dpi=150)
     return True
-
-
-def memory_mib(metrics: Mapping[str, Any], on_gpu: bool) -> float:
-    """Return peak memory on a GPU, or the state plus (if known) what autograd saves on a CPU."""
-    if on_gpu:
-        return 1024 * float(metrics["perf/peak_memory_gib"])
-    return float(metrics["perf/state_mib"]) + float(metrics.get("perf/saved_mib", 0.0))

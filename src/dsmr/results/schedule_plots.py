@@ -39,9 +39,8 @@ def plot_schedules(shapes: Mapping[str, ScheduleShape], path: Path) -> None:
         axes.set_title(f"{name}\n{shorten_spelling(format_horizons(shape.horizons))}", fontsize=8)
     figure.supxlabel(f"Distance before the segment ({token_unit(rate)})", fontsize=9)
     figure.supylabel("Layer", fontsize=9)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False
-    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 

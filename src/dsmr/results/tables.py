@@ -77,16 +77,12 @@ def benchmark_table(result: Mapping[str, Any]) -> list[str]:
         *(f"{name} is left out: {reason}" for name, reason in result["absent"].items()),
     ]
     if result.get("pieces"):
-        points = [
-            {"name": curve["name"], "music": MAESTRO_RATE.seconds(point["tokens"]) / 60, **point}
-            for curve in result["pieces"]
-            for point in curve["points"]
-        ]
+        points = [{"name": curve["name"], **point} for curve in result["pieces"] for point in curve["points"]]
+        points = [{"music": MAESTRO_RATE.seconds(point["tokens"]) / 60} | point for point in points]
         lines += ["", *markdown_table(points, PIECE_LENGTH_COLUMNS)]
     return lines
 
 
 def runs_table(runs: Sequence[Run]) -> list[str]:
     """Format one row per run."""
-    rows = [{"name": run.name, **run.metrics} for run in runs]
-    return markdown_table(rows, RUN_COLUMNS, first="run")
+    return markdown_table([{"name": run.name, **run.metrics} for run in runs], RUN_COLUMNS, first="run")

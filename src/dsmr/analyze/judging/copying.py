@@ -14,13 +14,10 @@ LONGEST = 2000  # notes; runs beyond it are reported as this long
 
 def training_pitches(tokenizer: Performance, store: TokenStore) -> list[NDArray[np.int64]]:
     """Pitches of every training piece, in order of their note-ons."""
-    found = []
-    for number in store.of_split("train"):
-        piece = store.pieces[number]
-        ids = np.asarray(store.tokens[piece.start : piece.start + piece.length]).astype(np.int64)
-        pitches = ids - tokenizer.note_on
-        found.append(pitches[(pitches >= 0) & (pitches < 128)])
-    return found
+    pieces = (store.pieces[number] for number in store.of_split("train"))
+    ids = (np.asarray(store.tokens[piece.start : piece.start + piece.length]) for piece in pieces)
+    found = (part.astype(np.int64) - tokenizer.note_on for part in ids)
+    return [pitches[(pitches >= 0) & (pitches < 128)] for pitches in found]
 
 
 def longest_shared(
@@ -29,11 +26,8 @@ def longest_shared(
     """Length in notes of the longest run that each piece shares with any piece of the corpus.
 
     Runs are compared by 64-bit hashes of all their notes: among 10^7 runs, a false match has a probability of 10^-5.
-
-    Args:
-        pieces: pitches of each piece, in order.
-        corpus: pitches of the training pieces.
-        transposed: compare the intervals between notes, which also finds runs in another key.
+    Pieces are given by their pitches, in order. `transposed` compares the intervals between notes, which also finds
+    runs in another key.
     """
     if transposed:
         pieces, corpus = [np.diff(piece) for piece in pieces], [np.diff(piece) for piece in corpus]
@@ -44,8 +38,8 @@ def longest_shared(
         if length > 1:
             ours.lengthen(length)
             theirs.lengthen(length)
-        theirs.keep(_among(theirs.hash, np.unique(ours.hash)))
-        ours.keep(_among(ours.hash, np.unique(theirs.hash)))
+        theirs.keep(np.isin(theirs.hash, ours.hash))
+        ours.keep(np.isin(ours.hash, theirs.hash))
         if not len(ours.start):
             break
         longest[owner[ours.start]] = length
@@ -75,12 +69,3 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(29))) * MULTIPLIER
     mixed: NDArray[np.uint64] = (values ^ (values >> np.uint64(32))) * MULTIPLIER
     return mixed
-
-
-def _among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """True for values that are in the sorted `known`."""
-    if not len(known):
-        return np.zeros(len(values), bool)
-    place = np.minimum(np.searchsorted(known, values), len(known) - 1)
-    found: NDArray[np.bool_] = known[place] == values
-    return found

@@ -23,47 +23,34 @@ SUFFIXES = (".mid", ".midi")
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Notes that begin within a stretch of a piece.
+    """Notes that begin within a stretch of a piece, sorted by onset and then by pitch."""
 
-    Attributes:
-        name: of the piece.
-        seconds: length of the stretch.
-        onset: in ticks of 10 ms from the beginning of the stretch, sorted; then by pitch.
-        duration: in ticks.
-        pitch: MIDI pitch.
-        velocity: MIDI velocity.
-        start: seconds of the piece before the stretch.
-        invalid: number of notes in the file that never end, or begin while their pitch sounds.
-    """
-
-    name: str
-    seconds: float
-    onset: NDArray[np.int64] = field(repr=False)
-    duration: NDArray[np.int64] = field(repr=False)
+    name: str  # of the piece
+    seconds: float  # length of the stretch
+    onset: NDArray[np.int64] = field(repr=False)  # in ticks of 10 ms from the beginning of the stretch
+    duration: NDArray[np.int64] = field(repr=False)  # in ticks
     pitch: NDArray[np.int64] = field(repr=False)
     velocity: NDArray[np.int64] = field(repr=False)
-    start: float = 0.0
-    invalid: int = 0
+    start: float = 0.0  # seconds of the piece before the stretch
+    invalid: int = 0  # number of notes in the file that never end, or begin while their pitch sounds
 
 
 def read_generated(tokenizer: Performance, folder: Path) -> tuple[list[Excerpt], dict[str, str]]:
-    """Read all MIDI files below a folder from the end of their prompts.
+    """Read all MIDI files below a folder from the end of their prompts; UserError if none can be used.
 
     Returns:
         Excerpts, and reasons by name for files that could not be read.
-
-    Raises:
-        UserError: no such folder, or no usable MIDI file in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name one with MIDI files, as dsmr generate --prompt SPLIT writes")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     found, refused = [], {}
     for path in paths:
+        name = str(path.relative_to(folder))
         try:
-            found.append(read_excerpt(tokenizer, path, str(path.relative_to(folder))))
+            found.append(read_excerpt(tokenizer, path, name))
         except (Refused, OSError) as error:
-            refused[str(path.relative_to(folder))] = str(error)
+            refused[name] = str(error)
     if not found:
         reasons = "".join(f"; {name}: {reason}" for name, reason in list(refused.items())[:3])
         raise UserError(f"{folder} holds no MIDI file that can be used{reasons}")
@@ -91,8 +78,7 @@ def read_excerpt(tokenizer: Performance, path: Path, name: str) -> Excerpt:
 def num_overlaps(score: Score) -> int:
     """Number of notes that begin while their own pitch sounds in their track."""
     count = 0
-    for track in score.tracks:
-        notes = track.notes.numpy()
+    for notes in (track.notes.numpy() for track in score.tracks):
         order = np.lexsort([notes["time"], notes["pitch"]])
         time, pitch = notes["time"][order].astype(np.int64), notes["pitch"][order]
         end = time + notes["duration"][order]
@@ -103,14 +89,7 @@ def num_overlaps(score: Score) -> int:
 def read_reference(
     tokenizer: Performance, store: TokenStore, split: Split, start: float, seconds: float
 ) -> list[Excerpt]:
-    """Read the same stretch of every piece of a split that has at least two notes in it.
-
-    Args:
-        tokenizer: of the store.
-        store: with `performance` tokens.
-        split: whose pieces are read.
-        start: of the stretch, in seconds.
-        seconds: its length.
+    """Read the same stretch (in seconds) of every piece of a split that has at least two notes in it.
 
     Raises:
         UserError: fewer than two pieces are long enough.
@@ -131,15 +110,8 @@ def read_reference(
 def stretch(piece: Excerpt, first: int, length: int) -> Excerpt:
     """Notes that begin within ticks [first, first + length)."""
     here = (piece.onset >= first) & (piece.onset < first + length)
-    return Excerpt(
-        piece.name,
-        length / TICKS_PER_SECOND,
-        piece.onset[here] - first,
-        piece.duration[here],
-        piece.pitch[here],
-        piece.velocity[here],
-        first / TICKS_PER_SECOND,
-    )
+    notes = piece.onset[here] - first, piece.duration[here], piece.pitch[here], piece.velocity[here]
+    return Excerpt(piece.name, length / TICKS_PER_SECOND, *notes, start=first / TICKS_PER_SECOND)
 
 
 def _whole(tokenizer: Performance, ids: NDArray[np.uint16], name: str) -> Excerpt:

@@ -19,35 +19,21 @@ PRIOR = 0.5  # added to the count of each bin, so that a bin that is empty in on
 
 @dataclass(frozen=True)
 class Quantity:
-    """A quantity that each note has.
+    """A quantity that each note has."""
 
-    Attributes:
-        label: with its unit.
-        edges: of the bins; values beyond the ends count in the outermost bins.
-        values: returns the quantity of each note of an excerpt.
-    """
-
-    label: str
-    edges: NDArray[Any]
-    values: Callable[[Excerpt], NDArray[np.float64]]
+    label: str  # with its unit
+    edges: NDArray[Any]  # of the bins; values beyond the ends count in the outermost bins
+    values: Callable[[Excerpt], NDArray[np.float64]]  # of each note of an excerpt
 
 
-def inter_onset(excerpt: Excerpt) -> NDArray[np.float64]:
-    """Seconds from each note to the next; 0 within a chord."""
-    gaps: NDArray[np.float64] = np.diff(excerpt.onset) / TICKS_PER_SECOND
-    return gaps
-
-
-def seconds_edges() -> NDArray[np.float64]:
-    """Bin edges: one bin below a tick, then steps of a quarter octave from 10 ms to about 10 s."""
-    return np.concatenate([[-0.005], 0.005 * 2 ** np.arange(0, 11.25, 0.25)])
-
-
+# one bin below a tick, then steps of a quarter octave from 10 ms to about 10 s
+SECONDS = np.concatenate([[-0.005], 0.005 * 2 ** np.arange(0, 11.25, 0.25)])
 QUANTITIES = {
     "pitch": Quantity("pitch", np.arange(129) - 0.5, lambda e: e.pitch.astype(np.float64)),
     "velocity": Quantity("velocity", np.arange(0, 129, 4) - 0.5, lambda e: e.velocity.astype(np.float64)),
-    "inter_onset": Quantity("seconds to the next onset", seconds_edges(), inter_onset),
-    "duration": Quantity("duration in seconds", seconds_edges(), lambda e: e.duration / TICKS_PER_SECOND),
+    # from each note to the next; 0 within a chord
+    "inter_onset": Quantity("seconds to the next onset", SECONDS, lambda e: np.diff(e.onset) / TICKS_PER_SECOND),
+    "duration": Quantity("duration in seconds", SECONDS, lambda e: e.duration / TICKS_PER_SECOND),
 }
 
 
@@ -62,9 +48,7 @@ def histogram(excerpts: Sequence[Excerpt], quantity: Quantity) -> NDArray[np.flo
 def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """Area under both histograms, each normalised to 1: 1 if they are identical, 0 if they share no bin.
 
-    Args:
-        first: counts; bins are the last dimension.
-        second: counts, of a shape that broadcasts.
+    Bins are the last dimension of both counts, whose other dimensions broadcast.
     """
     shares = (counts / counts.sum(axis=-1, keepdims=True) for counts in (first, second))
     area: NDArray[np.float64] = np.minimum(*shares).sum(axis=-1)
@@ -86,17 +70,11 @@ def entropy_bits(counts: NDArray[np.int64]) -> float:
 
 @dataclass(frozen=True)
 class Window:
-    """Metrics of a window of time.
+    """Metrics of a window of time."""
 
-    Attributes:
-        pitch_class_entropy: bits, over the pitch classes of the note-ons; at most 3.58, for twelve equal classes.
-        polyphony: mean number of sounding notes, over the time in which any sounds.
-        density: notes per second.
-    """
-
-    pitch_class_entropy: float
-    polyphony: float
-    density: float
+    pitch_class_entropy: float  # bits, over the pitch classes of the note-ons; at most 3.58, for twelve equal classes
+    polyphony: float  # mean number of sounding notes, over the time in which any sounds
+    density: float  # notes per second
 
 
 WINDOW_METRICS = {

@@ -12,6 +12,7 @@ from dsmr import UserError
 from dsmr.analyze.judging.copying import training_pitches
 from dsmr.analyze.judging.excerpts import read_generated, read_reference
 from dsmr.analyze.judging.music_comparison import FEWEST, NUM_DRAWS, compare_sets, judgement_table
+from dsmr.analyze.judging.music_plots import plot_features
 from dsmr.data.datamodule import MusicData
 from dsmr.data.files import atomic_write
 from dsmr.data.performance import Performance
@@ -34,25 +35,15 @@ FLOOR = (
 
 @dataclass(frozen=True)
 class Judgement:
-    """Folders of generated music compared with the same stretch of real pieces.
+    """Folders of generated music compared with the same stretch of real pieces."""
 
-    Attributes:
-        split: of the reference.
-        start: of the stretch, in seconds.
-        seconds: its length.
-        window: seconds of each window of time.
-        num_reference: excerpts of the reference.
-        rows: metrics of the reference and of each folder, by name.
-        refused: files that could not be read, by folder, with reasons.
-    """
-
-    split: Split
-    start: float
-    seconds: float
-    window: float
-    num_reference: int
-    rows: dict[str, dict[str, Any]]
-    refused: dict[str, dict[str, str]]
+    split: Split  # of the reference
+    start: float  # of the stretch, in seconds
+    seconds: float  # its length
+    window: float  # seconds of each window of time
+    num_reference: int  # excerpts of the reference
+    rows: dict[str, dict[str, Any]]  # metrics of the reference and of each folder, by name
+    refused: dict[str, dict[str, str]]  # files that could not be read, by folder, with reasons
 
     @property
     def not_compared(self) -> str | None:
@@ -81,17 +72,11 @@ class Judgement:
         return asdict(self) | {"not_compared": self.not_compared}
 
     def write(self, folder: Path) -> list[str]:
-        """Write `evaluation.md`, `.json` and, if matplotlib is installed, `.png`; return the lines of the Markdown.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
+        """Write `evaluation.md`, `.json` and, if matplotlib is installed, `.png`; return the lines of the Markdown."""
         lines = self.lines()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if find_spec("matplotlib") is not None:
-                from dsmr.analyze.judging.music_plots import plot_features
-
                 plot_features(self.rows, folder / "evaluation.png")
                 lines += ["![histograms](evaluation.png)", ""]
             contents = {"evaluation.md": "\n".join(lines), "evaluation.json": json.dumps(self.as_dict(), indent=1)}
@@ -106,13 +91,9 @@ class Judgement:
 def judge_folders(
     folders: Sequence[Path], data: MusicData, split: Split = "validation", window: float = 10.0
 ) -> Judgement:
-    """Compare folders of generated MIDI files with the same stretch of real pieces.
+    """Compare folders of generated MIDI files with the same stretch of real pieces, of `performance` tokens.
 
-    Args:
-        folders: each is one set; files are judged from the marker where their prompt ends.
-        data: real pieces, with `performance` tokens.
-        split: the reference.
-        window: seconds of each window of time.
+    Each folder is one set; files are judged from the marker where their prompt ends. Windows of time are in seconds.
 
     Raises:
         UserError: no file can be used, or the pieces are shorter than a window.

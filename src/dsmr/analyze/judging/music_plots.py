@@ -13,20 +13,11 @@ NUM_BINS = 16
 
 
 def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Plot the histograms of notes and the metrics of windows, one panel each; the first row is the reference.
-
-    Args:
-        rows: by name, as returned by `compare_sets`.
-        path: image file.
-
-    Raises:
-        UserError: matplotlib is missing.
-    """
+    """Plot the histograms of notes and the metrics of windows of `compare_sets`; the first row is the reference."""
     figure, panels = make_panels(len(QUANTITIES) + len(WINDOW_METRICS), height=2.2, shared=False)
     for axes, (name, quantity) in zip(panels, QUANTITIES.items(), strict=False):
         for number, (label, row) in enumerate(rows.items()):
-            counts = np.asarray(row["histograms"][name])
-            _outline(axes, counts / max(counts.sum(), 1), quantity.edges, number, label)
+            _outline(axes, np.asarray(row["histograms"][name]), quantity.edges, number, label)
         axes.set_title(quantity.label, fontsize=8)
         if name in ("inter_onset", "duration"):
             axes.set_xscale("symlog", linthresh=0.01)
@@ -40,8 +31,7 @@ def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         together = [value for values in sets for value in values]
         edges = np.histogram_bin_edges(together, NUM_BINS, range=(0, float(np.quantile(together, 0.99))))
         for number, (label, values) in enumerate(zip(rows, sets, strict=True)):
-            counts = np.histogram(np.minimum(values, edges[-1]), edges)[0]
-            _outline(axes, counts / max(counts.sum(), 1), edges, number, label)
+            _outline(axes, np.histogram(np.minimum(values, edges[-1]), edges)[0], edges, number, label)
         axes.set_title(title, fontsize=8)
     for axes in panels:
         axes.set_yticks([])
@@ -52,9 +42,8 @@ def plot_features(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _outline(axes: Any, shares: Any, edges: Any, number: int, label: str) -> None:
-    """Draw a histogram: the reference filled, the others as lines."""
-    if number == 0:
-        axes.stairs(shares, edges, color=FAINT, fill=True, alpha=0.5, label=label)
-    else:
-        axes.stairs(shares, edges, color=COLOURS[(number - 1) % len(COLOURS)], linewidth=1, label=label)
+def _outline(axes: Any, counts: Any, edges: Any, number: int, label: str) -> None:
+    """Draw the shares of a histogram: the reference filled, the others as lines."""
+    filled = {"color": FAINT, "fill": True, "alpha": 0.5}
+    style = {"color": COLOURS[(number - 1) % len(COLOURS)], "linewidth": 1} if number else filled
+    axes.stairs(counts / max(counts.sum(), 1), edges, label=label, **style)

@@ -42,19 +42,17 @@ class Samples(Callback):
         self.clock = clock
         self._last = 0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write a sample at every n-th optimizer step."""
         step = trainer.global_step
         if self.every_n_steps and step and step % self.every_n_steps == 0 and step != self._last:
             self._last = step
             if self.clock:
-                self.clock.pause(pl_module)
+                self.clock.pause(trainer, pl_module)
             if trainer.is_global_zero:
                 self._write(trainer, pl_module, step)
             if self.clock:
-                self.clock.resume(pl_module)
+                self.clock.resume(trainer, pl_module)
 
     def _write(self, trainer: Trainer, pl_module: Any, step: int) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -48,11 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint completely or not at all; the old file stays until the new one is on the disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write to a hidden file in the same folder, then rename.
-
-        Raises:
-            UserError: the disk is full, or the folder cannot be written to.
-        """
+        """Write to a hidden file in the same folder, then rename; raises `UserError` if the disk is full."""
         path = Path(path)
         content = io.BytesIO()
         torch.save(checkpoint, content)

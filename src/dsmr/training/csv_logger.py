@@ -67,11 +67,7 @@ class MetricsLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the rows that were logged since the last time.
-
-        Raises:
-            UserError: the disk is full, or the folder cannot be written to.
-        """
+        """Write the rows that were logged since the last time; raises `UserError` if the disk is full."""
         if not self._rows:
             return
         try:

@@ -12,9 +12,7 @@ from dsmr.data.datamodule import MusicData
 class NotFiniteError(UserError):
     """A loss or gradient became NaN or Inf; the message names the step, the piece and the position.
 
-    Args:
-        message: the text of the error.
-        is_undone: weights, optimizer, memory, data stream and RNG are as they were before the failed step.
+    If `is_undone`, weights, optimizer, memory, data stream and RNG are as they were before the failed step.
     """
 
     def __init__(self, message: str, *, is_undone: bool) -> None:
@@ -43,8 +41,7 @@ def first_not_finite(known: Tensor, nll_BT: Tensor, batch: Segment) -> Tensor:
 
 def piece_position(data: MusicData | None, piece: Tensor, position: Tensor) -> str:
     """Return `2004/x.midi from token 512 on`, or `another process` for a piece of -1."""
-    number = int(piece)
-    if number < 0:
+    if piece < 0:
         return "another process"
-    name = f"piece {number}" if data is None else data.store.pieces[number].name
+    name = f"piece {int(piece)}" if data is None else data.store.pieces[int(piece)].name
     return f"{name} from token {int(position):,} on"

@@ -13,9 +13,6 @@ from dsmr.model.memory import Memory, map_lanes
 class SplitMemories(dict[str, Memory]):
     """Memories by split, allocated at a split's first segment, when the compute precision is known.
 
-    Args:
-        backbone: the network.
-
     Attributes:
         restored: training memory of a checkpoint, of the lanes of all processes, until training reads its first
             segment.
@@ -41,17 +38,16 @@ class SplitMemories(dict[str, Memory]):
         return [*self["train"].keys, *self["train"].values] if "train" in self else []
 
     def training_state(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Return the training memory of the lanes of all processes, in the order of their ranks, for a checkpoint.
-
-        None before the first segment of a fresh run.
-        """
+        """Return the training memory of all processes, by rank; None before the first segment of a fresh run."""
         if "train" not in self:  # resumed, and no segment read yet
             return self.restored
         state = self["train"].state_dict()
+        if trainer.world_size == 1:
+            return state
 
         def gathered(tensor: Tensor) -> Tensor:
             parts = [torch.empty_like(tensor) for _ in range(trainer.world_size)]
             torch.distributed.all_gather(parts, tensor.contiguous())
             return torch.cat([part.cpu() for part in parts])
 
-        return state if trainer.world_size == 1 else map_lanes(state, gathered)
+        return map_lanes(state, gathered)

@@ -17,9 +17,10 @@ class ExactSums(Metric):
 
     full_state_update = False
 
-    def add_sum(self, name: str, *shape: int) -> None:
-        """Add a state that starts at zero and is summed over processes."""
-        self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+    def add_sums(self, *names: str, shape: tuple[int, ...] = ()) -> None:
+        """Add states that start at zero and are summed over processes."""
+        for name in names:
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> "ExactSums":
         super()._apply(fn, exclude_state)
@@ -44,18 +45,10 @@ class TokenNLL(ExactSums):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("nll", "tokens", "notes", "microseconds"):
-            self.add_sum(name)
+        self.add_sums("nll", "tokens", "notes", "microseconds")
 
     def update(self, nll_BT: Tensor, is_real_BT: Tensor, is_note_BT: Tensor, microseconds_B: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            nll_BT: nats of each target, 0 where it is ignored.
-            is_real_BT: bool, targets that are scored.
-            is_note_BT: bool, targets that begin a note.
-            microseconds_B: music time of the targets, int64.
-        """
+        """Add a batch: nats of each target, 0 where it is not scored; which begin a note; their music time, int64."""
         self.nll += nll_BT.sum(dtype=self.nll.dtype)
         self.tokens += is_real_BT.sum()
         self.notes += (is_note_BT & is_real_BT).sum()
@@ -87,12 +80,11 @@ class PositionPerplexity(ExactSums):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("nll_K", "tokens_K"):
-            self.add_sum(name, len(self.STARTS))
+        self.add_sums("nll_K", "tokens_K", shape=(len(self.STARTS),))
 
     def update(self, nll_BT: Tensor, is_real_BT: Tensor, position_B: Tensor) -> None:
         """Add a batch: nats of each target, which are scored, and the position of each lane's first scored target."""
-        range_N = position_ranges(is_real_BT, position_B, self.STARTS).flatten()
+        range_N = position_ranges(is_real_BT, position_B).flatten()
         dtype = self.nll_K.dtype
         self.nll_K.index_add_(0, range_N, (nll_BT * is_real_BT).to(dtype).flatten())
         self.tokens_K.index_add_(0, range_N, is_real_BT.to(dtype).flatten())
@@ -104,12 +96,7 @@ class PositionPerplexity(ExactSums):
 
 
 class PieceNLL(ExactSums):
-    """NLL of every piece by position range and token family, from which models are compared piece by piece.
-
-    Args:
-        num_pieces: P, pieces of the store.
-        num_families: F.
-    """
+    """NLL of every piece by position range and token family, from which models are compared piece by piece."""
 
     nll_PKF: Tensor
     tokens_PKF: Tensor
@@ -118,9 +105,8 @@ class PieceNLL(ExactSums):
     def __init__(self, num_pieces: int, num_families: int) -> None:
         super().__init__()
         shape = (num_pieces, len(PositionPerplexity.STARTS), num_families)
-        self.add_sum("nll_PKF", *shape)
-        self.add_sum("tokens_PKF", *shape)
-        self.add_sum("microseconds_P", num_pieces)
+        self.add_sums("nll_PKF", "tokens_PKF", shape=shape)
+        self.add_sums("microseconds_P", shape=(num_pieces,))
 
     def update(
         self,
@@ -131,18 +117,9 @@ class PieceNLL(ExactSums):
         family_BT: Tensor,
         microseconds_B: Tensor,
     ) -> None:
-        """Add a batch.
-
-        Args:
-            nll_BT: nats of each target, 0 where it is ignored.
-            is_real_BT: bool, targets that are scored.
-            piece_B: number of each lane's piece, -1 for none.
-            position_B: position of each lane's first scored target.
-            family_BT: family of each target; any value where it is ignored.
-            microseconds_B: music time of the targets, int64.
-        """
+        """Add a batch, see `dsmr.batch.Segment`; `family_BT` may be of any value where nothing is scored."""
         piece_B = piece_B.clamp(min=0)  # a lane without a piece adds zeros
-        range_BT = position_ranges(is_real_BT, position_B, PositionPerplexity.STARTS)
+        range_BT = position_ranges(is_real_BT, position_B)
         _, num_ranges, num_families = self.nll_PKF.shape
         index_N = ((piece_B[:, None] * num_ranges + range_BT) * num_families + family_BT).flatten()
         dtype = self.nll_PKF.dtype
@@ -167,8 +144,7 @@ class RecallPerplexity(ExactSums):
     def __init__(self, distances: Sequence[int]) -> None:
         super().__init__()
         self.distances = tuple(sorted(distances))
-        for name in ("nll_K", "tokens_K"):
-            self.add_sum(name, len(self.distances))
+        self.add_sums("nll_K", "tokens_K", shape=(len(self.distances),))
 
     def update(self, nll_BT: Tensor, distance_BT: Tensor) -> None:
         """Add a batch: nats of each target, and the distance of its answer (0 for targets that are no answers)."""
@@ -181,25 +157,17 @@ class RecallPerplexity(ExactSums):
         """Return `perplexity` over all answers, and by distance `perplexity_96`, ..."""
         by_distance = (self.nll_K / self.tokens_K).exp()
         overall = (self.nll_K.sum() / self.tokens_K.sum()).exp()
-        named = {f"perplexity_{d}": by_distance[k] for k, d in enumerate(self.distances)}
-        return {"perplexity": overall} | named
+        return {"perplexity": overall} | {f"perplexity_{d}": by_distance[k] for k, d in enumerate(self.distances)}
 
 
-def position_ranges(is_real_BT: Tensor, position_B: Tensor, starts: Sequence[int]) -> Tensor:
-    """Return the position range of each target in its piece, (B, T).
-
-    Args:
-        is_real_BT: bool, targets that are scored.
-        position_B: position of each lane's first scored target, in tokens.
-        starts: first position of each range, from 0.
-    """
+def position_ranges(is_real_BT: Tensor, position_B: Tensor) -> Tensor:
+    """Return the range of `PositionPerplexity.STARTS` of each target's position in its piece, (B, T)."""
     index_T = torch.arange(is_real_BT.shape[1], device=is_real_BT.device)
     first_B1 = is_real_BT.int().argmax(dim=1, keepdim=True)
-    position_BT = position_B[:, None] + index_T - first_B1
-    return torch.bucketize(position_BT, _tensor(tuple(starts[1:]), is_real_BT.device), right=True)
+    return torch.bucketize(position_B[:, None] + index_T - first_B1, _boundaries(is_real_BT.device), right=True)
 
 
-@lru_cache(maxsize=16)  # copying it to a GPU again would wait for the GPU's queue
-def _tensor(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+@lru_cache(maxsize=16)  # copying them to a GPU again would wait for the GPU's queue
+def _boundaries(device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(numbers, device=device)
+        return torch.tensor(PositionPerplexity.STARTS[1:], device=device)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import nn
 
 from dsmr import UserError, as_user_error
 from dsmr.batch import Segment
@@ -43,9 +43,6 @@ class RecurrentLM(TrainingStep):
         asked_weight: weight in the loss of the targets that generated pieces ask for; all others have 1.
         vocab_size: V; on the command line it comes from the data.
         segment_length: T; on the command line it comes from the data.
-
-    Raises:
-        UserError: horizons or sizes that do not fit together.
     """
 
     def __init__(
@@ -76,9 +73,6 @@ class RecurrentLM(TrainingStep):
             checkpoint_path: see `dsmr.share.loading.load_model`.
             map_location: device of the weights; None means the CPU.
             settings: constructor arguments that do not concern the network, such as `optimizer`.
-
-        Raises:
-            UserError: there is no checkpoint, or it cannot be used.
         """
         backbone = load_model(checkpoint_path).backbone
         sizes = {"vocab_size": backbone.vocab_size, "segment_length": backbone.segment_length}
@@ -86,31 +80,19 @@ class RecurrentLM(TrainingStep):
         return module.to(map_location or "cpu").train()
 
     def setup(self, stage: str) -> None:
-        """Take from the data what the scores need.
-
-        Raises:
-            UserError: see `check_data`.
-        """
+        """Take from the data what the scores need."""
         if self._data is not None:
             self.check_data(self._data)
             self.scores.use_data(self._data)
 
     def check_data(self, data: MusicData) -> None:
-        """Refuse horizons above 0 for isolated windows, which never read a memory.
-
-        Raises:
-            UserError: the data have windows, and the network a memory.
-        """
+        """Raise `UserError` for horizons above 0 with isolated windows, which never read a memory."""
         if data.windows is not None and any(self.backbone.horizons):
             off = f"{len(self.backbone.horizons)}x0"
             raise UserError(f"data.windows are isolated and read no memory; set model.horizons to {off}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over matrices and everything else, and its schedule.
-
-        Raises:
-            UserError: a cosine without an end, a plateau schedule, or nothing to train.
-        """
+        """Build the optimizer over matrices and everything else, and its schedule."""
         with as_user_error("model.optimizer: "):
             optimizer = self.optimizer(self._parameter_groups())
         scheduler = self.lr_scheduler(optimizer)
@@ -141,8 +123,8 @@ class RecurrentLM(TrainingStep):
             "is_embedding": [p in embedded for p in decayed],
             "rows": [list(stacked.get(p, (len(p),))) for p in decayed],
         }
-        others = [p for p in parameters if p.dim() < 2]
-        return [{"params": decayed, **described}, {"params": others, "weight_decay": 0.0}]
+        others = {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}
+        return [{"params": decayed, **described}, others]
 
     @property
     def section(self) -> dict[str, Any]:
@@ -167,15 +149,10 @@ class RecurrentLM(TrainingStep):
             section["memory"] = memory
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint fits, and keep its RNG state and memory until training starts.
-
-        Raises:
-            UserError: another network, or training resumed with other horizons.
-        """
-        section = checkpoint.get(SECTION)
+        """Check that the checkpoint fits, and keep its RNG state and memory until training starts."""
+        section, trainer = checkpoint.get(SECTION), trainer_of(self)
         if section is None:
             return
-        trainer = trainer_of(self)
         is_resumed = trainer is not None and trainer.state.fn == "fit"
         check_same_network(section, describe_network(self.backbone, None), horizons_too=is_resumed)
         if is_resumed:
@@ -233,8 +210,7 @@ class RecurrentLM(TrainingStep):
 
     def _end_split(self, split: str, prefix: str) -> None:
         self.memories.pop(split, None)
-        metrics = self.scores.compute(split)
-        logged: dict[str, Tensor] = {f"{prefix}/{k}": value.float().to(self.device) for k, value in metrics.items()}
+        logged = {f"{prefix}/{k}": v.float().to(self.device) for k, v in self.scores.compute(split).items()}
         trainer = trainer_of(self)
         # all processes have the same values already: the maximum of equal values is that value, bit for bit
         self.log_dict(logged, sync_dist=trainer is not None and trainer.world_size > 1, reduce_fx="max")
@@ -243,19 +219,14 @@ class RecurrentLM(TrainingStep):
 def build_backbone(
     build: BackboneCallable, vocab_size: int, segment_length: int, horizons: Schedule | str | None
 ) -> Backbone:
-    """Build a network; `horizons` go only to constructors that take them.
-
-    Raises:
-        UserError: the constructor's own error, or horizons were given to a network that has none.
-    """
+    """Build a network; `horizons` go only to constructors that take them, others refuse them by `UserError`."""
     sizes = {"vocab_size": vocab_size, "segment_length": segment_length}
-    try:
-        with as_user_error():  # a user's own network may raise any ValueError
+    with as_user_error():  # a user's own network may raise any ValueError
+        try:
             return build(**sizes, horizons=horizons)
-    except TypeError as error:
-        if "unexpected keyword argument 'horizons'" not in str(error):
-            raise
-        if horizons is not None:
-            raise UserError("this network has no horizons; set model.horizons to null") from error
-    with as_user_error():
+        except TypeError as error:
+            if "unexpected keyword argument 'horizons'" not in str(error):
+                raise
+            if horizons is not None:
+                raise UserError("this network has no horizons; set model.horizons to null") from error
         return build(**sizes)

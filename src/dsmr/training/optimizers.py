@@ -16,14 +16,9 @@ from dsmr import UserError
 
 
 def set_found_inf(optimizer: object, is_bad: Tensor | None) -> bool:
-    """Let the next step change nothing if a flag on the device is set, which the host has not read.
+    """Let the next step change nothing if a flag on the device is set, which the host has not read; None clears it.
 
-    Args:
-        optimizer: of any kind.
-        is_bad: bool, on the device of the parameters; None clears an earlier flag.
-
-    Returns:
-        False if the optimizer does not obey `found_inf`; it then steps in any case.
+    Returns False if the optimizer does not obey `found_inf`; it then steps in any case.
     """
     if not (isinstance(optimizer, AdamW | Muon) and optimizer.obeys_found_inf):
         return False
@@ -47,11 +42,7 @@ class AdamW(torch.optim.AdamW):
     found_inf: Tensor | None = None
 
     def __init__(
-        self,
-        params: Any,
-        lr: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.1,
+        self, params: Any, lr: float = 3e-4, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay)
         if all(p.is_cuda for group in self.param_groups for p in group["params"]):
@@ -81,9 +72,6 @@ class Muon(Optimizer):
         momentum: of Muon.
         betas: of AdamW's running averages.
         weight_decay: for groups without their own.
-
-    Raises:
-        UserError: there is no matrix.
     """
 
     found_inf: Tensor | None = None
@@ -97,14 +85,11 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        rows = {
-            parameter: counts
-            for group in self.param_groups
-            for parameter, counts in zip(group["params"], group.get("rows") or (), strict="rows" in group)
-        }
+        rows: dict[Tensor, Sequence[int]] = {}
+        for group in self.param_groups:
+            rows |= zip(group["params"], group.get("rows") or (), strict="rows" in group)
         self.param_groups = [part for group in self.param_groups for part in _split(group)]
-        marked = [group for group in self.param_groups if group["use_muon"]]
-        others = [group for group in self.param_groups if not group["use_muon"]]
+        marked, others = ([group for group in self.param_groups if group["use_muon"] == use] for use in (True, False))
         if not marked:
             raise UserError("no parameter is a matrix, so Muon has nothing to train")
         self.parts: tuple[BatchedMuon | AdamW, ...] = (
@@ -149,14 +134,11 @@ class BatchedMuon(torch.optim.Muon):
     per parameter, whether it stacks projections or not.
 
     Args:
-        params: parameters or groups of them, matrices.
+        params: matrices, or groups of them.
         lr: learning rate; each step is scaled as torch's `match_rms_adamw` does.
         weight_decay: decoupled.
         momentum: of the gradient's running average.
         rows: row counts of the projections that a parameter stacks; a parameter that is missing is one matrix.
-
-    Raises:
-        UserError: the rows of a parameter do not add up to its height.
     """
 
     found_inf: Tensor | None = None
@@ -210,9 +192,8 @@ class BatchedMuon(torch.optim.Muon):
         if self.found_inf is None:
             torch._foreach_lerp_(averages, grads, 1 - group["momentum"])
         else:
-            for average, new in zip(
-                averages, torch._foreach_lerp(averages, grads, 1 - group["momentum"]), strict=True
-            ):
+            after = torch._foreach_lerp(averages, grads, 1 - group["momentum"])
+            for average, new in zip(averages, after, strict=True):
                 average.copy_(new.where(self.found_inf == 0, average))
         return torch._foreach_lerp(grads, averages, group["momentum"]) if group["nesterov"] else averages
 
@@ -241,10 +222,10 @@ def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
     flags = group.get("is_embedding", [False] * len(parameters))
     is_matrix = [p.dim() == 2 and not flag for p, flag in zip(parameters, flags, strict=True)]
     shared = {key: value for key, value in group.items() if key not in ("is_embedding", "rows")}
-    parts = [
-        (use, [p for p, matrix in zip(parameters, is_matrix, strict=True) if matrix == use]) for use in (True, False)
-    ]
-    return [{**shared, "params": members, "use_muon": use} for use, members in parts if members]
+    parts = {
+        use: [p for p, matrix in zip(parameters, is_matrix, strict=True) if matrix == use] for use in (True, False)
+    }
+    return [{**shared, "params": members, "use_muon": use} for use, members in parts.items() if members]
 
 
 class WarmupCosine(LambdaLR):
@@ -255,17 +236,10 @@ class WarmupCosine(LambdaLR):
         warmup_steps: optimizer steps of linear warm-up.
         total_steps: optimizer steps until the lowest rate; None means all steps of `max_steps` or `max_epochs`.
         final_share: lowest rate, as a share of the peak.
-
-    Raises:
-        UserError: invalid steps or final_share.
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        warmup_steps: int = 1000,
-        total_steps: int | None = None,
-        final_share: float = 0.1,
+        self, optimizer: Optimizer, warmup_steps: int = 1000, total_steps: int | None = None, final_share: float = 0.1
     ) -> None:
         if warmup_steps < 0 or (total_steps is not None and total_steps < 1) or not 0 <= final_share <= 1:
             raise UserError(

@@ -13,9 +13,6 @@ from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity
 class SplitScores(nn.Module):
     """Metrics of a validation or test split, summed over its segments and over all processes.
 
-    Args:
-        vocab_size: V.
-
     Attributes:
         piece_table: results by piece of the last split that was scored; None without a datamodule.
     """
@@ -66,21 +63,13 @@ class SplitScores(nn.Module):
             self.recall.update(nll_BT, batch.distance_BT)
 
     def compute(self, split: str) -> dict[str, Tensor]:
-        """Return all metrics by name, and fill `piece_table`.
-
-        Raises:
-            NotFiniteError: the NLL is NaN or Inf; the message names the first piece where it was.
-        """
+        """Return all metrics by name, and fill `piece_table`; raises `NotFiniteError` if the NLL is NaN or Inf."""
         metrics = self.nll.compute()
         if not bool(metrics["nll"].isfinite()) and bool(metrics["tokens"]):
-            piece, position = self._first_bad
-            raise NotFiniteError(
-                f"the {split} loss is not finite, first in {piece_position(self.data, piece, position)}; the weights "
-                "cannot be used in this precision",
-                is_undone=False,
-            )
-        by_position = self.positions.compute()
-        metrics |= {f"position/{name}": value for name, value in by_position.items() if value.isfinite()}
+            place = piece_position(self.data, *self._first_bad)
+            message = f"the {split} loss is not finite, first in {place}; the weights cannot be used in this precision"
+            raise NotFiniteError(message, is_undone=False)
+        metrics |= {f"position/{name}": value for name, value in self.positions.compute().items() if value.isfinite()}
         if self.recall:
             metrics |= {f"recall/{name}": value for name, value in self.recall.compute().items()}
         if self.pieces:

@@ -88,12 +88,7 @@ class PendingSegment:
 
 
 class TrainingStep(LightningModule):
-    """The hooks of a training step; `RecurrentLM` adds everything else.
-
-    Args:
-        backbone: the network.
-        asked_weight: weight in the loss of the targets that generated pieces ask for; all others have 1.
-    """
+    """The hooks of a training step; `RecurrentLM` adds everything else."""
 
     def __init__(self, backbone: Backbone, asked_weight: float) -> None:
         super().__init__()
@@ -131,11 +126,7 @@ class TrainingStep(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """4. Clip the gradients; 5. keep a loss or gradient that is NaN or Inf from the weights.
-
-        Raises:
-            NotFiniteError: now, or on CUDA behind the optimizer step, which then has changed nothing.
-        """
+        """4. Clip the gradients; 5. raise `NotFiniteError`, on CUDA behind an optimizer step that changes nothing."""
         norm = self._clipped_norm(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.log("train/gradient_norm", norm)
         is_finite = self._pending.is_loss_finite

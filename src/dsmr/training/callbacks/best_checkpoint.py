@@ -11,11 +11,7 @@ from dsmr.results.run_files import BEST_FILE
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, weights only, and its `pieces.csv`; a run that was moved still knows its best score.
-
-    Args:
-        folder: of the run.
-    """
+    """Keeps `best.ckpt`, weights only, and its `pieces.csv`; a run that was moved still knows its best score."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -33,8 +29,7 @@ class BestCheckpoint(ModelCheckpoint):
         before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
         table = getattr(pl_module, "piece_table", None)
-        is_better = self.best_model_score is not before
-        if not (is_better and trainer.is_global_zero and isinstance(table, PieceTable)):
+        if self.best_model_score is before or not (trainer.is_global_zero and isinstance(table, PieceTable)):
             return
         assert self.dirpath is not None
         path = Path(self.dirpath) / PIECES_FILE

@@ -22,9 +22,7 @@ class EpochTime(Callback):
         self._batches = 0
         self._began = self._seconds = 0.0
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Segment, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Start the clock of a batch."""
         self._began = time.perf_counter()
 

@@ -42,9 +42,6 @@ class LastCheckpoint(Checkpoint):
         folder: of the run.
         every_n_steps: optimizer steps between two checkpoints.
         every_minutes: most minutes between two checkpoints.
-
-    Raises:
-        UserError: `every_n_steps` below 1, or `every_minutes` not above 0.
     """
 
     def __init__(self, folder: Path, every_n_steps: int = 500, every_minutes: float = 10.0) -> None:
@@ -55,10 +52,8 @@ class LastCheckpoint(Checkpoint):
             )
         self.folder, self.every_n_steps, self.every_minutes = folder, every_n_steps, every_minutes
         self.signals = StopSignals()
-        self._saved_at = self._step = 0
-        self._saved_when = time.monotonic()
-        self._is_due = self._is_boundary = False
-        self._is_out_of_time = False
+        self._saved_at, self._saved_when, self._step = 0, time.monotonic(), 0
+        self._is_due = self._is_boundary = self._is_out_of_time = False
         self._metrics: MetricsLogger | None = None
         self._validation: Validation = "none"  # that of the last batch
         self._max_steps: int | None = None  # the user's, while a validation that was cut off is still to come
@@ -78,10 +73,9 @@ class LastCheckpoint(Checkpoint):
         self.signals.listen()
         self._metrics = next((logger for logger in trainer.loggers if isinstance(logger, MetricsLogger)), None)
         self._saved_at = self._step = trainer.global_step
-        self._saved_when = time.monotonic()
-        self._is_boundary = True
+        self._saved_when, self._is_boundary = time.monotonic(), True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save if a checkpoint is due; stop if asked to."""
         self._put_back(trainer)
         if 0 < trainer.max_steps <= trainer.global_step:
@@ -95,9 +89,7 @@ class LastCheckpoint(Checkpoint):
                 self._save(trainer)
             self._stop_if_asked(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Note whether a checkpoint is due, and whether time is over."""
         step = trainer.global_step
         self._is_boundary, self._step, self._validation = step != self._step, step, "none"
@@ -116,9 +108,7 @@ class LastCheckpoint(Checkpoint):
             if self._is_boundary:
                 self._save(trainer)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop within a validation if asked to."""
         if self._is_boundary and is_training(trainer):
             self._stop_if_asked(trainer)
@@ -152,19 +142,15 @@ class LastCheckpoint(Checkpoint):
         self.signals.leave()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rows of `metrics.csv` belong to the checkpoint, and the progress of the validation.
-
-        The rows are written first, so that checkpoints of other callbacks lose none either.
-        """
+        """Return how many rows of `metrics.csv` belong to the checkpoint, and the progress of the validation."""
         return self._state(self._validation)
 
     def _state(self, validation: Validation, num_pending: int = 0) -> dict[str, Any]:
         rows = {}
         if self._metrics is not None:
-            self._metrics.save()
+            self._metrics.save()  # first, so that checkpoints of other callbacks lose no rows either
             rows[METRICS_ROWS] = self._metrics.num_rows + num_pending
-        is_over = validation in ("ending", "over")
-        return {**rows, "is_validated": is_over, "is_validating": validation == "running"}
+        return {**rows, "is_validated": validation in ("ending", "over"), "is_validating": validation == "running"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume after a complete validation, or with one that was cut off."""
@@ -195,12 +181,10 @@ class LastCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         number = max_over_processes(trainer, self.signals.received or OUT_OF_TIME * self._is_out_of_time)
-        if not number:
-            return
-        self._save(trainer)
-        if number == OUT_OF_TIME:
-            raise Stopped("trainer.max_time is over")
-        raise Stopped(signal_name(number), 128 + number)
+        if number:
+            self._save(trainer)
+            is_own_limit = number == OUT_OF_TIME
+            raise Stopped("trainer.max_time is over") if is_own_limit else Stopped(signal_name(number), 128 + number)
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

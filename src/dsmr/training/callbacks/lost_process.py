@@ -14,13 +14,7 @@ class LostProcess(Callback):
     """Reports that another process has ended, as soon as a collective operation fails.
 
     Lightning looks for ended processes every five seconds and then kills all others, this one too: a line printed
-    after its teardown may never be seen.
-
-    Args:
-        folder: of the run.
-
-    Attributes:
-        is_lost: True if another process was lost.
+    after its teardown may never be seen. `is_lost` is True from then on.
     """
 
     def __init__(self, folder: Path) -> None:

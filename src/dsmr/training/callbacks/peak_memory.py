@@ -26,8 +26,7 @@ class PeakMemory(Callback):
     """
 
     def __init__(self, at_batch: int = 2) -> None:
-        self.at_batch = at_batch
-        self._batches = 0
+        self.at_batch, self._batches = at_batch, 0
         self._saved: SavedBytes | None = None
         self._saved_mib: float | None = None
 
@@ -35,7 +34,7 @@ class PeakMemory(Callback):
         """Reset the peak."""
         reset_peak_memory(pl_module.device)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Begin to count the saved tensors of one step."""
         self._batches += 1
         assert isinstance(pl_module, RecurrentLM)
@@ -51,9 +50,7 @@ class PeakMemory(Callback):
             self._saved.release()
             self._saved = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log at the steps that loggers record."""
         if not is_logged(trainer):
             return

@@ -8,18 +8,12 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-STOPPING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
-)  # Windows has no SIGUSR1
+# Windows has no SIGUSR1
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class Stopped(BaseException):
-    """Training was asked to end early, and has been saved.
-
-    Args:
-        reason: the signal or the limit that ended it.
-        status: exit status, 128 + the signal's number; 0 for the run's own limit.
-    """
+    """Training was asked to end early, and has been saved; exit status 128 + the signal's number, 0 for a limit."""
 
     def __init__(self, reason: str, status: int = 0) -> None:
         super().__init__(reason)

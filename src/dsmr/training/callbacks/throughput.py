@@ -44,28 +44,21 @@ class Throughput(Callback):
         if is_logged(trainer):
             synchronise(pl_module)
             per_second = self._tokens / (time.perf_counter() - self._began)
-            pl_module.log_dict(
-                {"perf/tokens_per_second": per_second} | self._peak_share(trainer, pl_module, per_second)
-            )
+            share = self._peak_share(trainer, pl_module, per_second)
+            pl_module.log_dict({"perf/tokens_per_second": per_second} | share)
             self._restart(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self.pause(pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resume the clock."""
-        self.resume(pl_module)
-
-    def pause(self, pl_module: LightningModule) -> None:
         """Stop the clock for something that is not training."""
         synchronise(pl_module)
         self._held = time.perf_counter()
 
-    def resume(self, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resume the clock."""
         synchronise(pl_module)
         self._began += time.perf_counter() - self._held
+
+    pause, resume = on_validation_start, on_validation_end
 
     def _restart(self, pl_module: LightningModule) -> None:
         synchronise(pl_module)

@@ -27,11 +27,7 @@ INSTALL = (
 
 
 def find_sound_font(given: str | None = None) -> Path:
-    """Return the given font, that of `$DSMR_SOUND_FONT`, or the largest one in the usual folders.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the given font, that of `$DSMR_SOUND_FONT`, or the largest one in the usual folders."""
     named = given or os.environ.get(FONT_VARIABLE)
     if named:
         path = Path(named).expanduser()

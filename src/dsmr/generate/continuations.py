@@ -32,7 +32,7 @@ class Continuation:
     """
 
     ids: list[int] = field(repr=False)
-    score: "Score" = field(repr=False)
+    score: Score = field(repr=False)
     seconds: float
     has_ended: bool
     was_stopped: bool
@@ -58,9 +58,6 @@ def continuations(
         seed: random seed of the first one.
         until_end: let the model end the piece.
         progress: called repeatedly with the seconds of new music in all continuations, from 0 to `num * seconds`.
-
-    Raises:
-        UserError: `seconds` or `num` is not positive.
     """
     last_tick = prompt.last_tick(seconds)
     goal = (last_tick - prompt.first_tick) / TICKS_PER_SECOND
@@ -71,29 +68,17 @@ def continuations(
     for step, tokens in enumerate(islice(steps, most), start=1):
         lanes.append(tokens)
         if step % CHECK_EVERY == 0:
-            lanes.measure()
-            if progress:
-                progress(lanes.seconds)
+            lanes.measure(progress)
             if lanes.are_over:
                 break
-    lanes.measure()
-    if progress:
-        progress(lanes.seconds)
-    return [
-        _finished(generator, prompt, lanes.cut(lane), last_tick, reached=lanes.reached[lane], goal=goal)
-        for lane in range(num)
-    ]
+    lanes.measure(progress)
+    return [_finished(generator, prompt, lanes, lane, last_tick) for lane in range(num)]
 
 
 class Lanes:
     """New tokens of all continuations, and the seconds of new music that each has.
 
-    Args:
-        generator: provides the tokenizer.
-        prompt: music to continue.
-        grammar: tracks the time of `performance` tokens.
-        num: number of lanes.
-        goal: seconds of new music.
+    `grammar` tracks the time of `performance` tokens; the music of others is decoded. `goal` is in seconds.
     """
 
     def __init__(self, generator: Generator, prompt: Prompt, grammar: Grammar, num: int, goal: float) -> None:
@@ -102,7 +87,7 @@ class Lanes:
         self.reached = [0.0] * num
         is_performance = isinstance(generator.tokenizer, Performance)
         self.music = None if is_performance else NewMusic(generator.tokenizer, prompt)
-        self._measured, self._window = [0] * num, [(0, 0)] * num
+        self._window = [(0, 0)] * num  # lengths of `ids` at the last two measurements
 
     def append(self, tokens: list[int]) -> None:
         """Append the tokens of a step; lanes that have ended have PAD."""
@@ -110,23 +95,18 @@ class Lanes:
             if token != PAD:
                 ids.append(token)
 
-    def measure(self) -> None:
-        """Update the seconds of new music in each lane, from 0 to the goal."""
+    def measure(self, progress: Callable[[float], None] | None) -> None:
+        """Update the seconds of new music in each lane, from 0 to the goal, and report those of all lanes together."""
         if self.music is None:
-            ticks = self.grammar.tick_B.tolist()
-            found = [(tick - self.prompt.first_tick) / TICKS_PER_SECOND for tick in ticks]
-            self.reached = [min(max(seconds, 0.0), self.goal) for seconds in found]
-            return
-        for lane, ids in enumerate(self.ids):
-            if self.reached[lane] < self.goal:
-                self.reached[lane] = min(self.music.reached(ids), self.goal)
-                self._window[lane] = (self._measured[lane], len(ids))
-                self._measured[lane] = len(ids)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of new music in all lanes together."""
-        return min(sum(self.reached), self.goal * len(self.ids))
+            found = (self.grammar.tick_B - self.prompt.first_tick).tolist()
+            self.reached = [min(max(ticks / TICKS_PER_SECOND, 0.0), self.goal) for ticks in found]
+        else:
+            for lane, ids in enumerate(self.ids):
+                if self.reached[lane] < self.goal:
+                    self.reached[lane] = min(self.music.reached(ids), self.goal)
+                    self._window[lane] = (self._window[lane][1], len(ids))
+        if progress:
+            progress(min(sum(self.reached), self.goal * len(self.ids)))
 
     @property
     def are_over(self) -> bool:
@@ -142,18 +122,16 @@ class Lanes:
         ids = self.ids[lane]
         if self.music is None or self.reached[lane] < self.goal:
             return ids
-        low, high = self._window[lane]  # lengths before and at the goal
+        low, high = self._window[lane]  # before the goal, and at it or beyond
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.music.reached(ids[:middle]) >= self.goal else (middle, high)
         return ids[:high]
 
 
-def _finished(
-    generator: Generator, prompt: Prompt, ids: list[int], last_tick: int, *, reached: float, goal: float
-) -> Continuation:
+def _finished(generator: Generator, prompt: Prompt, lanes: Lanes, lane: int, last_tick: int) -> Continuation:
+    tokenizer, ids, reached, goal = generator.tokenizer, lanes.cut(lane), lanes.reached[lane], lanes.goal
     was_stopped = reached < goal and EOS not in ids[-1:]
-    tokenizer = generator.tokenizer
     if isinstance(tokenizer, Performance):
         tick = prompt.first_tick + round(reached * TICKS_PER_SECOND)
         ids = end_sounding_notes(tokenizer, prompt, ids, tick + 1 if was_stopped else last_tick)

@@ -82,9 +82,6 @@ class Generator:
             device: device of the network.
             attention: see `dsmr.attention.backends.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
                 once for all prompts; `materialised` compiles nothing.
-
-        Raises:
-            UserError: there is no checkpoint, it names no tokenizer, or the tokenizer has another vocabulary.
         """
         loaded = load_model(checkpoint, horizons=horizons, attention=attention)
         if loaded.tokenizer is None:
@@ -166,9 +163,6 @@ class Generator:
             seed: random seed of the first lane.
             may_end: True lets the model end a piece.
             grammar: a grammar of the caller, to watch its state: that after the tokens that were yielded last.
-
-        Raises:
-            UserError: the prompt is empty, or `num` is below 1.
         """
         given = prompt if isinstance(prompt, Prompt) else Prompt(list(prompt))
         if not given.ids or num < 1:
@@ -230,14 +224,8 @@ def make_grammar(
 ) -> Grammar:
     """Make the grammar of a tokenizer.
 
-    Args:
-        tokenizer: the tokenizer.
-        device: of the grammar's state.
-        max_note_seconds: longest duration of a note. Only for `performance`; notes of other tokenizers have their
-            duration in one token.
-
-    Raises:
-        UserError: `max_note_seconds` is below one tick.
+    `max_note_seconds` is the longest duration of a note, for `performance` only: notes of other tokenizers have their
+    duration in one token.
     """
     if max_note_seconds is not None and not max_note_seconds >= 0.01:
         raise UserError(f"max_note_seconds is {max_note_seconds}; it must be at least 0.01, one tick")

@@ -49,10 +49,6 @@ class TypeGrammar(Grammar):
 
     Everything that is sampled can be decoded, but encoding it again may yield other tokens. For a tokenizer without a
     graph, any token may follow any other. A piece of MMM is a single track, from its start token to its end token.
-
-    Args:
-        tokenizer: the tokenizer.
-        device: of the state.
     """
 
     def __init__(self, tokenizer: MusicTokenizer, device: torch.device | str = "cpu") -> None:
@@ -107,8 +103,7 @@ class TypeGrammar(Grammar):
 def type_graph(tokenizer: MusicTokenizer) -> dict[str, set[str]]:
     """Return the types that may follow each type: MidiTok's graph, and our own for PerTok, whose graph is empty."""
     if not isinstance(tokenizer, PerTok):
-        graph = tokenizer.tokens_types_graph.items()
-        return {kind: {token_type(name) for name in after} for kind, after in graph}
+        return {kind: {token_type(name) for name in after} for kind, after in tokenizer.tokens_types_graph.items()}
     types = {token_type(name) for name in tokenizer.vocab} - set(SPECIAL_TOKENS)
     note = [kind for kind in ("Pitch", "MicroTiming", "Velocity", "Duration") if kind in types]
     free = {*(types - set(note)), "Pitch"}

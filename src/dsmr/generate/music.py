@@ -19,7 +19,7 @@ from dsmr.data.performance import NUM_PITCHES, TICKS_PER_SECOND, Performance
 from dsmr.data.tokenizer import decode
 from dsmr.data.vocabulary import EOS
 from dsmr.generate.prompt import Prompt, note_ticks, token_ticks
-from dsmr.generate.score_time import divide_ticks, seconds_to_ticks, ticks_to_seconds, with_fine_ticks
+from dsmr.generate.score_time import seconds_to_ticks, ticks_to_seconds, with_fine_ticks
 
 SEAM_MARKER = "dsmr continues"
 NOTE_FIELDS = ("time", "duration", "pitch", "velocity")
@@ -41,8 +41,7 @@ def end_sounding_notes(tokenizer: Performance, prompt: Prompt, ids: Sequence[int
     is_note_N = tokenizer.is_note(everything) & (tick_N < last_tick)
     is_note_N[: len(prompt.ids)] |= tokenizer.is_note(everything[: len(prompt.ids)])
     # up to the last note before the tick: the shifts and velocities after it would have nothing to refer to
-    kept = int(np.flatnonzero(is_note_N)[-1]) + 1 if is_note_N.any() else 1
-    kept = max(kept, len(prompt.ids))
+    kept = max(len(prompt.ids), 1 + int(np.flatnonzero(is_note_N).max(initial=0)))
     events, sounding = everything[:kept], set()
     for id_ in events[tokenizer.is_note(events)].tolist():
         if tokenizer.note_on <= id_ < tokenizer.note_on + NUM_PITCHES:
@@ -62,10 +61,6 @@ class NewMusic:
     """Notes that new tokens add to a prompt, for tokenizers whose tokens do not tell the time in ticks of 10 ms.
 
     Their music is decoded in beats, which last as long as in the prompt's file; without a file, as decoded.
-
-    Args:
-        tokenizer: the tokenizer.
-        prompt: the prompt.
     """
 
     def __init__(self, tokenizer: MusicTokenizer, prompt: Prompt) -> None:
@@ -112,13 +107,7 @@ def compose_score(
     """Join a prompt and the new tokens after it to a score.
 
     Notes, pedals and tempi before the seam are those of the prompt's file; see the module for notes that sound there.
-    Without a file, the music of the tokens at 120 BPM.
-
-    Args:
-        tokenizer: the tokenizer.
-        prompt: the prompt.
-        ids: the new tokens.
-        seconds: seconds of new music, after which no note starts or sounds (default: all).
+    Without a file, the music of the tokens at 120 BPM. After `seconds` of new music no note starts or sounds.
     """
     if prompt.score is None:
         return _compose_without_file(tokenizer, decode(tokenizer, [*prompt.ids[1:], *ids]), prompt, seconds)
@@ -148,7 +137,7 @@ def compose_score(
 def _compose_without_file(tokenizer: MusicTokenizer, music: Score, prompt: Prompt, seconds: float | None) -> Score:
     """Finish a decoded score: ticks of a usual size, the end, and a marker at the seam if there was a prompt."""
     if isinstance(tokenizer, Performance):
-        music = divide_ticks(music, TICKS_PER_QUARTER // music.ticks_per_quarter)
+        music = music.resample(TICKS_PER_QUARTER)  # a multiple of its own 50: exact
     if seconds is not None and music.tracks:
         cut = _cut_notes(note_arrays(music), int(seconds_to_ticks(music, prompt.seam + seconds)))
         music.tracks[0].notes = _to_symusic(cut)
@@ -160,13 +149,9 @@ def _compose_without_file(tokenizer: MusicTokenizer, music: Score, prompt: Promp
 def _join_at_seam(
     score: Score, prompt: Prompt, notes: NoteArrays, decoded: NoteArrays
 ) -> tuple[NoteArrays, NoteArrays]:
-    """Return the file's notes before the seam, those that sound there with new ends, and the new notes, in its ticks.
+    """Return the file's notes before the seam, those that sound there with new ends, and the new notes.
 
-    Args:
-        score: the file's score, with fine ticks.
-        prompt: the prompt.
-        notes: notes of `score`.
-        decoded: notes of all tokens, in ticks of 10 ms.
+    Both are in the ticks of `score`, the file's with fine ticks, as `notes` are; `decoded` has ticks of 10 ms.
     """
     assert prompt.score is not None
     onset, offset = note_ticks(prompt.score)
@@ -188,9 +173,8 @@ def _join_at_seam(
 def _in_ticks_of(score: Score, notes: NoteArrays, music: Score) -> NoteArrays:
     """Convert notes from ticks of the decoded music to ticks of the file, beat by beat."""
     ratio = score.ticks_per_quarter / music.ticks_per_quarter
-    start, stop = (
-        np.rint(tick * ratio).astype(np.int64) for tick in (notes["time"], notes["time"] + notes["duration"])
-    )
+    ends = (notes["time"], notes["time"] + notes["duration"])  # both are rounded, so that no end drifts
+    start, stop = (np.rint(tick * ratio).astype(np.int64) for tick in ends)
     return notes | {"time": start, "duration": np.maximum(stop - start, 1)}
 
 

@@ -43,12 +43,7 @@ class PerformanceGrammar(Grammar):
     """Allows only token streams that `Performance` itself would write, so that decoding loses and changes nothing.
 
     Only what sounds may end, only what is silent may start, and a piece ends with the end of a note when nothing
-    sounds.
-
-    Args:
-        tokenizer: the tokenizer.
-        device: of the state.
-        max_note_ticks: force the end of notes that have sounded this long, lowest first; None leaves it to the model.
+    sounds. With `max_note_ticks`, notes that have sounded this long are ended, the lowest first.
     """
 
     def __init__(
@@ -156,8 +151,7 @@ class PerformanceGrammar(Grammar):
         pitch_B2P[:, 0] &= velocity_B1 >= 0
         if may_end:
             self.special_B4[:, EOS] = ~self.sounding_BQ[:, :NUM_PITCHES].any(dim=-1)
-        parts = [self.special_B4, pitch_B2P.flatten(1), velocity_BN, self.shift_BN]
-        allowed_BV = torch.cat(parts, dim=1)
+        allowed_BV = torch.cat([self.special_B4, pitch_B2P.flatten(1), velocity_BN, self.shift_BN], dim=1)
         allowed_BV &= self.after_KV.index_select(0, self.last_B)
         if self.is_waiting:
             # Before `first_tick` only shifts that do not stop short of it: none can follow a shift below a second.
@@ -165,9 +159,7 @@ class PerformanceGrammar(Grammar):
             self.is_waiting = bool((wait_B1 > 0).any())  # ticks never fall, so this is checked no more afterwards
             allowed_BV[:, : -self.num_shifts] &= wait_B1 <= 0
             allowed_BV[:, -self.num_shifts :] &= (self.length_N >= wait_B1) | (self.length_N == self.num_shifts)
-        if self.max_note_ticks is None:
-            return allowed_BV
-        return self._without_long_notes(allowed_BV, self.max_note_ticks)
+        return allowed_BV if self.max_note_ticks is None else self._without_long_notes(allowed_BV, self.max_note_ticks)
 
     def _without_long_notes(self, allowed_BV: Tensor, max_ticks: int) -> Tensor:
         """Where notes have sounded too long, allow only the end of the lowest of them."""

@@ -14,21 +14,14 @@ PROMPT, GENERATED = (0.35, 0.35, 0.35), (0.1, 0.2, 0.65)  # red, green, blue
 def plot_piano_roll(score: "Score", path: Path, *, title: str = "", seam: float | None = None) -> None:
     """Plot notes over time, darker if louder, the prompt and the generated part in two colours, the pedal below.
 
-    Args:
-        score: in any time unit.
-        path: output file.
-        title: of the plot.
-        seam: seconds at which the prompt ends; None without a prompt.
+    `seam` is the second at which the prompt ends; None without a prompt.
     """
     figure, (axes,) = make_panels(1, height=2.9, columns=1)
     tracks = score.to("second").tracks
     notes = [note for track in tracks for note in track.notes]
     first = 0.0 if seam is None else seam - 0.005  # times come in ticks of 10 ms: half a tick of slack
-    parts = [
-        ("prompt", PROMPT, [n for n in notes if n.time < first]),
-        ("new", GENERATED, [n for n in notes if n.time >= first]),
-    ]
-    for name, colour, part in parts:
+    for name, colour, is_new in (("prompt", PROMPT, False), ("new", GENERATED, True)):
+        part = [note for note in notes if (note.time >= first) == is_new]
         axes.barh(
             [note.pitch for note in part],
             [note.duration for note in part],

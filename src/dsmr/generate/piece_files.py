@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from miditok import MusicTokenizer
 from symusic import Score
 
 from dsmr import UserError
@@ -60,44 +58,22 @@ def split_prompts(data: MusicData, split: Split, seconds: float | None) -> Promp
     numbers = {data.store.pieces[number].name: number for number in data.pieces(split)}
 
     def read(name: str) -> Prompt:
-        piece = data.store.pieces[numbers[name]]
-        ids = data.store.tokens[piece.start : piece.start + piece.length].tolist()
-        return stored_prompt(data.tokenizer, ids, name, seconds, data.tokens_per_second)
+        piece, tokenizer = data.store.pieces[numbers[name]], data.tokenizer
+        ids = open_ended(tokenizer, data.store.tokens[piece.start : piece.start + piece.length].tolist())
+        if isinstance(tokenizer, Performance):
+            return cut_prompt(tokenizer, ids, seconds, name)
+        if seconds is not None:  # these tokens do not tell their time one by one: the data's mean decides
+            ids = ids[: 1 + round(seconds * data.tokens_per_second)]
+        return Prompt(ids, seam=float(decode(tokenizer, ids[1:]).to("second").end()))
 
     return Prompts(list(numbers), read)
-
-
-def stored_prompt(
-    tokenizer: MusicTokenizer, ids: list[int], name: str, seconds: float | None, tokens_per_second: float
-) -> Prompt:
-    """The beginning of a tokenised piece.
-
-    Tokens other than `performance` do not tell their time one by one, so the mean of the data decides how many of
-    them are `seconds` of music.
-
-    Args:
-        tokenizer: of the ids.
-        ids: BOS, events, EOS.
-        name: of the piece, for messages.
-        seconds: length of the prompt; None takes the whole piece.
-        tokens_per_second: mean of the data.
-    """
-    ids = open_ended(tokenizer, ids)
-    if isinstance(tokenizer, Performance):
-        return cut_prompt(tokenizer, ids, seconds, name)
-    if seconds is not None:
-        ids = ids[: 1 + round(seconds * tokens_per_second)]
-    end = float(decode(tokenizer, np.asarray(ids[1:], np.uint16)).to("second").end())
-    return Prompt(ids, seam=end)
 
 
 def output_files(folder: Path, names: Sequence[str], num: int) -> dict[str, list[Path]]:
     """Files in a folder for `num` continuations of each piece: `NAME.mid`, or `NAME-1.mid`, `NAME-2.mid`, ...
 
     Pieces of different folders that share a file name keep the names of their folders: `a-NAME.mid`, `b-NAME.mid`.
-
-    Raises:
-        UserError: two pieces would be written to one file.
+    Raises `UserError` if two pieces would still be written to one file.
     """
     stems = {name: Path(name).stem for name in names}
     shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
@@ -120,8 +96,8 @@ def write_continuation(
 ) -> dict[str, Any]:
     """Write a continuation as MIDI, with a sound font also as WAV, and optionally as a piano roll (PNG).
 
-    Returns:
-        The paths of the files, the number of new notes, seconds of new music, and whether the model ended the piece.
+    Returns the paths of the files, the number of new notes, seconds of new music, and whether the model ended the
+    piece.
     """
     content = one.score.dumps_midi()
     try:

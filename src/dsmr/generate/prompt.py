@@ -61,10 +61,7 @@ def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: 
     if seconds is not None and not seconds > 0:
         raise UserError(f"prompt_seconds is {seconds}; it must be above 0")
     try:
-        if isinstance(file, Score):
-            score = file
-        else:
-            score, _ = read_midi(Path(file).expanduser().read_bytes())
+        score = file if isinstance(file, Score) else read_midi(Path(file).expanduser().read_bytes())[0]
         piano = piano_part(score)
         whole = open_ended(tokenizer, encode(tokenizer, piano).ids.tolist())
     except OSError as error:
@@ -135,7 +132,5 @@ def note_ticks(piano: Score) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     notes = track.notes.numpy()
     seconds = extend_by_pedal(notes, track.pedals.numpy())
     onset, offset, _, _ = quantize(*seconds, notes["pitch"], notes["velocity"])
-    order = np.lexsort([seconds[0], notes["pitch"]])  # the order in which `quantize` returns notes
-    onsets, offsets = np.empty_like(onset), np.empty_like(offset)
-    onsets[order], offsets[order] = onset, offset
-    return onsets, offsets
+    back = np.lexsort([seconds[0], notes["pitch"]]).argsort()  # from the order in which `quantize` returns notes
+    return onset[back], offset[back]

@@ -28,9 +28,6 @@ class Samples(Callback):
         every_n_steps: optimizer steps between two samples; 0 for none.
         seconds: approximate length in seconds of music, by the data's mean number of tokens per second.
         clock: measure of training speed, paused meanwhile.
-
-    Raises:
-        UserError: `every_n_steps` is negative or `seconds` is not positive.
     """
 
     def __init__(
@@ -39,8 +36,7 @@ class Samples(Callback):
         if every_n_steps < 0 or seconds <= 0:
             raise UserError(f"sample_every_n_steps ({every_n_steps}) must be at least 0, seconds ({seconds}) above 0")
         self.folder, self.every_n_steps, self.seconds = folder / "samples", every_n_steps, seconds
-        self.clock = clock
-        self._last = 0
+        self.clock, self._last = clock, 0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Write a sample at every n-th optimizer step."""

@@ -21,9 +21,6 @@ class Sampling:
         top_k: Sample only from the k likeliest tokens (0: all).
         top_p: Sample only from the likeliest tokens with this total probability (nucleus, arXiv 1904.09751).
         min_p: Sample only from tokens at least this fraction as likely as the likeliest one (arXiv 2407.01082).
-
-    Raises:
-        UserError: a setting that leaves nothing to sample from.
     """
 
     temperature: float = 1.0
@@ -52,8 +49,8 @@ def sample_tokens(
         allowed_BV: bool, at least one token per lane.
         uniform_B1: uniform random numbers in [0, 1), inverted through the cumulative distribution.
         sampling: settings.
-        kinds_VK: 1 where a token is of a kind, see `normalize_within_kinds`; None renormalises over all allowed
-        tokens.
+        kinds_VK: 1 where a token is of a kind, see `normalize_within_kinds`; None renormalises over all that is
+            allowed.
     """
     logits_BV = logits_BV.float()
     if sampling.temperature != 1:

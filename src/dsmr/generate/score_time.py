@@ -14,16 +14,14 @@ def seconds_to_ticks(score: Score, seconds: ArrayLike) -> NDArray[np.int64]:
     """Round seconds to ticks of a score; the last tempo continues after the end."""
     tick_N, second_N, per_second_N = _tempo_map(score)
     at = np.searchsorted(second_N, seconds, side="right") - 1
-    ticks: NDArray[np.float64] = np.rint(tick_N[at] + (np.asarray(seconds) - second_N[at]) * per_second_N[at])
-    return ticks.astype(np.int64)
+    return np.rint(tick_N[at] + (np.asarray(seconds) - second_N[at]) * per_second_N[at]).astype(np.int64)
 
 
 def ticks_to_seconds(score: Score, ticks: ArrayLike) -> NDArray[np.float64]:
     """Convert ticks of a score to seconds; the inverse of `seconds_to_ticks`."""
     tick_N, second_N, per_second_N = _tempo_map(score)
     at = np.searchsorted(tick_N, ticks, side="right") - 1
-    seconds: NDArray[np.float64] = second_N[at] + (np.asarray(ticks) - tick_N[at]) / per_second_N[at]
-    return seconds
+    return second_N[at] + (np.asarray(ticks) - tick_N[at]) / per_second_N[at]
 
 
 def _tempo_map(score: Score) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -38,26 +36,9 @@ def _tempo_map(score: Score) -> tuple[NDArray[np.float64], NDArray[np.float64], 
 
 
 def with_fine_ticks(score: Score) -> Score:
-    """Copy a score; its ticks are divided by a whole number if they are coarser than 10 ms needs at its slowest tempo.
-
-    A whole number, so that no note of the file moves.
-    """
+    """Copy a score, with its ticks divided if they are coarser than 10 ms needs at its slowest tempo."""
     slowest = max([tempo.mspq for tempo in score.tempos], default=500_000)
+    # a whole number, so that no note of the file moves
     factor = math.ceil(MIN_TICKS_PER_SECOND * slowest / 1e6 / score.ticks_per_quarter)
-    return divide_ticks(score, max(1, min(factor, MAX_TICKS_PER_QUARTER // score.ticks_per_quarter)))
-
-
-def divide_ticks(score: Score, factor: int) -> Score:
-    """Copy a score with ticks that are `factor` times shorter."""
-    copy: Score = score.copy()
-    for events in (copy.tempos, copy.time_signatures, copy.key_signatures, copy.markers):
-        for event in events:
-            event.time *= factor
-    for track in copy.tracks:
-        for events in (track.notes, track.pedals, track.controls, track.pitch_bends, track.lyrics):
-            for event in events:
-                event.time *= factor
-        for lasting in (*track.notes, *track.pedals):
-            lasting.duration *= factor
-    copy.ticks_per_quarter = score.ticks_per_quarter * factor
-    return copy
+    factor = max(1, min(factor, MAX_TICKS_PER_QUARTER // score.ticks_per_quarter))
+    return score.resample(score.ticks_per_quarter * factor)

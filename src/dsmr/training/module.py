@@ -169,51 +169,39 @@ class RecurrentLM(TrainingStep):
             own = saved if isinstance(saved, dict) else saved[self.global_rank]  # format 1: of one process
             restore_random_state(own, self.device)
 
+    @property
+    def _evaluated_split(self) -> str:
+        trainer = trainer_of(self)
+        return "test" if trainer is not None and trainer.testing else "validation"
+
     def on_validation_epoch_start(self) -> None:
         """Begin with an empty memory."""
-        self._begin_split("validation")
-
-    def on_test_epoch_start(self) -> None:
-        """Begin with an empty memory."""
-        self._begin_split("test")
+        self.memories.pop(self._evaluated_split, None)
+        self.scores.reset()
 
     def validation_step(self, batch: Segment) -> None:
-        """Score a segment of the validation split."""
-        self._score(batch, "validation")
-
-    def test_step(self, batch: Segment) -> None:
-        """Score a segment of the test split."""
-        self._score(batch, "test")
+        """Score a segment of the split."""
+        memory = self.memories.get_or_init(self._evaluated_split, len(batch.is_start_B))
+        logits_BTV, update = self.backbone(batch.tokens_BT, memory, batch.is_start_B)
+        memory.commit(update)
+        self.scores.update(batch, logits_BTV)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the split, and drop its memory."""
-        self._end_split("validation", "val")
+        split, trainer = self._evaluated_split, trainer_of(self)
+        self.memories.pop(split, None)
+        prefix = "test" if split == "test" else "val"
+        logged = {f"{prefix}/{k}": v.float().to(self.device) for k, v in self.scores.compute(split).items()}
+        # all processes have the same values already: the maximum of equal values is that value, bit for bit
+        self.log_dict(logged, sync_dist=trainer is not None and trainer.world_size > 1, reduce_fx="max")
 
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the split, and drop its memory."""
-        self._end_split("test", "test")
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     @property
     def piece_table(self) -> PieceTable | None:
         """Results by piece of the split that was evaluated last."""
         return self.scores.piece_table
-
-    def _begin_split(self, split: str) -> None:
-        self.memories.pop(split, None)
-        self.scores.reset()
-
-    def _score(self, batch: Segment, split: str) -> None:
-        memory = self.memories.get_or_init(split, len(batch.is_start_B))
-        logits_BTV, update = self.backbone(batch.tokens_BT, memory, batch.is_start_B)
-        memory.commit(update)
-        self.scores.update(batch, logits_BTV)
-
-    def _end_split(self, split: str, prefix: str) -> None:
-        self.memories.pop(split, None)
-        logged = {f"{prefix}/{k}": v.float().to(self.device) for k, v in self.scores.compute(split).items()}
-        trainer = trainer_of(self)
-        # all processes have the same values already: the maximum of equal values is that value, bit for bit
-        self.log_dict(logged, sync_dist=trainer is not None and trainer.world_size > 1, reduce_fx="max")
 
 
 def build_backbone(

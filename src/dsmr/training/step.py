@@ -66,25 +66,15 @@ class HostFlag:
 
 @dataclass(repr=False)
 class PendingSegment:
-    """A segment on its way from `on_train_batch_start` to `_commit`; the forward pass sets what has no default.
+    """A segment on its way from `on_train_batch_start` to `_commit`; the forward pass sets what has no default."""
 
-    Attributes:
-        random_state: of torch's generators before the step.
-        has_optimizer_step: False within an accumulation of gradients.
-        is_computed: True after the forward pass.
-        batch: the segment.
-        nll_BT: its loss, detached.
-        update: what `Memory.commit` takes.
-        is_loss_finite: bool tensor, the same on all processes.
-    """
-
-    random_state: dict[str, Tensor]
-    has_optimizer_step: bool = False
-    is_computed: bool = False
+    random_state: dict[str, Tensor]  # of torch's generators before the step
+    has_optimizer_step: bool = False  # not within an accumulation of gradients
+    is_computed: bool = False  # after the forward pass
     batch: Segment = field(init=False)
-    nll_BT: Tensor = field(init=False)
+    nll_BT: Tensor = field(init=False)  # detached
     update: Update = field(init=False)
-    is_loss_finite: Tensor = field(init=False)
+    is_loss_finite: Tensor = field(init=False)  # bool, the same on all processes
 
 
 class TrainingStep(LightningModule):
@@ -129,10 +119,8 @@ class TrainingStep(LightningModule):
         """4. Clip the gradients; 5. raise `NotFiniteError`, on CUDA behind an optimizer step that changes nothing."""
         norm = self._clipped_norm(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.log("train/gradient_norm", norm)
-        is_finite = self._pending.is_loss_finite
         is_scaled = self.trainer.precision == "16-mixed"
-        if not is_scaled:
-            is_finite = is_finite & norm.isfinite()
+        is_finite = self._pending.is_loss_finite if is_scaled else self._pending.is_loss_finite & norm.isfinite()
         self._check(is_finite, is_late=not is_scaled and set_found_inf(optimizer, ~is_finite))
 
     def optimizer_step(

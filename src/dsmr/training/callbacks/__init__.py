@@ -8,12 +8,4 @@ from dsmr.training.callbacks.peak_memory import PeakMemory
 from dsmr.training.callbacks.stop_signals import Stopped
 from dsmr.training.callbacks.throughput import Throughput
 
-__all__ = [
-    "BestCheckpoint",
-    "EpochTime",
-    "LastCheckpoint",
-    "LostProcess",
-    "PeakMemory",
-    "Stopped",
-    "Throughput",
-]
+__all__ = ["BestCheckpoint", "EpochTime", "LastCheckpoint", "LostProcess", "PeakMemory", "Stopped", "Throughput"]

@@ -136,8 +136,7 @@ class PerformanceGrammar(Grammar):
 
     def sounding(self, lane: int) -> list[int]:
         """Return the pitches that sound."""
-        found: list[int] = self.sounding_BQ[lane, :NUM_PITCHES].nonzero()[:, 0].tolist()
-        return found
+        return self.sounding_BQ[lane, :NUM_PITCHES].nonzero()[:, 0].tolist()
 
     def allowed(self, *, may_end: bool) -> Tensor:
         """See `Grammar.allowed`."""

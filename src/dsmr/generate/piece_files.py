@@ -23,13 +23,7 @@ from dsmr.generate.prompt import Prompt, cut_prompt
 
 @dataclass
 class Prompts:
-    """Prompts that are read one at a time.
-
-    Attributes:
-        names: of the pieces.
-        read: returns the prompt of a piece, or raises UserError.
-        refused: reasons by name, of the pieces that could not be used so far.
-    """
+    """Prompts by name, read one at a time; `refused` has the reasons of those that could not be used so far."""
 
     names: Sequence[str]
     read: Callable[[str], Prompt] = field(repr=False)

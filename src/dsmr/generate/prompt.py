@@ -79,14 +79,7 @@ def cut_prompt(tokenizer: Performance, ids: list[int], seconds: float | None, na
     The ids of the prompt are a prefix of the piece's. Notes that sound at the seam have no end in them: the network
     decides when they end.
 
-    Args:
-        tokenizer: the tokenizer.
-        ids: BOS and events.
-        seconds: the seam (default: the end of the piece).
-        name: name of the piece in messages.
-
-    Raises:
-        UserError: there is no note before the seam.
+    `ids` are BOS and events; `name` is for messages, such as the `UserError` if there is no note before the seam.
     """
     tick_N = token_ticks(tokenizer, ids)
     is_event_N = tokenizer.is_note(np.asarray(ids))
@@ -122,8 +115,7 @@ def _cut_by_onsets(
 def token_ticks(tokenizer: Performance, ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     """Tick (10 ms) of each token: the sum of all shifts up to it, its own included."""
     shift = np.asarray(ids, np.int64) - tokenizer.shift + 1
-    ticks: NDArray[np.int64] = np.where((shift > 0) & (shift <= tokenizer.num_shifts), shift, 0).cumsum()
-    return ticks
+    return np.where((shift > 0) & (shift <= tokenizer.num_shifts), shift, 0).cumsum()
 
 
 def note_ticks(piano: Score) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

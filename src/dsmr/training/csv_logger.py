@@ -22,14 +22,7 @@ class MetricsLogger(Logger):
     """Logs to `metrics.csv` of a run: one row for each logged step and each validation.
 
     Rows are appended; with a new column, and at the first writing, the file is replaced as a whole. Of a resumed run
-    the rows that its checkpoint knows are kept, since those after them are computed again.
-
-    Args:
-        folder: of the run.
-        num_kept: rows to keep of an existing file; 0 begins anew.
-
-    Attributes:
-        num_rows: rows in the file.
+    the first `num_kept` rows are kept, which its checkpoint knows, since those after them are computed again.
     """
 
     def __init__(self, folder: Path, num_kept: int = 0) -> None:

@@ -47,10 +47,6 @@ def settle_counters(checkpoint: dict[str, Any], validation: Validation) -> None:
     Lightning counts a batch as begun before its hooks, and as logged after its validation. Depending on the hook that
     saves, a resumed run would log at other steps, or skip a validation. After this, every checkpoint is one of two:
     after a batch whose validation, if any, is complete; or before that validation, which then runs first.
-
-    Args:
-        checkpoint: changed in place.
-        validation: progress of the last batch's validation.
     """
     fit_loop = checkpoint["loops"]["fit_loop"]
     batches, segments = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_loop.val_loop.batch_progress"]

@@ -5,7 +5,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from dsmr import UserError
-from dsmr.batch import IGNORED, Segment
+from dsmr.batch import IGNORED
 from dsmr.data.datamodule import MusicData
 
 
@@ -26,17 +26,6 @@ def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(
         logits_BTV.to(dtype).flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets_BT)
-
-
-def first_not_finite(known: Tensor, nll_BT: Tensor, batch: Segment) -> Tensor:
-    """Return (piece, position) of the first segment whose NLL is NaN or Inf, (-1, -1) if there is none so far.
-
-    Stays on the device: an evaluation reads it once, at its end.
-    """
-    bad_B = ~nll_BT.isfinite().all(dim=1)
-    lane = bad_B.int().argmax()
-    here = torch.stack([batch.piece_B[lane], batch.position_B[lane]])
-    return torch.where(bad_B.any() & (known[0] < 0), here, known)
 
 
 def piece_position(data: MusicData | None, piece: Tensor, position: Tensor) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
 from dsmr.results.piece_table import PieceTable
-from dsmr.training.losses import NotFiniteError, first_not_finite, piece_position, token_nll
+from dsmr.training.losses import NotFiniteError, piece_position, token_nll
 from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity, TokenNLL
 
 
@@ -27,7 +27,7 @@ class SplitScores(nn.Module):
         self.pieces: PieceNLL | None = None
         self.piece_table: PieceTable | None = None
         self.data: MusicData | None = None
-        self._first_bad = torch.full((2,), -1)
+        self._first_bad = torch.full((2,), -1)  # piece and position of the first NLL that is NaN or Inf
         self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)
         self.register_buffer("family_V", torch.zeros(vocab_size, dtype=torch.long), persistent=False)
 
@@ -53,7 +53,10 @@ class SplitScores(nn.Module):
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         is_real_BT = batch.targets_BT != IGNORED
         known_BT = batch.targets_BT.clamp(min=0)
-        self._first_bad = first_not_finite(self._first_bad, nll_BT, batch)
+        bad_B = ~nll_BT.isfinite().all(dim=1)
+        lane = bad_B.int().argmax()
+        here = torch.stack([batch.piece_B[lane], batch.position_B[lane]])  # on the device: read once, in `compute`
+        self._first_bad = torch.where(bad_B.any() & (self._first_bad[0] < 0), here, self._first_bad)
         self.nll.update(nll_BT, is_real_BT, self.note_on_V[known_BT], batch.microseconds_B)
         self.positions.update(nll_BT, is_real_BT, batch.position_B)
         if self.pieces:
@@ -74,8 +77,9 @@ class SplitScores(nn.Module):
             metrics |= {f"recall/{name}": value for name, value in self.recall.compute().items()}
         if self.pieces:
             assert self.data is not None
-            self.piece_table = build_piece_table(self.pieces, self.data)
-            metrics |= {f"family/{name}": value for name, value in family_nll(self.piece_table).items()}
+            table = self.piece_table = build_piece_table(self.pieces, self.data)
+            families = zip(table.families, table.nll_PF.sum(axis=0), table.tokens_PF.sum(axis=0), strict=True)
+            metrics |= {f"family/{name}": torch.tensor(nll / tokens) for name, nll, tokens in families if tokens}
         return metrics
 
 
@@ -84,10 +88,3 @@ def build_piece_table(metric: PieceNLL, data: MusicData) -> PieceTable:
     sums = {name: total.cpu().double().numpy() for name, total in metric.compute().items()}
     names = [piece.name for piece in data.store.pieces]
     return PieceTable.from_sums(**sums, names=names, families=data.families, starts=PositionPerplexity.STARTS)
-
-
-def family_nll(table: PieceTable) -> dict[str, Tensor]:
-    """Return the nats per token of each family of tokens in the table."""
-    nll_F, tokens_F = table.nll_PF.sum(axis=0), table.tokens_PF.sum(axis=0)
-    families = zip(table.families, nll_F, tokens_F, strict=True)
-    return {name: torch.tensor(nll / tokens) for name, nll, tokens in families if tokens}

@@ -15,12 +15,8 @@ def train_and_validate(
 ) -> dict[str, Any]:
     """Train a row on `train_tokens` tokens; return the number of training tokens and the validation metrics.
 
-    Args:
-        work: sizes and settings; the network keeps the configured dropout.
-        row: any row but isolated windows, which need other data.
-        model: provides the optimizer and its schedule.
-        data: training and validation pieces.
-        limits: the trainer's validation limits.
+    It may be any row but isolated windows, which need other data, and keeps the configured dropout. The model provides
+    the optimizer and its schedule, and `limits` are the trainer's validation limits.
     """
     seed_everything(work.seed, verbose=False)
     per_step = data.num_lanes * data.segment_length

@@ -12,12 +12,11 @@ from dsmr import UserError
 from dsmr.benchmark.decoding_speed import decoding_row, x_transformers_decoding_row
 from dsmr.benchmark.machine import copy_bandwidth, current_commit, hardware_info, package_versions
 from dsmr.benchmark.peers import UnfitError
-from dsmr.benchmark.piece_lengths import measure_piece_lengths
 from dsmr.benchmark.settings import Workload
 from dsmr.benchmark.training_speed import PEERS, MeasuredRow, network_training_row, peer_training_row
 from dsmr.benchmark.variants import Row
 from dsmr.cost import GIB, MIB
-from dsmr.cost.measuring import reset_peak_memory, timed
+from dsmr.cost.measuring import peak_memory, reset_peak_memory, timed
 
 Prepare = Callable[[], MeasuredRow]
 Say = Callable[[str], None]
@@ -88,7 +87,7 @@ def list_rows(work: Workload, bandwidth: float, suffix: str = "") -> tuple[dict[
                 if not row.windows:
                     rows[full_name] = partial(decoding_row, full_name, work, row, lanes, bandwidth)
         if settings.peers:
-            name = "x_transformers_decode" + suffix
+            name = f"x_transformers_decode{suffix}"
             rows[name] = partial(x_transformers_decoding_row, name, work)
     return rows, absent
 
@@ -147,12 +146,8 @@ def measure_rounds(rows: dict[str, MeasuredRow], results: dict[str, dict[str, An
 
 def row_result(row: MeasuredRow, rows: dict[str, MeasuredRow]) -> dict[str, Any]:
     """Summarize a measured row, relative to the `full` row of its kind and precision."""
-    result: dict[str, Any] = {
-        "name": row.name,
-        "kind": row.kind,
-        "tokens_per_second": row.tokens / statistics.median(row.seconds),
-        **row.facts,
-    }
+    speed = row.tokens / statistics.median(row.seconds)
+    result: dict[str, Any] = {"name": row.name, "kind": row.kind, "tokens_per_second": speed, **row.facts}
     suffix = "".join(row.name.partition("@")[1:])
     full = rows.get(decoding_name("full", result["lanes"], suffix) if row.kind == "decoding" else "full" + suffix)
     if full is not None:
@@ -167,16 +162,42 @@ def row_result(row: MeasuredRow, rows: dict[str, MeasuredRow]) -> dict[str, Any]
 
 
 def measure_pieces(work: Workload, say: Say) -> list[dict[str, Any]]:
-    """Measure `full` and `two_scale` by piece length."""
+    """Measure time and memory of `full` and `two_scale` vs. piece length: linear time, constant memory."""
     networks, settings = work.known_rows()[0], work.settings
-    pieces = []
+    pieces: list[dict[str, Any]] = []
     for name in ("full", "two_scale"):
         if settings.piece_lengths and name in networks and (not settings.rows or name in settings.rows):
             try:
-                pieces.append(measure_piece_lengths(name, work, networks[name], settings.piece_lengths, say))
+                pieces.append({"name": name, "points": _piece_points(name, work, networks[name], say)})
             except torch.OutOfMemoryError:
                 pieces.append({"name": name, "points": [], "out_of_memory": True})
     return pieces
+
+
+@torch.inference_mode()
+def _piece_points(name: str, work: Workload, row: Row, say: Say) -> list[dict[str, float]]:
+    """Read one piece from its start, recording time and memory at the configured lengths in tokens.
+
+    Each point has tokens, seconds so far, MiB of state, and the peak in GiB as of `peak_memory` (on a CPU that of the
+    whole process, other rows included).
+    """
+    network = work.network(row, work.backend).eval()
+    tokens, points, num_read, total = work.tokens(), [], 0, 0.0
+    with work.autocast():
+        memory = network.init_memory(1)
+        network(tokens.draw(1, network.segment_length), memory)  # warm-up
+        reset_peak_memory(work.device)
+        for length in sorted(work.settings.piece_lengths):
+            say(f"{name}: a piece of {length:,} tokens")
+            with timed(work.device) as seconds:
+                while num_read < length:
+                    _, update = network(tokens.draw(1, network.segment_length), memory)
+                    memory.commit(update)
+                    num_read += network.segment_length
+            total += seconds[0]
+            point = {"tokens": num_read, "seconds": total, "state_mib": memory.num_bytes / MIB}
+            points.append(point | peak_memory(work.device))
+    return points
 
 
 def train_rows(

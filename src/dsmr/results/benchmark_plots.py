@@ -35,8 +35,9 @@ def plot_benchmark(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def annotate_apart(axes: "Axes", labels: Sequence[tuple[tuple[float, float], str]], size: int = 7) -> None:
+def annotate_apart(axes: "Axes", labels: Sequence[tuple[tuple[float, float], str]]) -> None:
     """Write each label to the right of its point, moved up until it overlaps no other."""
+    size = 7
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # fixes the transform from data to pixels
     points_per_pixel = 72 / axes.figure.dpi
     taken: list[tuple[float, float, float]] = []  # left, right, bottom, in points

@@ -111,10 +111,9 @@ def shared_name(names: Sequence[str]) -> str:
 
 
 def compare_groups(groups: Sequence[RunGroup], against: str | None = None) -> tuple[list[GroupDifference], list[str]]:
-    """Compare every group with the one named `against`, by default the first; UserError if there is none.
+    """Compare every group with the one named `against`, by default the first.
 
-    Returns:
-        Differences, and reasons for the groups that cannot be compared.
+    Returns the differences, and the reasons for groups that cannot be compared. UserError if `against` is unknown.
     """
     by_name = {group.name: group for group in groups}
     if against is not None and against not in by_name:

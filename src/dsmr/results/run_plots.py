@@ -23,13 +23,13 @@ POSITION = "val/position/perplexity_"
 
 
 def plot_learning(runs: Sequence[Run], path: Path) -> None:
-    """Plot training NLL (running mean) and validation perplexity against training tokens."""
+    """Plot training NLL (running mean of ten values) and validation perplexity against training tokens."""
     figure, panels = make_panels(2, height=3.4, columns=2, shared=False)
     for number, run in enumerate(runs):
         for axes, column in zip(panels, ("train/nll", "val/perplexity"), strict=True):
             tokens, values = run.curve(column)
             if column == "train/nll":
-                values = running_mean(values, 10)
+                values = [sum(values[max(0, i - 9) : i + 1]) / min(i + 1, 10) for i in range(len(values))]
             marker = "o" if column == "val/perplexity" else ""
             axes.plot(tokens, values, marker=marker, markersize=3, linewidth=1, label=run.name, **line_style(number))
     for axes, label in zip(panels, ("Training NLL (nats/token)", "Validation perplexity"), strict=True):
@@ -39,11 +39,6 @@ def plot_learning(runs: Sequence[Run], path: Path) -> None:
         axes.grid(linewidth=0.3, color=FAINT)
     legend_beside(figure, panels[0])
     figure.savefig(path, dpi=150)
-
-
-def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Average each value with up to `width - 1` values before it."""
-    return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
 def plot_positions(runs: Sequence[Run], path: Path) -> bool:

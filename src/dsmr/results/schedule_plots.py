@@ -1,6 +1,7 @@
 """Plots of schedules: what each layer keeps, and how far back it sees."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,10 @@ def plot_schedules(shapes: Mapping[str, ScheduleShape], path: Path) -> None:
     """Plot the horizon and the receptive field of every layer, one panel per named schedule."""
     figure, panels = make_panels(len(shapes), height=2.3)
     rate = common_rate([shape.rate for shape in shapes.values()])
-    fields = {name: _receptive_field(shape) for name, shape in shapes.items()}
+    fields: dict[str, tuple[int, ...]] = dict.fromkeys(shapes, ())
+    for name, shape in shapes.items():
+        with suppress(UserError):  # a rule of a user's own that cannot be imported here
+            fields[name] = receptive_field(shape.horizons, shape.segment_length, shape.rule)
     longest = max(max(fields[name] or shape.horizons) for name, shape in shapes.items())
     for axes, (name, shape) in zip(panels, shapes.items(), strict=True):
         layers = range(len(shape.horizons))
@@ -44,15 +48,7 @@ def plot_schedules(shapes: Mapping[str, ScheduleShape], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def shorten_spelling(spelling: str, limit: int = 32) -> str:
+def shorten_spelling(spelling: str) -> str:
     """Abbreviate long horizons to their first two terms and the last."""
     terms = spelling.split("+")
-    return spelling if len(spelling) <= limit else f"{terms[0]}+{terms[1]} ... {terms[-1]}"
-
-
-def _receptive_field(shape: ScheduleShape) -> tuple[int, ...]:
-    """Return the receptive field, empty for a rule of a user's own that cannot be imported here."""
-    try:
-        return receptive_field(shape.horizons, shape.segment_length, shape.rule)
-    except UserError:
-        return ()
+    return spelling if len(spelling) <= 32 else f"{terms[0]}+{terms[1]} ... {terms[-1]}"

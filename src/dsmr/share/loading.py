@@ -34,12 +34,8 @@ class LoadedModel:
 def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
     """Find the checkpoint file of a run, or the folder of an exported model, downloading it if necessary.
 
-    Args:
-        given: a run folder, a checkpoint file, an exported folder or its hub address (`hf://OWNER/NAME`).
-        preferred: file to use in a run folder; without `best.ckpt`, `last.ckpt` is used.
-
-    Raises:
-        UserError: there is no such checkpoint.
+    Given is a run folder, a checkpoint file, an exported folder or its hub address (`hf://OWNER/NAME`). In a run
+    folder the `preferred` file is used; without `best.ckpt`, `last.ckpt`. UserError if there is no such checkpoint.
     """
     if str(given).startswith(exported.HUB):
         return exported.download_exported(str(given))
@@ -59,13 +55,7 @@ def find_checkpoint(given: str | Path, preferred: str = BEST_FILE) -> Path:
 def load_model(given: str | Path, *, horizons: str | None = None, attention: Backend = "auto") -> LoadedModel:
     """Load the network and tokenizer of a run's best checkpoint, a checkpoint file or an exported model.
 
-    Args:
-        given: see `find_checkpoint`.
-        horizons: replaces the trained horizons, with the same weights.
-        attention: attention backend, see `dsmr.attention.backends.attend`.
-
-    Raises:
-        UserError: the checkpoint does not exist or cannot be used.
+    Other `horizons` replace the trained ones, with the same weights. UserError if there is no usable checkpoint.
     """
     path = find_checkpoint(given)
     if path.is_dir():

@@ -83,8 +83,7 @@ def window_nll(backbone: Backbone, ids_N: Tensor) -> Tensor:
             targets_1T = padded_lane(targets_N, first, length, IGNORED)
             logits_BTV, _ = backbone(tokens_1T, backbone.init_memory(1), is_start_1)
             nll_T = token_nll(logits_BTV, targets_1T)[0].to(dtype)
-            context = half if first else 0
-            end = min(first + length, len(inputs_N))
+            context, end = half if first else 0, min(first + length, len(inputs_N))
             found_N[first + context : end] = nll_T[context : end - first]
     return found_N
 

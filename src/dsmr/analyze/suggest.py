@@ -87,9 +87,8 @@ class SuggestedRun:
         folder = found if found.is_dir() else found.parent
         path = folder / PIECES_FILE
         if not path.is_file():
-            raise UserError(
-                f"--trained {given} has no {PIECES_FILE}; write it with dsmr validate --checkpoint {folder}"
-            )
+            remedy = f"write it with dsmr validate --checkpoint {folder}"
+            raise UserError(f"--trained {given} has no {PIECES_FILE}; {remedy}")
         return cls(folder.name, load_model(given).backbone.horizons, PieceTable.read(path))
 
 

@@ -66,8 +66,7 @@ class XTransformersXL(nn.Module):
 
     def forward(self, tokens_BT: Tensor, memory: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return logits (B, T, V) and the next memory."""
-        logits_and_memory: tuple[Tensor, list[Tensor]] = self.network(tokens_BT, mems=memory, return_mems=True)
-        return logits_and_memory
+        return self.network(tokens_BT, mems=memory, return_mems=True)
 
     def begin_decoding(self, tokens_BM: Tensor) -> Any:
         """Return the cache of keys and values after these tokens."""
@@ -75,9 +74,7 @@ class XTransformersXL(nn.Module):
 
     def decode(self, token_B1: Tensor, cache: Any) -> Tensor:
         """Return logits of one more token, (B, 1, V)."""
-        found = self.network(token_B1, cache=cache, input_not_include_cache=True, return_intermediates=True)
-        logits_B1V: Tensor = found[0]
-        return logits_B1V
+        return self.network(token_B1, cache=cache, input_not_include_cache=True, return_intermediates=True)[0]
 
 
 class PerceiverARPytorch(nn.Module):
@@ -114,5 +111,4 @@ class PerceiverARPytorch(nn.Module):
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
         """Return logits of the last T of M + T tokens, (B, T, V)."""
-        logits_BTV: Tensor = self.network(tokens_BS)
-        return logits_BTV
+        return self.network(tokens_BS)

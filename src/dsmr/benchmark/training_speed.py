@@ -76,8 +76,8 @@ def peer_sizes(work: Workload) -> dict[str, int]:
 def x_transformers_network(work: Workload) -> XTransformersXL:
     """Build x-transformers' network at our sizes."""
     torch.manual_seed(work.seed)
-    network = XTransformersXL(work.vocab_size, work.segment_length, work.prefix_length, **peer_sizes(work))
-    return network.to(work.device)
+    sizes = (work.vocab_size, work.segment_length, work.prefix_length)
+    return XTransformersXL(*sizes, **peer_sizes(work)).to(work.device)
 
 
 def x_transformers_step(work: Workload) -> TrainingStep:

@@ -33,7 +33,7 @@ class Device:
 
     def peak(self, kind: Peak) -> float | None:
         """Return the peak speed in FLOP/s; None if the card does not compute in this type."""
-        teraflops: float | None = getattr(self, kind)
+        teraflops = getattr(self, kind)
         return None if teraflops is None else 1e12 * teraflops
 
 

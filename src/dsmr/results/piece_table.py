@@ -61,20 +61,17 @@ class PieceTable:
     @property
     def nll_P(self) -> FloatArray:
         """Nats of each piece."""
-        total: FloatArray = self.nll_PF.sum(axis=1)
-        return total
+        return self.nll_PF.sum(axis=1)
 
     @property
     def tokens_P(self) -> FloatArray:
         """Predicted tokens of each piece."""
-        total: FloatArray = self.tokens_PF.sum(axis=1)
-        return total
+        return self.tokens_PF.sum(axis=1)
 
     @property
     def notes_P(self) -> FloatArray:
         """Note onsets of each piece."""
-        notes: FloatArray = self.tokens_PF[:, self.families.index("pitch")]
-        return notes
+        return self.tokens_PF[:, self.families.index("pitch")]
 
     def is_complete(self, pieces: Sequence[Any]) -> bool:
         """Return True if every piece of the table was evaluated to its end, given the pieces of the store."""

@@ -43,8 +43,7 @@ class Run:
     def rule(self) -> str:
         """Visibility rule."""
         settings = (self.config["model"].get("backbone") or {}).get("init_args") or {}
-        rule: str = (self.section or settings).get("rule", "boundary")
-        return rule
+        return (self.section or settings).get("rule", "boundary")
 
     @property
     def segment_length(self) -> int:

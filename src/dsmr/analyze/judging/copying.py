@@ -67,5 +67,4 @@ class Runs:
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(29))) * MULTIPLIER
-    mixed: NDArray[np.uint64] = (values ^ (values >> np.uint64(32))) * MULTIPLIER
-    return mixed
+    return (values ^ (values >> np.uint64(32))) * MULTIPLIER

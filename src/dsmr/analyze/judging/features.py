@@ -41,8 +41,7 @@ def histogram(excerpts: Sequence[Excerpt], quantity: Quantity) -> NDArray[np.flo
     """Number of notes in each bin of the quantity, over all excerpts."""
     values = np.concatenate([quantity.values(excerpt) for excerpt in excerpts])
     inside = np.clip(values, quantity.edges[0] + 1e-9, quantity.edges[-1] - 1e-9)
-    counts: NDArray[np.float64] = np.histogram(inside, quantity.edges)[0].astype(np.float64)
-    return counts
+    return np.histogram(inside, quantity.edges)[0].astype(np.float64)
 
 
 def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -51,15 +50,13 @@ def overlap_area(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
     Bins are the last dimension of both counts, whose other dimensions broadcast.
     """
     shares = (counts / counts.sum(axis=-1, keepdims=True) for counts in (first, second))
-    area: NDArray[np.float64] = np.minimum(*shares).sum(axis=-1)
-    return area
+    return np.minimum(*shares).sum(axis=-1)
 
 
 def divergence(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of the first histogram from the second, in nats; arguments as in `overlap_area`."""
     p, q = (counts / counts.sum(axis=-1, keepdims=True) for counts in (first + PRIOR, second + PRIOR))
-    nats: NDArray[np.float64] = (p * np.log(p / q)).sum(axis=-1)
-    return nats
+    return (p * np.log(p / q)).sum(axis=-1)
 
 
 def entropy_bits(counts: NDArray[np.int64]) -> float:

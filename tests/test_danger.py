@@ -15,8 +15,8 @@ from dsmr import UserError
 from dsmr.cli import main
 from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.datamodule import MusicData
-from dsmr.data.maestro import find_maestro
-from dsmr.data.readers import MAX_FILE_BYTES
+from dsmr.data.folder import find_source
+from dsmr.data.sources import MAX_FILE_BYTES
 from test_data import ROWS, make_maestro, zipped
 
 VERSION_1 = Path(__file__).parent / "data" / "version1"
@@ -96,7 +96,7 @@ def test_an_archive_too_large_when_unpacked_is_refused_before_anything_is_read(t
     content[at + 24 : at + 28] = struct.pack("<I", 0xFFFFFFF0)  # what the directory says of its first member
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"would unpack to 4\.0 GiB"):
-        find_maestro(path).entries()
+        find_source(path, "data.path").entries()
 
 
 @pytest.mark.parametrize("as_zip", [False, True])
@@ -105,7 +105,7 @@ def test_a_csv_too_large_when_unpacked_is_refused(tmp_path: Path, as_zip: bool) 
     with (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").open("ab") as file:
         file.write(b"," * MAX_FILE_BYTES)
     with pytest.raises(UserError, match=r"csv larger than 16 MiB"):
-        find_maestro(zipped(folder) if as_zip else folder).entries()
+        find_source(zipped(folder) if as_zip else folder, "data.path").entries()
 
 
 def test_a_link_in_a_run_is_replaced_and_its_target_kept(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ from conftest import write_midi
 from dsmr import UserError
 from dsmr.batch import IGNORED, Segment
 from dsmr.data.datamodule import MusicData
-from dsmr.data.folder import MidiFiles, split_by_digest
+from dsmr.data.folder import MidiFiles, find_source, split_by_digest
 from dsmr.data.lanes import plan_stream
-from dsmr.data.maestro import MAESTRO_NAME, Maestro, download_maestro, find_maestro
+from dsmr.data.maestro import MAESTRO_NAME, Maestro, download_maestro
 from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore
 from dsmr.data.synthetic import NUM_MARKS, RecallTask
@@ -84,20 +84,20 @@ def test_a_csv_that_climbs_out_is_refused_with_its_line(tmp_path: Path, name: st
     folder = make_maestro(tmp_path / "data", [*ROWS, ("train", name)])
     for path in (folder, zipped(folder)):
         with pytest.raises(UserError, match=r"line 5.*leads out"):
-            find_maestro(path).entries()
+            find_source(path, "data.path").entries()
 
 
 def test_a_zip_that_climbs_out_or_links_is_refused(tmp_path: Path) -> None:
     folder = make_maestro(tmp_path / "data", ROWS)
     with pytest.raises(UserError, match="leads out"):
-        find_maestro(zipped(folder, {"../../evil.mid": "x"})).entries()
+        find_source(zipped(folder, {"../../evil.mid": "x"}), "data.path").entries()
     path = zipped(folder)
     link = zipfile.ZipInfo("maestro-v3.0.0/link.midi")
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(link, "/etc/passwd")
     with pytest.raises(UserError, match="is a link"):
-        find_maestro(path).entries()
+        find_source(path, "data.path").entries()
 
 
 def test_a_damaged_member_is_listed_and_its_neighbours_kept(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_damaged_csv_is_refused_with_its_name(tmp_path: Path, content: bytes) 
     (folder / "maestro-v3.0.0/maestro-v3.0.0.csv").write_bytes(content)
     for path in (folder, zipped(folder)):
         with pytest.raises(UserError, match=r"maestro-v3.0.0.csv"):
-            find_maestro(path).entries()
+            find_source(path, "data.path").entries()
 
 
 def test_a_folder_that_links_out_is_refused(tmp_path: Path) -> None:
@@ -132,22 +132,14 @@ def test_a_folder_that_links_out_is_refused(tmp_path: Path) -> None:
     target.unlink()
     target.symlink_to(outside)
     with pytest.raises(UserError, match="leads out"):
-        find_maestro(folder).entries()
+        find_source(folder, "data.path").entries()
 
 
 def test_damaged_collections_are_refused_with_advice(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
-        find_maestro(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no maestro"):
-        find_maestro(tmp_path / "empty")
-    (tmp_path / "no.zip").write_bytes(b"not a zip")
-    with pytest.raises(UserError, match="not a readable zip"):
-        find_maestro(tmp_path / "no.zip").entries()
     with pytest.raises(UserError, match=r"1 of 4 files.*missing, first 2004/9.midi"):
-        find_maestro(make_maestro(tmp_path / "a", [*ROWS, ("test", "2004/9.midi")])).entries()
+        find_source(make_maestro(tmp_path / "a", [*ROWS, ("test", "2004/9.midi")]), "data.path").entries()
     with pytest.raises(UserError, match="line 5: split 'dev'"):
-        find_maestro(make_maestro(tmp_path / "b", [*ROWS, ("dev", "2004/3.midi")])).entries()
+        find_source(make_maestro(tmp_path / "b", [*ROWS, ("dev", "2004/3.midi")]), "data.path").entries()
 
 
 def test_a_folder_is_split_by_content_whatever_the_names(midi_folder: Path) -> None:
@@ -704,7 +696,7 @@ def test_validation_stride_takes_every_nth_piece_in_the_sources_order(tmp_path: 
 
 @pytest.mark.maestro
 def test_the_real_maestro_keeps_every_note_and_its_onset(maestro: str) -> None:
-    source = find_maestro(maestro)
+    source = find_source(Path(maestro), "DSMR_MAESTRO")
     entries = source.entries()
     assert Counter(entry.split for entry in entries) == {"train": 962, "validation": 137, "test": 177}
     tokenizer = MusicData().tokenizer

@@ -12,7 +12,7 @@ from miditok import MusicTokenizer
 from symusic import ControlChange, Note, Score, Tempo, Track
 from torch import Tensor
 
-from dsmr.data.maestro import find_maestro
+from dsmr.data.folder import find_source
 from dsmr.data.midi import read_midi
 from dsmr.data.performance import Performance
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, decode, encode
@@ -599,7 +599,7 @@ def test_seams_that_cannot_be_are_refused() -> None:
 @pytest.mark.maestro
 def test_real_prompts_come_back_with_their_continuations(maestro: str, tokenizer: Performance) -> None:
     made = generator()
-    source = find_maestro(maestro)
+    source = find_source(Path(maestro), "DSMR_MAESTRO")
     names = [entry.name for entry in source.entries()]
     for name in names[:: len(names) // 5]:
         music, _ = read_midi(source.read(name))

@@ -38,7 +38,7 @@ WITHOUT_TORCH = (
     *(
         f"data/{path.name}"
         for path in (ROOT / "data").glob("*.py")
-        if path.name not in ("datamodule.py", "lane_dataset.py", "lanes.py", "stream_position.py", "windows.py")
+        if path.name not in ("datamodule.py", "lane_dataset.py", "lanes.py", "windows.py")
     ),
 )
 

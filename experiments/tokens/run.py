@@ -8,16 +8,17 @@ encoding the decoded music gives the same tokens. Prints one JSON line.
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 from symusic import Score
 
-from dsmr.data.maestro import find_maestro
+from dsmr.data.folder import find_source
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer, decode, encode
 
 
 def main() -> None:
-    source = find_maestro(os.environ["DSMR_MAESTRO"])
+    source = find_source(Path(os.environ["DSMR_MAESTRO"]), "DSMR_MAESTRO")
     tokenizer = build_tokenizer(TokenizerSpec())
     notes = kept = events = same = 0
     error = seconds = 0.0

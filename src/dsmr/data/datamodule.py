@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,13 @@ from torch.utils.data import DataLoader
 
 from dsmr import UserError
 from dsmr.batch import Segment
-from dsmr.data.folder import GIVE_DATA, find_source
-from dsmr.data.lane_dataset import LaneDataset, Planner
+from dsmr.data.folder import GIVE_DATA, Source, find_source
+from dsmr.data.lane_dataset import LaneDataset, Planner, StreamPosition, StreamSampler
 from dsmr.data.lanes import LaneReader
 from dsmr.data.maestro import GET_MAESTRO, MAESTRO_NAME, MAESTRO_VARIABLE
 from dsmr.data.preparation import Progress, prepare_midi
-from dsmr.data.sources import Source, Split
+from dsmr.data.sources import Split
 from dsmr.data.store import TokenStore, cache_folder, is_store, open_store
-from dsmr.data.stream_position import StreamPosition, StreamSampler
 from dsmr.data.synthetic import RecallTask, prepare_recall
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.data.transposition import transposition_tables
@@ -85,7 +85,6 @@ class MusicData(LightningDataModule):
         self.vocab_size = len(self.tokenizer.vocab)
         self.progress: Progress | None = None
         self.position = StreamPosition()
-        self._store: TokenStore | None = None
 
     @property
     def tokenizer(self) -> MusicTokenizer:
@@ -117,24 +116,16 @@ class MusicData(LightningDataModule):
         """Mean number of tokens per second of music over all pieces."""
         return self.store.tokens_per_second
 
-    @property
+    @cached_property
     def store(self) -> TokenStore:
         """The token store, built if it does not exist yet."""
-        if self._store is None:
-            cache = cache_folder(self.cache_dir)
-            if self.recall:
-                self._store = prepare_recall(self.recall, cache)
-            elif is_store(self._folder()):
-                self._store = open_store(self._folder(), self.tokenizer_spec)
-            else:
-                self._store = prepare_midi(
-                    self.source(),
-                    self.tokenizer_spec,
-                    cache,
-                    max_refused_share=self.max_refused_share,
-                    progress=self.progress,
-                )
-        return self._store
+        cache, spec = cache_folder(self.cache_dir), self.tokenizer_spec
+        if self.recall:
+            return prepare_recall(self.recall, cache)
+        if is_store(self._folder()):
+            return open_store(self._folder(), spec)
+        refused = self.max_refused_share
+        return prepare_midi(self.source(), spec, cache, max_refused_share=refused, progress=self.progress)
 
     def source(self) -> Source:
         """Open the MIDI files; raises `UserError` if no path is given or nothing there can be used."""
@@ -147,10 +138,10 @@ class MusicData(LightningDataModule):
     def _folder(self) -> Path:
         """Return the path of the MIDI files or of a token store."""
         given = self.path or os.environ.get(MAESTRO_VARIABLE)
-        downloaded = cache_folder(self.cache_dir) / MAESTRO_NAME
-        if not given and downloaded.is_file():
-            return downloaded
         if not given:
+            downloaded = cache_folder(self.cache_dir) / MAESTRO_NAME
+            if downloaded.is_file():
+                return downloaded
             raise UserError(f"no data: give a folder or a zip of MIDI files with --data.path, or {GET_MAESTRO}")
         folder = Path(given).expanduser()
         if not folder.exists():
@@ -181,7 +172,7 @@ class MusicData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Segment]:
         """Training segments; an interrupted epoch resumes at its next batch."""
-        self.position.forget_lengths()  # another trainer may limit epochs differently
+        self.position.num_steps.clear()  # another trainer may limit epochs differently
         return self._loader("train", seed=self.seed, semitones=self.transpose)
 
     def val_dataloader(self) -> DataLoader[Segment]:
@@ -194,11 +185,10 @@ class MusicData(LightningDataModule):
 
     def _loader(self, split: Split, *, seed: int, semitones: int) -> DataLoader[Segment]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        tables = transposition_tables(self.tokenizer, semitones) if semitones else None
         reader = LaneReader(
             self.store,
             self.segment_length,
-            transpositions=tables,
+            transpositions=transposition_tables(self.tokenizer, semitones) if semitones else None,
             pitch_range=self.tokenizer.config.pitch_range,
             seed=seed,
         )
@@ -212,8 +202,7 @@ class MusicData(LightningDataModule):
             seed=seed,
             windows=self.windows,
         )
-        lanes = slice(rank * self.num_lanes, (rank + 1) * self.num_lanes)
-        dataset = LaneDataset(reader, planner, lanes)
+        dataset = LaneDataset(reader, planner, slice(rank * self.num_lanes, (rank + 1) * self.num_lanes))
         return DataLoader(
             dataset,
             batch_size=None,

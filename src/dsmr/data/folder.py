@@ -6,17 +6,16 @@ music do not count here; they are refused by name during preparation.
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 from zipfile import is_zipfile
 
 from symusic import Score
 
 from dsmr import UserError
-from dsmr.data.maestro import find_maestro, find_maestro_csv, maestro_csv_names, only_child
-from dsmr.data.readers import open_reader
-from dsmr.data.sources import Entry, Refused, Source, Split
+from dsmr.data.maestro import Maestro, find_maestro_folder, maestro_csv_names
+from dsmr.data.sources import Entry, Refused, Split, open_reader
 from dsmr.data.tokenizer import piano_part
 from dsmr.data.workers import map_in_workers
 
@@ -25,47 +24,18 @@ HELD_OUT_SHARE = 0.1
 GIVE_DATA = "give a folder or a zip of MIDI files, MAESTRO's zip or folder, or a token store"
 
 
-def find_source(path: Path, option: str) -> Source:
-    """Open the MIDI files at a path: MAESTRO if its CSV is there, otherwise a folder or a zip of MIDI files.
-
-    Args:
-        path: an existing path.
-        option: name of the setting that gave it, for messages.
-
-    Raises:
-        UserError: the path is a file but not a readable zip.
-    """
-    if path.is_dir():
-        is_maestro = bool(find_maestro_csv(path) or find_maestro_csv(only_child(path)))
-        return find_maestro(path) if is_maestro else MidiFiles(path)
-    if path.suffix.lower() in MIDI_SUFFIXES:
-        raise UserError(f"{option}: {path} is a single MIDI file; {GIVE_DATA}")
-    if not is_zipfile(path):
-        is_damaged = path.suffix.lower() == ".zip"
-        what = "is not a readable zip: damaged or incomplete" if is_damaged else "is neither a folder nor a zip"
-        raise UserError(f"{option}: {path} {what}; {GIVE_DATA}")
-    files = MidiFiles(path)
-    return find_maestro(path) if maestro_csv_names(files.reader.names) else files
-
-
 class MidiFiles:
-    """MIDI files in a folder and all folders below it, or in a zip.
-
-    Names, and thus the token store, are the same for a zip and its unpacked folder.
-    """
+    """MIDI files in a folder and all folders below it, or in a zip; a zip has the names of its unpacked folder."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.description = path, f"MIDI files in {path}"
         self.reader = open_reader(path, "unpack it and give the folder, or make it again without that")
 
-    @property
-    def description(self) -> str:
-        """Name of the source in messages."""
-        return f"MIDI files in {self.path}"
-
     def names(self) -> list[str]:
-        """List the MIDI files in a fixed order, with `/` between the parts of a name."""
-        return midi_names(name for name in self.reader.names if not name.endswith("/"))
+        """Sort the names of MIDI files; leaves out what macOS keeps beside files (`._NAME`, `__MACOSX`)."""
+        paths = (PurePosixPath(name) for name in self.reader.names if not name.endswith("/"))
+        wanted = (path for path in paths if path.suffix.lower() in MIDI_SUFFIXES and not path.name.startswith("._"))
+        return [str(path) for path in sorted(wanted)]
 
     def read(self, name: str) -> bytes:
         """Return the content of one file; raises `Refused` if it cannot be read."""
@@ -78,26 +48,31 @@ class MidiFiles:
             raise UserError(
                 f"no MIDI file ({', '.join(MIDI_SUFFIXES)}) in {self.path}; give a folder or a zip that has some"
             )
-        examined = map_in_workers(_digest, names, _start_worker, (self,))
-        digests = dict(zip(names, examined, strict=True))
-        splits = split_by_digest(sorted({found.hex for found in digests.values() if isinstance(found, Digest)}))
-        return [
-            Entry(name, splits[found.hex] if isinstance(found, Digest) else "train") for name, found in digests.items()
-        ]
+        digests = list(map_in_workers(_digest, names, _start_worker, (self,)))
+        splits = split_by_digest(sorted({digest for digest in digests if isinstance(digest, bytes)}))
+        return [Entry(name, splits.get(digest, "train")) for name, digest in zip(names, digests, strict=True)]
 
 
-def midi_names(names: Iterable[str]) -> list[str]:
-    """Sort the names of MIDI files; leaves out what macOS keeps beside files (`._NAME`, `__MACOSX`)."""
-    paths = (PurePosixPath(name) for name in names)
-    wanted = (path for path in paths if path.suffix.lower() in MIDI_SUFFIXES and not path.name.startswith("._"))
-    return [str(path) for path in sorted(wanted)]
+Source = Maestro | MidiFiles
+"""A collection of MIDI files; picklable, because worker processes read from it."""
 
 
-@dataclass(frozen=True)
-class Digest:
-    """Digest of a file's content, in hexadecimal; a type of its own, because workers return errors as strings."""
+def find_source(path: Path, option: str) -> Source:
+    """Open the MIDI files at an existing path: MAESTRO if its CSV is there, otherwise a folder or a zip of MIDI files.
 
-    hex: str
+    Raises `UserError`, which names the `option` that gave the path, if it is a file but not a readable zip.
+    """
+    if path.is_dir():
+        folder = find_maestro_folder(path)
+        return Maestro(folder) if folder else MidiFiles(path)
+    if path.suffix.lower() in MIDI_SUFFIXES:
+        raise UserError(f"{option}: {path} is a single MIDI file; {GIVE_DATA}")
+    if not is_zipfile(path):
+        is_damaged = path.suffix.lower() == ".zip"
+        what = "is not a readable zip: damaged or incomplete" if is_damaged else "is neither a folder nor a zip"
+        raise UserError(f"{option}: {path} {what}; {GIVE_DATA}")
+    files = MidiFiles(path)
+    return Maestro(path) if maestro_csv_names(files.reader.names) else files
 
 
 _worker: MidiFiles
@@ -108,21 +83,21 @@ def _start_worker(files: MidiFiles) -> None:
     _worker = files
 
 
-def _digest(name: str) -> Digest | str:
+def _digest(name: str) -> bytes | str:
     """Return the digest of a file's content, or the reason why it has no readable piano music."""
     try:
         content = _worker.read(name)
         piano_part(Score.from_midi(content))
     except (Refused, RuntimeError, ValueError) as error:
         return str(error)
-    return Digest(hashlib.blake2b(content).hexdigest())
+    return hashlib.blake2b(content).digest()
 
 
-def split_by_digest(digests: list[str]) -> dict[str, Split]:
+def split_by_digest(digests: Sequence[Any]) -> dict[Any, Split]:
     """Assign splits to sorted digests: a tenth each for validation and test, at least one of each if possible."""
     held_out = max(1, round(len(digests) * HELD_OUT_SHARE)) if len(digests) > 1 else 0
     num_test = held_out if len(digests) > 2 * held_out else 0
-    sizes: dict[Split, int] = {"validation": held_out, "test": num_test}
-    sizes["train"] = len(digests) - held_out - num_test
-    splits = [split for split, size in sizes.items() for _ in range(size)]
-    return dict(zip(digests, splits, strict=True))
+    splits: dict[Any, Split] = dict.fromkeys(digests, "train")
+    splits.update(dict.fromkeys(digests[:held_out], "validation"))
+    splits.update(dict.fromkeys(digests[held_out : held_out + num_test], "test"))
+    return splits

@@ -1,8 +1,10 @@
-"""PyTorch dataset over a token store: segments of lanes by (epoch, step)."""
+"""PyTorch dataset of segments by (epoch, step), and the position in the training stream, which checkpoints save."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from dsmr.batch import Segment
 from dsmr.data.lanes import LaneReader, Plan, plan_stream
@@ -14,14 +16,7 @@ from dsmr.data.windows import Windows, plan_random_windows, plan_strided_windows
 class Planner:
     """Makes the plan of an epoch of a split: streams in lanes, or isolated windows.
 
-    Attributes:
-        split: train, validation or test.
-        numbers: numbers of the pieces in the store.
-        lengths: tokens of each piece, BOS included.
-        segment_length: T.
-        num_lanes: lanes of all processes together.
-        seed: seed of dealing and cutting.
-        windows: None for streams.
+    Pieces have `numbers` in the store and `lengths` in tokens, BOS included; `num_lanes` counts those of all processes.
     """
 
     split: Split
@@ -34,33 +29,30 @@ class Planner:
 
     def __call__(self, epoch: int) -> Plan:
         """Plan an epoch."""
-        pieces, length, lanes = (self.numbers, self.lengths), self.segment_length, self.num_lanes
+        common = (self.numbers, self.lengths, self.segment_length, self.num_lanes)
         if self.windows is None:
-            return plan_stream(*pieces, segment_length=length, num_lanes=lanes, seed=self.seed, epoch=epoch)
+            return plan_stream(*common, seed=self.seed, epoch=epoch)
         if self.split == "train":
-            return plan_training_windows(*pieces, window=length, num_lanes=lanes, seed=self.seed, epoch=epoch)
+            return plan_training_windows(*common, seed=self.seed, epoch=epoch)
         if self.windows.protocol == "random":
-            return plan_random_windows(*pieces, window=length, num_lanes=lanes, seed=self.seed)
-        return plan_strided_windows(*pieces, window=length, stride=self.windows.stride, num_lanes=lanes)
+            return plan_random_windows(*common, seed=self.seed)
+        return plan_strided_windows(*common, stride=self.windows.stride)
 
 
 class LaneDataset(Dataset[Segment]):
     """Batches by (epoch, step). Stateless, so that the stream does not depend on the number of loader workers.
 
-    Args:
-        reader: makes a batch.
-        planner: makes the plan of an epoch.
-        lanes: lanes of this process among those of all processes.
+    `lanes` are those of this process among those of all processes.
     """
 
     def __init__(self, reader: LaneReader, planner: Planner, lanes: slice) -> None:
         self.reader, self.planner, self.lanes = reader, planner, lanes
-        self._plan: tuple[int, Plan] | None = None
-        self._num_steps: int | None = None
+        self._plan = (0, planner(0))
+        self._num_steps = self._plan[1].num_steps
 
     def plan(self, epoch: int) -> Plan:
         """Return the plan of an epoch over the lanes of all processes; the last one is cached."""
-        if self._plan is None or self._plan[0] != epoch:
+        if self._plan[0] != epoch:
             self._plan = (epoch, self.planner(epoch))
         return self._plan[1]
 
@@ -70,6 +62,74 @@ class LaneDataset(Dataset[Segment]):
 
     def __len__(self) -> int:
         """Number of batches of epoch 0; with windows, other epochs have a few more or less."""
-        if self._num_steps is None:
-            self._num_steps = self.planner(0).num_steps
         return self._num_steps
+
+
+class StreamPosition:
+    """Epoch and next step of the training stream.
+
+    It counts batches that training has consumed, not those that loader workers have read ahead. The epochs are the
+    stream's own: Lightning's counter differs after a resume.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = self.next_step = 0
+        self.num_steps: dict[int, int] = {}  # of the epochs that have started
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Set the position; the next iteration starts there."""
+        self.epoch, self.next_step = epoch, step
+
+    def advance(self, step: int, *, repeat_epoch: bool) -> None:
+        """Mark a batch as consumed; after the last one the next epoch starts, or the same one again."""
+        self.next_step = step + 1
+        if self.next_step == self.num_steps.get(self.epoch):
+            self.seek(self.epoch if repeat_epoch else self.epoch + 1)
+
+    def indices(
+        self, dataset: LaneDataset, num_batches: int, *, limit: int | float, repeat_epoch: bool, stop_at_epoch: bool
+    ) -> Iterator[tuple[int, int]]:
+        """Yield (epoch, step) of `num_batches` batches from the position on, without changing it.
+
+        Args:
+            dataset: knows the number of steps of every epoch.
+            num_batches: batches of one Lightning epoch.
+            limit: number of batches, or share, of an epoch of the stream that is used.
+            repeat_epoch: continue with the same epoch instead of the next one.
+            stop_at_epoch: stop at the end of the stream's epoch, for a loop of your own. A trainer, whose epochs all
+                have the same number of batches, continues into the next one.
+        """
+        epoch, step = self.epoch, self.next_step
+        for _ in range(num_batches):
+            if epoch not in self.num_steps:
+                whole = dataset.plan(epoch).num_steps
+                self.num_steps[epoch] = int(whole * limit) if isinstance(limit, float) else min(whole, limit)
+            yield epoch, step
+            step += 1
+            if step >= self.num_steps[epoch]:
+                if stop_at_epoch:
+                    return
+                epoch, step = epoch if repeat_epoch else epoch + 1, 0
+
+
+StreamIndices = Callable[[LaneDataset, int], Iterator[tuple[int, int]]]
+"""Yields (epoch, step) of a number of batches from the current position of the training stream."""
+
+
+class StreamSampler(SequentialSampler, DistributedSampler[Any]):
+    """Samples the training stream from its current position; every iteration has as many batches as epoch 0.
+
+    To Lightning it is sequential and already distributed, so that neither `overfit_batches` nor
+    `use_distributed_sampler` replaces it. Without a `stream` it reads all of epoch 0, for validation and test.
+    """
+
+    def __init__(self, dataset: LaneDataset, stream: StreamIndices | None) -> None:
+        self.lanes, self.stream = dataset, stream
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.stream is not None:
+            return self.stream(self.lanes, len(self))
+        return iter([(0, step) for step in range(len(self))])
+
+    def __len__(self) -> int:
+        return len(self.lanes)

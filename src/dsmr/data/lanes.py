@@ -45,12 +45,6 @@ class Plan:
     context_NB: NDArray[np.int64]
     is_start_NB: NDArray[np.bool_]
 
-    @classmethod
-    def of_stream(cls, piece_NB: NDArray[np.int64], first_NB: NDArray[np.int64], last_NB: NDArray[np.int64]) -> "Plan":
-        """Plan of a stream: every token is scored, and the start of a piece empties the memory."""
-        count_NB = np.where(piece_NB < 0, 0, last_NB - first_NB)
-        return cls(piece_NB, first_NB, count_NB, np.zeros_like(first_NB), first_NB == 0)
-
     @property
     def num_steps(self) -> int:
         """N, the number of segments of the longest lane."""
@@ -58,19 +52,11 @@ class Plan:
 
 
 def deal_pieces(loads: Sequence[int], num_lanes: int, rng: np.random.Generator) -> list[list[int]]:
-    """Deal pieces to lanes.
+    """Deal pieces with `loads` segments to lanes; returns the indices of each lane's pieces.
 
     Longest first, to the lane with the least load: short pieces at the end fill the gaps, so that all lanes end within
     one piece of each other, and few steps have empty lanes. Pieces of equal load are dealt in random order. This order
     would make every epoch run from long to short pieces, so each lane is shuffled afterwards.
-
-    Args:
-        loads: number of segments of each piece.
-        num_lanes: number of lanes of all processes together.
-        rng: seeded with (seed, epoch).
-
-    Returns:
-        For each lane, indices into `loads`.
     """
     order = rng.permutation(len(loads))
     order = order[np.argsort(-np.asarray(loads)[order], kind="stable")]  # stable: ties keep the random order
@@ -86,42 +72,31 @@ def deal_pieces(loads: Sequence[int], num_lanes: int, rng: np.random.Generator) 
 
 
 def plan_stream(
-    numbers: Sequence[int],
-    lengths: Sequence[int],
-    *,
-    segment_length: int,
-    num_lanes: int,
-    seed: int,
-    epoch: int,
+    numbers: Sequence[int], lengths: Sequence[int], segment_length: int, num_lanes: int, *, seed: int, epoch: int
 ) -> Plan:
     """Plan an epoch over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
     # one token less than the piece has: the last one, EOS, is only a target
     loads = [-(-(length - 1) // segment_length) for length in lengths]
-    rng = np.random.default_rng([seed, epoch])
-    lanes = deal_pieces(loads, num_lanes, rng)
+    lanes = deal_pieces(loads, num_lanes, np.random.default_rng([seed, epoch]))
     num_steps = max(sum(loads[index] for index in lane) for lane in lanes)
     piece_NB = np.full((num_steps, num_lanes), -1, dtype=np.int64)
-    first_NB, last_NB = np.zeros_like(piece_NB), np.zeros_like(piece_NB)
+    first_NB, count_NB = np.zeros_like(piece_NB), np.zeros_like(piece_NB)
     for lane, indices in enumerate(lanes):
         step = 0
         for index in indices:
             here = slice(step, step + loads[index])
             piece_NB[here, lane] = numbers[index]
             first_NB[here, lane] = np.arange(loads[index]) * segment_length
-            last_NB[here, lane] = np.minimum(first_NB[here, lane] + segment_length, lengths[index] - 1)
+            count_NB[here, lane] = np.minimum(segment_length, lengths[index] - 1 - first_NB[here, lane])
             step += loads[index]
-    return Plan.of_stream(piece_NB, first_NB, last_NB)
+    return Plan(piece_NB, first_NB, count_NB, np.zeros_like(piece_NB), first_NB == 0)
 
 
 class LaneReader:
     """Makes the batch of any step of a plan.
 
-    Args:
-        store: the tokens.
-        segment_length: T.
-        transpositions: tables (shifts, V) of `dsmr.data.transposition.transposition_tables`; None does not transpose.
-        pitch_range: lowest and highest pitch of the tokenizer.
-        seed: seed of the transpositions.
+    Transposes by the tables `transpositions` (shifts, V) of `transposition_tables`, within the tokenizer's
+    `pitch_range`; `seed` is that of the shifts.
     """
 
     def __init__(

@@ -1,20 +1,17 @@
 """MAESTRO v3.0.0 (Hawthorne et al., ICLR 2019, CC BY-NC-SA 4.0): its download, and its zip or folder as a source.
 
-The split is the official one, from the CSV. Nothing is unpacked, and a path that leads out of the collection is
-refused before any file is read.
+The split is the official one, from the CSV. A path that leads out of the collection is refused.
 """
 
 import csv
 import io
-import os
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dsmr import UserError
-from dsmr.data.readers import check_inside, open_reader
-from dsmr.data.sources import SPLITS, Entry, Refused
+from dsmr.data.sources import SPLITS, Entry, Refused, check_inside, open_reader
 
 MAESTRO_NAME = "maestro-v3.0.0-midi.zip"
 MAESTRO_URL = f"https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/{MAESTRO_NAME}"
@@ -30,11 +27,8 @@ GET_MAESTRO = f"dsmr prepare --download fetches it, or set {MAESTRO_VARIABLE} to
 def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAESTRO_SHA256) -> Path:
     """Download the official MIDI zip (58 MB), unless the folder has it already.
 
-    A file with the right checksum is returned without any network access. The download gets its name only after its
-    checksum was verified.
-
-    Raises:
-        UserError: the server cannot be reached, it sent another file, or the folder is not writable.
+    A file with the right checksum is returned without any network access. Raises `UserError` if the server cannot be
+    reached or sent another file, or the folder is not writable.
     """
     import pooch  # imports requests, which no other command needs
     from requests import RequestException
@@ -43,9 +37,8 @@ def download_maestro(folder: Path, *, url: str = MAESTRO_URL, sha256: str = MAES
     def download(url: str, file: Any, fetcher: Any) -> None:
         # pooch sets the total from the answer, but tests `if bar` before, which tqdm refuses without a total
         with tqdm(desc="downloading", total=1, unit="B", unit_scale=True, delay=0.5) as bar:
-            pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT_SECONDS)(
-                url, file, fetcher
-            )
+            fetch = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=DOWNLOAD_TIMEOUT_SECONDS)
+            fetch(url, file, fetcher)
 
     registry, urls = {MAESTRO_NAME: f"sha256:{sha256}"}, {MAESTRO_NAME: url}
     fetcher = pooch.create(folder, "", registry=registry, urls=urls, retry_if_failed=DOWNLOAD_RETRIES)
@@ -68,19 +61,13 @@ class Maestro:
     """The official collection, as a folder with the CSV or as a zip."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.reader = path, open_reader(path, "take the official files")
-
-    @property
-    def description(self) -> str:
-        """Name of the source in messages."""
-        return f"MAESTRO in {self.path}"
+        self.path, self.description = path, f"MAESTRO in {path}"
+        self.reader = open_reader(path, "take the official files")
 
     @cached_property
     def _csv_name(self) -> str:
-        if self.path.is_dir():
-            names = [path.name for path in find_maestro_csv(self.path)]
-        else:
-            names = maestro_csv_names(self.reader.names)
+        is_folder = self.path.is_dir()
+        names = [p.name for p in self.path.glob(CSV_PATTERN)] if is_folder else maestro_csv_names(self.reader.names)
         if len(names) != 1:
             raise UserError(f"{self.path} has {len(names)} files named {CSV_PATTERN}, not one; {GET_MAESTRO}")
         return names[0]
@@ -110,32 +97,11 @@ class Maestro:
         return str(PurePosixPath(self._csv_name).parent / name)
 
 
-def find_maestro(path: str | os.PathLike[str]) -> Maestro:
-    """Open MAESTRO: the zip, the folder with the CSV, or the folder above that one.
-
-    Raises:
-        UserError: there is no such path, or it has no MAESTRO in it.
-    """
-    given = Path(path).expanduser()
-    if not given.exists():
-        raise UserError(f"{given} does not exist; {GET_MAESTRO}")
-    if given.is_file():
-        return Maestro(given)
-    for folder in (given, only_child(given)):
-        if find_maestro_csv(folder):
-            return Maestro(folder)
-    raise UserError(f"{given} has no {CSV_PATTERN}; {GET_MAESTRO}")
-
-
-def only_child(folder: Path) -> Path:
-    """Return the only folder inside a folder, as after unpacking a zip; the folder itself if it has more content."""
-    children = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return children[0] if len(children) == 1 and children[0].is_dir() else folder
-
-
-def find_maestro_csv(folder: Path) -> list[Path]:
-    """List MAESTRO's CSV files in a folder."""
-    return sorted(folder.glob(CSV_PATTERN))
+def find_maestro_folder(path: Path) -> Path | None:
+    """Return the folder with MAESTRO's CSV: this one, or its only child, as after unpacking a zip."""
+    children = [child for child in path.iterdir() if not child.name.startswith(".")]
+    folders = [path, *children] if len(children) == 1 else [path]
+    return next((folder for folder in folders if any(folder.glob(CSV_PATTERN))), None)
 
 
 def maestro_csv_names(names: Iterable[str]) -> list[str]:
@@ -144,11 +110,7 @@ def maestro_csv_names(names: Iterable[str]) -> list[str]:
 
 
 def parse_maestro_csv(content: bytes, where: str) -> list[Entry]:
-    """Parse the official CSV.
-
-    Raises:
-        UserError: it is not UTF-8, a column is missing, a split is unknown, or a path leads out; names the line.
-    """
+    """Parse the official CSV; raises `UserError` with the line if it is damaged or a path leads out."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dsmr import UserError
+from dsmr.data.folder import Source
 from dsmr.data.midi import read_midi
-from dsmr.data.sources import Refused, Source
-from dsmr.data.store import TokenStore
+from dsmr.data.sources import Refused
+from dsmr.data.store import TokenStore, new_digest
 from dsmr.data.store_writer import StoreWriter, open_or_build
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer, encode
 from dsmr.data.tokenizer_settings import tokenizer_source
@@ -24,26 +25,12 @@ Progress = Callable[[int, int], None]
 
 
 def prepare_midi(
-    source: Source,
-    spec: TokenizerSpec,
-    cache: Path,
-    *,
-    max_refused_share: float = 0.1,
-    num_workers: int | None = None,
-    progress: Progress | None = None,
+    source: Source, spec: TokenizerSpec, cache: Path, *, max_refused_share: float, progress: Progress | None
 ) -> TokenStore:
     """Open the token store of a source; tokenise the source if the cache does not have it yet.
 
-    Args:
-        source: the MIDI files.
-        spec: the tokenizer.
-        cache: folder of stores.
-        max_refused_share: largest share of refused files; above it nothing is stored.
-        num_workers: number of processes (default: one per core).
-        progress: called after every piece.
-
     Raises:
-        UserError: there are no pieces, or too many are refused.
+        UserError: there are no pieces, or a larger share than `max_refused_share` is refused; nothing is stored.
     """
     build_tokenizer(spec)  # refuses a bad spec before any file is read
     entries = source.entries()
@@ -51,8 +38,7 @@ def prepare_midi(
 
     def build() -> TokenStore:
         with StoreWriter(cache / key, source.description, spec, marks=False) as writer:
-            names = [entry.name for entry in entries]
-            done = map_in_workers(_tokenize, names, _start_worker, (source, spec), num_workers=num_workers)
+            done = map_in_workers(_tokenize, [entry.name for entry in entries], _start_worker, (source, spec))
             for count, (entry, result) in enumerate(zip(entries, done, strict=True), start=1):
                 if isinstance(result, str):
                     writer.refused[entry.name] = result
@@ -92,7 +78,7 @@ def store_key(spec: TokenizerSpec, content: Iterable[tuple[str, ...]]) -> str:
 
 def _content_digest(source: Source, name: str) -> str:
     try:
-        return hashlib.blake2b(source.read(name), digest_size=16).hexdigest()
+        return new_digest(source.read(name)).hexdigest()
     except Refused as refused:
         return f"refused: {refused}"
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dsmr.data.tokenizer import TokenizerSpec
 
 FORMAT_VERSION = 2
 CACHE_VARIABLE = "DSMR_CACHE"
+new_digest = partial(hashlib.blake2b, digest_size=16)
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -34,18 +35,11 @@ def cache_folder(given: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece in the store.
+    """One piece in the store; statistics as in `dsmr.data.tokenizer.Encoded`.
 
     Attributes:
-        name: path within its source.
-        split: train, validation or test.
         start: offset of its BOS in the token file, in tokens.
         length: number of tokens, including BOS and EOS.
-        num_notes: number of note-ons.
-        seconds: end of its last note.
-        pitch_min: lowest MIDI pitch.
-        pitch_max: highest MIDI pitch.
-        num_unended: notes without an end in its file, which were left out.
     """
 
     name: str
@@ -60,14 +54,9 @@ class Piece:
 
 
 class TokenStore:
-    """A store on disk, opened for reading.
+    """A store on disk, opened for reading; raises `UserError` if it is incomplete, damaged, or of another format.
 
-    Args:
-        path: its folder.
-        is_checked: verify the checksums, which reads the whole store (0.1 s for MAESTRO).
-
-    Raises:
-        UserError: the store is incomplete, damaged, or of another format.
+    Verifying the checksums (`is_checked`) reads the whole store, 0.1 s for MAESTRO.
     """
 
     def __init__(self, path: Path, *, is_checked: bool = True) -> None:
@@ -94,11 +83,9 @@ class TokenStore:
                 f"{path} is not a complete token store ({error}); delete it and run dsmr prepare again"
             ) from error
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}  # a pickled memory map would copy all tokens to every loader process
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], is_checked=False)  # type: ignore[misc]  # the process that pickled it has checked
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled memory map would copy all tokens to every loader process. The process that pickled it has checked.
+        return partial(TokenStore, is_checked=False), (self.path,)
 
     @cached_property
     def tokens(self) -> NDArray[np.uint16]:
@@ -121,22 +108,15 @@ class TokenStore:
 
 
 def check_store(path: Path, index: dict[str, Any]) -> None:
-    """Verify a store's checksums, that of the index included.
-
-    Raises:
-        UserError: a file is damaged.
-        OSError: a file is missing.
-    """
-    expected: dict[str, str] = {**index["checksums"], "index.json": index["checksum"]}
-    for name, checksum in expected.items():
-        if name == "index.json":
-            found = index_checksum(index)
-        else:
-            with (path / name).open("rb") as file:
-                found = hashlib.file_digest(file, new_digest).hexdigest()
-        if found != checksum:
+    """Verify a store's checksums, that of the index included; raises `UserError` if a file is damaged."""
+    found = {"index.json": index_checksum(index)}
+    for name in index["checksums"]:
+        with (path / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, new_digest).hexdigest()
+    for name, checksum in {**index["checksums"], "index.json": index["checksum"]}.items():
+        if found[name] != checksum:
             raise UserError(
-                f"{path / name} is damaged (checksum {found}, expected {checksum}); delete {path} and run dsmr "
+                f"{path / name} is damaged (checksum {found[name]}, expected {checksum}); delete {path} and run dsmr "
                 "prepare again"
             )
 
@@ -147,22 +127,13 @@ def index_checksum(index: dict[str, Any]) -> str:
     return new_digest(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def new_digest(content: bytes = b"") -> Any:
-    """Return a BLAKE2b digest of 128 bits."""
-    return hashlib.blake2b(content, digest_size=16)
-
-
 def is_store(folder: Path) -> bool:
     """Return True for a token store, False for a folder of MIDI files."""
     return all((folder / name).is_file() for name in ("index.json", "tokens.bin"))
 
 
 def open_store(folder: Path, spec: TokenizerSpec) -> TokenStore:
-    """Open a store that was prepared elsewhere.
-
-    Raises:
-        UserError: it is incomplete, or has another tokenizer's tokens.
-    """
+    """Open a store that was prepared elsewhere; raises `UserError` if it has another tokenizer's tokens."""
     store = TokenStore(folder)
     if store.tokenizer_spec != spec:
         raise UserError(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from filelock import FileLock
@@ -24,11 +23,7 @@ from dsmr.data.tokenizer import Encoded, TokenizerSpec
 class StoreWriter:
     """A store in the making, in a hidden folder beside `path`; `finish` moves it there.
 
-    Args:
-        path: of the finished store.
-        source: description of the source.
-        tokenizer: spec of the tokens.
-        marks: True if every piece comes with marks, see `dsmr.data.synthetic`.
+    With `marks`, every piece comes with marks, see `dsmr.data.synthetic`.
     """
 
     def __init__(self, path: Path, source: str, tokenizer: TokenizerSpec, *, marks: bool) -> None:
@@ -37,34 +32,30 @@ class StoreWriter:
         self.refused: dict[str, str] = {}
         self.num_tokens = 0
         self.folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        self._tokens = (self.folder / "tokens.bin").open("wb")
-        self._marks = (self.folder / "marks.bin").open("wb") if marks else None
-        self._digests = {name: new_digest() for name in ("tokens.bin", *(["marks.bin"] if marks else []))}
+        names = ("tokens.bin", "marks.bin") if marks else ("tokens.bin",)
+        self._files = {name: (self.folder / name).open("wb") for name in names}
+        self._digests = {name: new_digest() for name in names}
 
     def __enter__(self) -> "StoreWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in filter(None, (self._tokens, self._marks)):
+        for file in self._files.values():
             with suppress(OSError):  # closing flushes, which fails once more on a full disk
                 file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, entry: Entry, encoded: Encoded, marks: NDArray[np.uint16] | None = None) -> None:
         """Append a piece."""
-        self._append("tokens.bin", self._tokens, encoded.ids)
-        if self._marks is not None:
-            assert marks is not None
-            assert marks.shape == encoded.ids.shape
-            self._append("marks.bin", self._marks, marks)
+        columns = [encoded.ids] if marks is None else [encoded.ids, marks]
+        for (name, file), ids in zip(self._files.items(), columns, strict=True):
+            assert ids.shape == encoded.ids.shape
+            content = ids.astype("<u2").tobytes()
+            file.write(content)
+            self._digests[name].update(content)
         statistics = {key: value for key, value in vars(encoded).items() if key != "ids"}
         self.pieces.append(Piece(entry.name, entry.split, self.num_tokens, len(encoded.ids), **statistics))
         self.num_tokens += len(encoded.ids)
-
-    def _append(self, name: str, file: IO[bytes], ids: NDArray[np.uint16]) -> None:
-        content = ids.astype("<u2").tobytes()
-        file.write(content)
-        self._digests[name].update(content)
 
     def finish(self) -> TokenStore:
         """Write the index, flush everything to disk, and move the store to its path."""
@@ -72,7 +63,7 @@ class StoreWriter:
             "format_version": FORMAT_VERSION,
             "source": self.source,
             "tokenizer": asdict(self.tokenizer),
-            "marks": self._marks is not None,
+            "marks": "marks.bin" in self._files,
             "refused": self.refused,
             "pieces": [asdict(piece) for piece in self.pieces],
             "checksums": {name: digest.hexdigest() for name, digest in self._digests.items()},
@@ -81,7 +72,7 @@ class StoreWriter:
         with (self.folder / "index.json").open("w", encoding="utf-8") as file:
             json.dump(index, file, indent=1)
             sync_file(file)
-        for binary in filter(None, (self._tokens, self._marks)):
+        for binary in self._files.values():
             sync_file(binary)
         self.folder.chmod(0o755)  # mkdtemp makes folders that only their owner can read
         # Content before name: after a power cut, a store that has its final name is complete.
@@ -94,8 +85,7 @@ class StoreWriter:
 def open_or_build(path: Path, build: Callable[[], TokenStore]) -> TokenStore:
     """Open the store at `path`; build it under a lock if it is missing or damaged.
 
-    Raises:
-        UserError: the cache folder is not writable, or full.
+    Raises `UserError` if the cache folder is not writable, or full.
     """
     store, fault = try_open(path)
     if store is not None:

@@ -24,20 +24,16 @@ from numpy.typing import NDArray
 from dsmr import UserError
 from dsmr.data.performance import TICKS_PER_SECOND, Performance
 from dsmr.data.preparation import store_key
-from dsmr.data.sources import Entry, Split
+from dsmr.data.sources import SPLITS, Entry
 from dsmr.data.store import TokenStore
 from dsmr.data.store_writer import StoreWriter, open_or_build
 from dsmr.data.tokenizer import Encoded, TokenizerSpec, build_tokenizer
 from dsmr.data.vocabulary import BOS, EOS
 
-NUM_MARKS = 16
-"""K, the perplexity of guessing."""
-NUM_HEADER = 4
-"""Marks in a header; with only one, attention finds it too rarely to learn within minutes."""
-LONG_SILENCE = 100
-"""Ticks of 10 ms."""
+NUM_MARKS = 16  # K, the perplexity of guessing
+NUM_HEADER = 4  # with only one, attention finds the mark too rarely to learn within minutes
+LONG_SILENCE = 100  # ticks of 10 ms
 MIN_DISTANCE = 24
-SPLIT_NUMBERS: dict[Split, int] = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class RecallTask:
 
 
 def prepare_recall(task: RecallTask, cache: Path) -> TokenStore:
-    """Open the token store of generated pieces; generate them if the cache does not have them yet."""
+    """Open the token store of generated pieces, which are generated if the cache does not have them yet."""
     spec = TokenizerSpec()
     tokenizer = build_tokenizer(spec)
     key = "recall-" + store_key(spec, [(str(asdict(task)),)]).rpartition("-")[2]
@@ -82,43 +78,14 @@ def prepare_recall(task: RecallTask, cache: Path) -> TokenStore:
 
 def generate_pieces(task: RecallTask, tokenizer: Performance) -> Iterator[tuple[Entry, Encoded, NDArray[np.uint16]]]:
     """Yield all pieces of a task with their marks: the distance at every answer, 0 elsewhere."""
-    counts: dict[Split, int] = {
-        "train": task.num_train,
-        "validation": task.num_validation,
-        "test": task.num_validation,
-    }
-    for split, count in counts.items():
-        for number in range(count):
-            rng = np.random.default_rng([task.seed, SPLIT_NUMBERS[split], number])
-            encoded, marks = _piece(rng, task.distances, tokenizer)
-            yield Entry(f"{split}/{number:05d}", split), encoded, marks
-
-
-def _piece(
-    rng: np.random.Generator, distances: tuple[int, ...], tokenizer: Performance
-) -> tuple[Encoded, NDArray[np.uint16]]:
-    writer = _PieceWriter(rng, tokenizer)
-    mark = int(rng.integers(NUM_MARKS))
-    for _ in range(NUM_HEADER):
-        writer.write(writer.loudness[-NUM_MARKS:][mark])
-        writer.note()
-        writer.write(writer.loudness[0])
-        writer.note()
-    last_mark = len(writer.ids) - 8
-    for number, distance in enumerate(sorted(distances)):
-        if number:
-            writer.silence(int(rng.integers(1, 20)))
-            writer.write(writer.loudness[0])
-        writer.soft_notes(last_mark + distance - 1 - len(writer.ids))
-        writer.silence(LONG_SILENCE)
-        writer.write(writer.loudness[-NUM_MARKS:][mark], distance)
-        writer.note()
-    writer.write(EOS)
-    return writer.finish()
+    for index, split in enumerate(SPLITS):
+        for number in range(task.num_train if split == "train" else task.num_validation):
+            writer = _PieceWriter(np.random.default_rng([task.seed, index, number]), tokenizer)
+            yield Entry(f"{split}/{number:05d}", split), *writer.piece(task.distances)
 
 
 class _PieceWriter:
-    """Appends events, and counts what the store records about a piece."""
+    """Writes one piece, and counts what the store records about it."""
 
     def __init__(self, rng: np.random.Generator, tokenizer: Performance) -> None:
         self.rng, self.vocab = rng, tokenizer.vocab
@@ -127,6 +94,31 @@ class _PieceWriter:
         self.ids, self.distances = [BOS], [0]
         self.ticks = 0
         self.pitches: list[int] = []
+
+    def piece(self, distances: tuple[int, ...]) -> tuple[Encoded, NDArray[np.uint16]]:
+        """Return a piece and its marks."""
+        soft, loud = self.loudness[0], self.loudness[-NUM_MARKS:][int(self.rng.integers(NUM_MARKS))]
+        for loudness in (loud, soft) * NUM_HEADER:
+            self.write(loudness)
+            self.note()
+        last_mark = len(self.ids) - 8
+        for number, distance in enumerate(sorted(distances)):
+            if number:
+                self.silence(int(self.rng.integers(1, 20)))
+                self.write(soft)
+            self.soft_notes(last_mark + distance - 1 - len(self.ids))
+            self.silence(LONG_SILENCE)
+            self.write(loud, distance)
+            self.note()
+        self.write(EOS)
+        encoded = Encoded(
+            ids=np.asarray(self.ids, dtype=np.uint16),
+            num_notes=len(self.pitches),
+            seconds=self.ticks / TICKS_PER_SECOND,
+            pitch_min=min(self.pitches),
+            pitch_max=max(self.pitches),
+        )
+        return encoded, np.asarray(self.distances, dtype=np.uint16)
 
     def write(self, id_: int, distance: int = 0) -> None:
         self.ids.append(id_)
@@ -153,13 +145,3 @@ class _PieceWriter:
             self.note()
             if number in silent:
                 self.silence(int(self.rng.integers(1, 20)))
-
-    def finish(self) -> tuple[Encoded, NDArray[np.uint16]]:
-        encoded = Encoded(
-            ids=np.asarray(self.ids, dtype=np.uint16),
-            num_notes=len(self.pitches),
-            seconds=self.ticks / TICKS_PER_SECOND,
-            pitch_min=min(self.pitches),
-            pitch_max=max(self.pitches),
-        )
-        return encoded, np.asarray(self.distances, dtype=np.uint16)

@@ -47,9 +47,7 @@ class Encoded:
     Attributes:
         ids: uint16, BOS + events + EOS.
         num_notes: number of note-ons among them.
-        seconds: end of the last note as encoded, in seconds.
-        pitch_min: lowest MIDI pitch.
-        pitch_max: highest MIDI pitch.
+        seconds: end of the last note as encoded.
         num_unended: notes without an end in the file, which were left out.
     """
 
@@ -64,9 +62,8 @@ class Encoded:
 def build_tokenizer(spec: TokenizerSpec) -> MusicTokenizer:
     """Build the MidiTok tokenizer of a spec; equal specs share one.
 
-    Raises:
-        UserError: the name is unknown, a setting is refused, there is more than one stream, or the tokenizer cannot
-            decode what it encodes.
+    Raises `UserError` for an unknown name, a refused setting, several streams, or a tokenizer that cannot decode what
+    it encodes.
     """
     return _build(spec.name, json.dumps(spec.config, sort_keys=True))
 
@@ -84,11 +81,7 @@ def _build(name: str, config: str) -> MusicTokenizer:
 
 
 def check_round_trip(tokenizer: MusicTokenizer, name: str, settings: dict[str, Any]) -> None:
-    """Encode and decode a few bars, so that a tokenizer that cannot do it is refused before anything is prepared.
-
-    Raises:
-        UserError: the tokenizer raises, or no note is left.
-    """
+    """Raise `UserError` for a tokenizer that cannot encode and decode a few bars, before anything is prepared."""
     try:
         num_notes = decode(tokenizer, encode(tokenizer, trial_piece(tokenizer)).ids).note_num()
     except Exception as error:  # a library or a user's class may raise anything
@@ -106,7 +99,7 @@ def check_round_trip(tokenizer: MusicTokenizer, name: str, settings: dict[str, A
 def trial_piece(tokenizer: MusicTokenizer) -> Score:
     """Compose a few bars with chords, a repeated note, a rest, pedals, and a second tempo and time signature.
 
-    All pitches are within the tokenizer's range, above the lowest one.
+    All pitches are above the tokenizer's lowest one, so that they can be transposed by -1.
     """
     lowest, highest = tokenizer.config.pitch_range
     middle = (lowest + highest) // 2
@@ -124,13 +117,8 @@ def trial_piece(tokenizer: MusicTokenizer) -> Score:
 
 
 def encode(tokenizer: MusicTokenizer, score: Score) -> Encoded:
-    """Encode the piano part of a piece: its tracks with programs 0-7 that are not drums, merged into one.
-
-    Raises:
-        Refused: there is no piano note, or none that the tokenizer can express.
-    """
-    piano = piano_part(score)
-    gridded = tokenizer.preprocess_score(piano)
+    """Encode the piano part of a piece; raises `Refused` if it has no note that the tokenizer can express."""
+    gridded = tokenizer.preprocess_score(piano_part(score))
     if not any(len(track.notes) for track in gridded.tracks):
         raise Refused("no note within the tokenizer's pitch range")
     sequence = tokenizer.encode(gridded, no_preprocess_score=True)
@@ -148,8 +136,7 @@ def encode(tokenizer: MusicTokenizer, score: Score) -> Encoded:
 
 def decode(tokenizer: MusicTokenizer, ids: Sequence[int] | Ids) -> Score:
     """Decode tokens to music in one track; skips special tokens."""
-    events = [int(id_) for id_ in ids if id_ >= len(SPECIAL_TOKENS)]
-    sequence = TokSequence(ids=events)
+    sequence = TokSequence(ids=[int(id_) for id_ in ids if id_ >= len(SPECIAL_TOKENS)])
     tokenizer.complete_sequence(sequence)
     score: Score = tokenizer.decode(sequence if tokenizer.one_token_stream else [sequence])
     for other in score.tracks[1:]:  # one per program, if the tokens name programs
@@ -162,19 +149,14 @@ def decode(tokenizer: MusicTokenizer, ids: Sequence[int] | Ids) -> Score:
 
 def open_ended(tokenizer: MusicTokenizer, ids: Sequence[int]) -> list[int]:
     """Strip the tokens that end a piece or its only track (EOS, MMM's `Track_End`)."""
-    ends = {EOS, tokenizer.vocab.get(TRACK_END)}
-    last = len(ids)
-    while last and ids[last - 1] in ends:
-        last -= 1
-    return [int(id_) for id_ in ids[:last]]
+    events = [int(id_) for id_ in ids]
+    while events and events[-1] in (EOS, tokenizer.vocab.get(TRACK_END)):
+        events.pop()
+    return events
 
 
 def piano_part(score: Score) -> Score:
-    """Copy a score with its piano tracks alone (programs 0-7, no drums), merged into one track.
-
-    Raises:
-        Refused: there is no piano note.
-    """
+    """Copy a score with its piano tracks (programs 0-7, no drums) merged into one; raises `Refused` if it has none."""
     tracks = [track for track in score.tracks if len(track.notes)]
     piano = [track for track in tracks if not track.is_drum and track.program < 8]
     if not piano:

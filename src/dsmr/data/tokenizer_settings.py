@@ -41,25 +41,19 @@ REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
 }
 """Extra settings without which a class cannot be made, with example values."""
 ADDITIONAL = "additional_params"
-RANGE_SETTINGS = ("beat_res", "beat_res_rest")
 CONFIG_OPTION = "data.tokenizer.config"
 
 
 def make_tokenizer(name: str, settings: Mapping[str, Any]) -> MusicTokenizer:
-    """Make a tokenizer.
+    """Make a tokenizer from the name of its class and arguments of `TokenizerConfig`.
 
-    Args:
-        name: class of MidiTok, or dotted path of a user's own class.
-        settings: arguments of `TokenizerConfig`. Settings that only this class reads may be among them or in
-            `additional_params`. Keys of `beat_res` are strings such as `"0_4"`.
-
-    Raises:
-        UserError: the class is unknown, a setting is unknown, missing or refused, or there is more than one stream.
+    Settings that only this class reads may be among them or in `additional_params`. Keys of `beat_res` are strings
+    such as `"0_4"`. Raises `UserError` if the class or a setting cannot be used.
     """
     tokenizer_class = find_tokenizer_class(name)
     config, additional = split_settings(tokenizer_class, settings)
     try:
-        for key in config.keys() & set(RANGE_SETTINGS):
+        for key in config.keys() & {"beat_res", "beat_res_rest"}:
             config[key] = {tuple(map(int, k.split("_"))): v for k, v in config[key].items()}
         if isinstance(config.get("time_signature_range"), dict):  # JSON keys are strings
             config["time_signature_range"] = {int(k): v for k, v in config["time_signature_range"].items()}
@@ -80,10 +74,9 @@ def find_tokenizer_class(name: str) -> type[MusicTokenizer]:
     if not module:
         known = {c.__name__: c for c in vars(miditok).values() if is_tokenizer_class(c)}
         if name not in known:
-            hint = _nearest(name, known)
             raise UserError(
-                f"data.tokenizer.name: {name!r} is neither performance nor a MidiTok tokenizer{hint}; known: "
-                f"{', '.join(known)}, or the dotted path of a class of your own"
+                f"data.tokenizer.name: {name!r} is neither performance nor a MidiTok tokenizer"
+                f"{_did_you_mean(name, known)}; known: {', '.join(known)}, or the dotted path of a class of your own"
             )
         return known[name]
     try:
@@ -113,8 +106,7 @@ def split_settings(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split settings into those of every tokenizer and those that only this class reads.
 
-    Raises:
-        UserError: a setting is unknown or misspelt, or a required one is missing.
+    Raises `UserError` if a setting is unknown or misspelt, or a required one is missing.
     """
     family = [c.__name__ for c in tokenizer_class.__mro__]
     additional = settings.get(ADDITIONAL) or {}
@@ -132,7 +124,7 @@ def split_settings(
         if key not in general and key not in extra:
             is_own = not tokenizer_class.__module__.startswith("miditok.")
             own = f"; what only your class reads goes into {ADDITIONAL}" if is_own else ""
-            hint = _nearest(key, [*general, *extra, ADDITIONAL]) or own
+            hint = _did_you_mean(key, [*general, *extra, ADDITIONAL]) or own
             raise UserError(f"{CONFIG_OPTION}: MidiTok has no setting {key!r} for {family[0]}{hint}")
         found[key in extra][key] = value
     if list(found[0].pop("special_tokens", SPECIAL_TOKENS)) != SPECIAL_TOKENS:
@@ -171,7 +163,7 @@ def tokenizer_label(name: str) -> str:
     return name if "." in name else f"MidiTok's {name}"
 
 
-def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     spelt = {one.lower(): one for one in known}
     close = difflib.get_close_matches(word.lower(), list(spelt), n=1)
     return f"; did you mean {spelt[close[0]]}?" if close else ""

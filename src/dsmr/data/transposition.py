@@ -18,11 +18,9 @@ PIANO_KEYS = (21, 108)
 def transposition_tables(tokenizer: MusicTokenizer, semitones: int) -> NDArray[np.uint16]:
     """Build tables that transpose a stream, (2 * semitones + 1, V): row i moves every pitch by i - semitones.
 
-    A pitch that would leave the tokenizer's range keeps its id; `allowed_shifts` avoids such shifts.
-
-    Raises:
-        UserError: tokens cannot be transposed one by one, because the tokenizer was trained (BPE) or writes a pitch as
-            an interval from the previous note (BEAT).
+    A pitch that would leave the tokenizer's range keeps its id; `allowed_shifts` avoids such shifts. Raises
+    `UserError` if tokens cannot be transposed one by one, because the tokenizer was trained (BPE) or writes a pitch as
+    an interval from the previous note (BEAT).
     """
     if tokenizer.is_trained:
         raise UserError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
@@ -50,14 +48,8 @@ def _tables(tokenizer: MusicTokenizer, shifts: Sequence[int]) -> NDArray[np.uint
 def allowed_shifts(pitch_min: int, pitch_max: int, semitones: int, pitch_range: tuple[int, int]) -> tuple[int, int]:
     """Return the lowest and highest shift of a piece in semitones; 0 is always between them.
 
-    A transposed piece stays within the 88 keys of a piano and the tokenizer's pitches. A piece that already exceeds
-    the 88 keys on one side keeps its own lowest or highest pitch there as the limit.
-
-    Args:
-        pitch_min: lowest pitch of the piece.
-        pitch_max: highest pitch of the piece.
-        semitones: largest shift, either way.
-        pitch_range: lowest and highest pitch of the tokenizer.
+    A transposed piece stays within the 88 keys of a piano and the tokenizer's pitches (`pitch_range`). A piece that
+    already exceeds the 88 keys on one side keeps its own lowest or highest pitch there as the limit.
     """
     bottom = max(min(PIANO_KEYS[0], pitch_min), pitch_range[0])
     top = min(max(PIANO_KEYS[1], pitch_max), pitch_range[1])

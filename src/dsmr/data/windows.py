@@ -44,7 +44,7 @@ class Windows:
 
 
 def plan_training_windows(
-    numbers: Sequence[int], lengths: Sequence[int], *, window: int, num_lanes: int, seed: int, epoch: int
+    numbers: Sequence[int], lengths: Sequence[int], window: int, num_lanes: int, *, seed: int, epoch: int
 ) -> Plan:
     """Plan an epoch of shuffled windows over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
     rng = np.random.default_rng([seed, epoch])
@@ -57,7 +57,7 @@ def plan_training_windows(
 
 
 def plan_strided_windows(
-    numbers: Sequence[int], lengths: Sequence[int], *, window: int, stride: int, num_lanes: int
+    numbers: Sequence[int], lengths: Sequence[int], window: int, num_lanes: int, *, stride: int
 ) -> Plan:
     """Plan windows that score every token once: the first of a piece scores all, the others their last `stride`."""
     windows: list[Window] = []
@@ -69,7 +69,7 @@ def plan_strided_windows(
 
 
 def plan_random_windows(
-    numbers: Sequence[int], lengths: Sequence[int], *, window: int, num_lanes: int, seed: int
+    numbers: Sequence[int], lengths: Sequence[int], window: int, num_lanes: int, *, seed: int
 ) -> Plan:
     """Plan one window per piece; a piece that is not longer is read whole."""
     windows: list[Window] = []
@@ -82,8 +82,7 @@ def plan_random_windows(
 
 def _cuts(end: int, first: int, step: int) -> Iterator[tuple[int, int]]:
     """Yield (0, first), (first, first + step), and so on up to `end`."""
-    edges = [0, *range(first, end, step), end]
-    return pairwise(edges)
+    return pairwise([0, *range(first, end, step), end])
 
 
 def _fill_lanes(windows: Sequence[Window], num_lanes: int) -> Plan:

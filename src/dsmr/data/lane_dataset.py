@@ -16,7 +16,7 @@ from dsmr.data.windows import Windows, plan_random_windows, plan_strided_windows
 class Planner:
     """Makes the plan of an epoch of a split: streams in lanes, or isolated windows.
 
-    Pieces have `numbers` in the store and `lengths` in tokens, BOS included; `num_lanes` counts those of all processes.
+    Pieces have `numbers` in the store and `lengths` in tokens, BOS included; `num_lanes` is that of all processes.
     """
 
     split: Split

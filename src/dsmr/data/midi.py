@@ -9,15 +9,14 @@ MAX_NOTES = 200_000  # per piece: eight times MAESTRO's largest, tokenised in ha
 
 
 def read_midi(content: bytes) -> tuple[Score, int]:
-    """Parse a standard MIDI file.
+    """Parse a standard MIDI file to a score, and count its notes without an end, which symusic leaves out.
 
-    Returns:
-        The score, and the number of notes without an end, which symusic leaves out.
-
-    Raises:
-        Refused: symusic cannot read the file, would misread it, or the piece is too long.
+    Raises `Refused` if symusic cannot read the file or would misread it, or the piece is too long.
     """
-    check_header(content)
+    if content[:4] == b"MThd" and content[8:10] == b"\0\2":
+        raise Refused("is of MIDI format 2, whose tracks are separate pieces")
+    if content[:4] == b"MThd" and content[12:14] == b"\0\0":
+        raise Refused("has no ticks per beat")
     try:
         score = Score.from_midi(content)
     except (RuntimeError, ValueError) as error:
@@ -32,14 +31,6 @@ def read_midi(content: bytes) -> tuple[Score, int]:
         raise Refused(f"longer than {MAX_SECONDS // 3600} hours")
     # symusic drops notes without a note-off and does not report it, so the note-ons are counted separately
     return score, max(count_note_ons(content) - num_notes, 0)
-
-
-def check_header(content: bytes) -> None:
-    """Refuse headers that symusic accepts but misreads: format 2, or 0 ticks per beat."""
-    if content[:4] == b"MThd" and content[8:10] == b"\0\2":
-        raise Refused("is of MIDI format 2, whose tracks are separate pieces")
-    if content[:4] == b"MThd" and content[12:14] == b"\0\0":
-        raise Refused("has no ticks per beat")
 
 
 def count_note_ons(content: bytes) -> int:

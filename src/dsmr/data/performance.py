@@ -47,10 +47,8 @@ class Performance(MIDILike):
         self.num_shifts = sum(name.startswith("TimeShift_") for name in self.vocab)
 
     def is_note(self, ids: NDArray[Any]) -> NDArray[np.bool_]:
-        """Mask of the ids that start or end a note."""
-        ids = ids.astype(np.int64)
-        first = min(self.note_on, self.note_off)  # note-ons and note-offs are neighbours
-        mask: NDArray[np.bool_] = (ids >= first) & (ids < first + 2 * NUM_PITCHES)
+        """Mask of the ids that start or end a note, which are neighbours."""
+        mask: NDArray[np.bool_] = (ids >= self.note_on) & (ids < self.note_on + 2 * NUM_PITCHES)
         return mask
 
     def preprocess_score(self, score: Score) -> Score:
@@ -154,9 +152,7 @@ def extend_by_pedal(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return onsets and offsets in seconds; a note that ends under the pedal lasts until the pedal's release.
 
-    Args:
-        notes: symusic's arrays `time`, `duration`, `pitch`, in seconds.
-        pedals: symusic's arrays `time`, `duration` of the intervals in which the pedal is down.
+    Takes symusic's arrays, in seconds; pedals are the intervals in which the pedal is down.
     """
     onset = notes["time"].astype(np.float64)
     offset = onset + notes["duration"]

@@ -14,7 +14,6 @@ encoding. The header has 32 tokens, so a model without memory is at chance if se
 distance.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,19 +68,14 @@ def prepare_recall(task: RecallTask, cache: Path) -> TokenStore:
 
     def build() -> TokenStore:
         with StoreWriter(cache / key, "generated recall pieces", spec, marks=True) as writer:
-            for entry, encoded, marks in generate_pieces(task, tokenizer):
-                writer.add(entry, encoded, marks)
+            for index, split in enumerate(SPLITS):
+                for number in range(task.num_train if split == "train" else task.num_validation):
+                    rng = np.random.default_rng([task.seed, index, number])
+                    encoded, marks = _PieceWriter(rng, tokenizer).piece(task.distances)
+                    writer.add(Entry(f"{split}/{number:05d}", split), encoded, marks)
             return writer.finish()
 
     return open_or_build(cache / key, build)
-
-
-def generate_pieces(task: RecallTask, tokenizer: Performance) -> Iterator[tuple[Entry, Encoded, NDArray[np.uint16]]]:
-    """Yield all pieces of a task with their marks: the distance at every answer, 0 elsewhere."""
-    for index, split in enumerate(SPLITS):
-        for number in range(task.num_train if split == "train" else task.num_validation):
-            writer = _PieceWriter(np.random.default_rng([task.seed, index, number]), tokenizer)
-            yield Entry(f"{split}/{number:05d}", split), *writer.piece(task.distances)
 
 
 class _PieceWriter:

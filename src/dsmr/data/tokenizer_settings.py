@@ -17,19 +17,6 @@ from miditok import MusicTokenizer, TokenizerConfig
 from dsmr import UserError
 from dsmr.data.vocabulary import SPECIAL_TOKENS
 
-EXTRA_SETTINGS: dict[str, tuple[str, ...]] = {
-    "PerTok": (
-        "ticks_per_quarter",
-        "use_microtiming",
-        "max_microtiming_shift",
-        "num_microtiming_bins",
-        "use_position_toks",
-    ),
-    "MMM": ("base_tokenizer", "density_bins_max"),
-    "REMI": ("max_bar_embedding", "use_bar_end_tokens", "add_trailing_bars"),
-    "MIDILike": ("max_duration",),
-}
-"""Settings that each class reads from `TokenizerConfig.additional_params`, as of MidiTok 3.1."""
 REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
     "PerTok": {
         "ticks_per_quarter": 320,
@@ -40,6 +27,13 @@ REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {
     "MMM": {"base_tokenizer": "REMI"},
 }
 """Extra settings without which a class cannot be made, with example values."""
+EXTRA_SETTINGS: dict[str, tuple[str, ...]] = {
+    "PerTok": (*REQUIRED_SETTINGS["PerTok"], "use_position_toks"),
+    "MMM": ("base_tokenizer", "density_bins_max"),
+    "REMI": ("max_bar_embedding", "use_bar_end_tokens", "add_trailing_bars"),
+    "MIDILike": ("max_duration",),
+}
+"""Settings that each class reads from `TokenizerConfig.additional_params`, as of MidiTok 3.1."""
 ADDITIONAL = "additional_params"
 CONFIG_OPTION = "data.tokenizer.config"
 

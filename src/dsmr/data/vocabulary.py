@@ -26,19 +26,17 @@ def token_type(name: str) -> str:
     return name.partition("_")[0]
 
 
+def _types(tokenizer: MusicTokenizer) -> list[str]:
+    return [token_type(name) for name in sorted(tokenizer.vocab, key=tokenizer.vocab.get)]
+
+
 def note_on_mask(tokenizer: MusicTokenizer) -> NDArray[np.bool_]:
     """Mask of the ids that start a note, (V,)."""
-    mask = np.zeros(len(tokenizer.vocab), bool)
-    for name, id_ in tokenizer.vocab.items():
-        mask[id_] = token_type(name) in (*NOTE_ON_TYPES, *INTERVAL_TYPES)
-    return mask
+    return np.isin(_types(tokenizer), (*NOTE_ON_TYPES, *INTERVAL_TYPES))
 
 
 def token_families(tokenizer: MusicTokenizer) -> NDArray[np.int64]:
     """Family of every id as an index into `FAMILIES`, (V,)."""
     indices = {kind: index for index, kinds in enumerate(FAMILIES.values()) for kind in kinds}
     other = list(FAMILIES).index("other")
-    families = np.zeros(len(tokenizer.vocab), np.int64)
-    for name, id_ in tokenizer.vocab.items():
-        families[id_] = indices.get(token_type(name), other)
-    return families
+    return np.array([indices.get(kind, other) for kind in _types(tokenizer)], np.int64)

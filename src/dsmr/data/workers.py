@@ -21,16 +21,11 @@ def map_in_workers(
 ) -> Iterator[Any]:
     """Yield `function(name)` for every name, in order; a string with the reason if the call hangs or crashes.
 
-    Args:
-        function: called in a worker.
-        names: its arguments.
-        initializer: called once in every worker.
-        initargs: arguments of `initializer`.
-        num_workers: number of processes (default: one per core). With 1, or with few names, everything runs in this
-            process, without a time limit.
-        seconds: time limit of one call.
+    Every worker calls the initializer once; `seconds` limits one call. With one worker (default: one per core), or
+    with few names, everything runs in this process, without a time limit.
     """
-    if (num_workers or num_usable_cores()) == 1 or len(names) < WORKER_THRESHOLD:
+    num_workers = num_workers or num_usable_cores()
+    if num_workers == 1 or len(names) < WORKER_THRESHOLD:
         if initializer is not None:
             initializer(*initargs)
         yield from map(function, names)
@@ -38,7 +33,7 @@ def map_in_workers(
     from pebble import ProcessExpired, ProcessPool  # concurrent.futures fails as a whole when one worker dies
 
     context = multiprocessing.get_context("spawn")  # fork is unsafe once torch or symusic have started threads
-    with ProcessPool(num_workers or num_usable_cores(), 0, initializer, initargs, context) as pool:
+    with ProcessPool(num_workers, 0, initializer, initargs, context) as pool:
         results = pool.map(function, names, timeout=seconds).result()
         for _ in names:
             try:

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
-def not_the_oldest_quarter(length_B1: Tensor, place_T: Tensor, horizon: int) -> int:
+def not_the_oldest_quarter(length_B1: Tensor, position_T: Tensor, horizon: int) -> int:
     """A rule from outside the package: one function, one entry in the table."""
     return horizon - horizon // 4
 

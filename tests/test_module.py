@@ -13,6 +13,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.nn import functional as F  # noqa: N812
 
+from conftest import tiny_transformer
+from dsmr import UserError
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
 from dsmr.data.windows import Windows
@@ -23,6 +25,7 @@ from dsmr.share.loading import find_checkpoint, load_model
 from dsmr.training.callbacks import BestCheckpoint, LastCheckpoint
 from dsmr.training.checkpoint import CHECKED, RESTORED, is_resumable
 from dsmr.training.losses import NotFiniteError, token_nll
+from dsmr.training.memories import SplitMemories
 from dsmr.training.metrics import TokenNLL
 from dsmr.training.module import RecurrentLM
 from dsmr.training.optimizers import AdamW, Muon, WarmupCosine
@@ -727,6 +730,47 @@ def test_a_late_flag_within_an_accumulation_names_its_own_segment(
     with pytest.raises(NotFiniteError, match=f"the loss is not finite at step 7, in {name} from token"):
         run.fit(lm, data)
     assert all(weight.isfinite().all() for weight in lm.parameters())
+
+
+def test_an_early_loss_of_inf_with_finite_gradients_keeps_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, plain, seen = TrainingStep._check, token_nll, []
+
+    def late(self: TrainingStep, is_finite: torch.Tensor, *, is_late: bool) -> None:
+        check(self, is_finite, is_late=True)  # as on CUDA
+
+    def infinite(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        seen.append(None)
+        nll_BT = plain(logits_BTV, targets_BT)
+        return nll_BT + torch.inf if len(seen) == 13 else nll_BT  # the first of two segments; a constant
+
+    monkeypatch.setattr(TrainingStep, "_check", late)
+    monkeypatch.setattr("dsmr.training.step.token_nll", infinite)
+    lm, data = fresh()
+    lm.optimizer = fused_adamw
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Keep(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step > len(steps):
+                steps.append({name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    run = trainer(tmp_path, max_steps=40, accumulate_grad_batches=2, limit_val_batches=0)
+    run.callbacks.append(Keep())
+    with pytest.raises(NotFiniteError, match="the loss is not finite at step 7"):
+        run.fit(lm, data)
+    assert len(steps) == 6
+    assert all(torch.equal(value, steps[-1][name]) for name, value in lm.state_dict().items())
+
+
+def test_a_memory_of_another_number_of_lanes_is_refused() -> None:
+    network = tiny_transformer()
+    memories = SplitMemories(network)
+    memories.restored = network.init_memory(8).state_dict()
+    with pytest.raises(UserError, match="the run has 8 lanes, now there are 4"):
+        memories.get_or_init("train", 4)
+    assert memories.get_or_init("train", 4, 1, 2).num_lanes == 4
 
 
 def test_a_scaled_step_is_left_to_the_gradient_scaler() -> None:

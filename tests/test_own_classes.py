@@ -48,7 +48,7 @@ class Pyramid(Schedule):
         return tuple(self.base >> layer for layer in range(num_layers))
 
 
-def not_the_oldest_quarter(length_B1, place_T, horizon):
+def not_the_oldest_quarter(length_B1, position_T, horizon):
     return horizon - horizon // 4
 
 

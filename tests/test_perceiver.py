@@ -9,6 +9,7 @@ import torch
 from conftest import tiny_transformer
 from dsmr import UserError
 from dsmr.model import PerceiverAR, RecurrentTransformer
+from dsmr.share.description import check_same_network, describe_network
 from dsmr.training.module import build_backbone
 from test_memory import boundary_mask, one_pass, random_tokens, stream
 
@@ -137,3 +138,15 @@ def test_the_parameters_at_base_size_are_those_of_the_recurrent_transformer() ->
         networks = PerceiverAR(392, 512), RecurrentTransformer(392, "2x3584+10x512", 512)
     first, second = (sum(p.numel() for p in network.parameters()) for network in networks)
     assert first == second
+
+
+def test_a_checkpoint_of_an_earlier_version_has_horizons_of_none() -> None:
+    model = tiny_perceiver(20)
+    earlier = model.config() | {"horizons": None}
+    again = PerceiverAR.rebuild(earlier, attention="reference")
+    assert again.config() == model.config()
+    assert again.settings.attention == "reference"
+    saved, present = ({**describe_network(model, None), "config": config} for config in (earlier, model.config()))
+    check_same_network(saved, present, horizons_too=True)
+    with pytest.raises(UserError, match="prefix_length = 20, now it is 8"):
+        check_same_network(saved, describe_network(tiny_perceiver(8), None), horizons_too=True)

@@ -94,9 +94,9 @@ def far_start(horizons: tuple[int, ...], segment_length: int) -> int:
     return segment_length * (sum(horizons) + 1)
 
 
-def back(length_B1: Tensor, place_T: Tensor, horizon: int) -> Tensor:
+def back(length_B1: Tensor, position_T: Tensor, horizon: int) -> Tensor:
     """A rule whose queries see the less, the later they stand: not monotonic in the position."""
-    return (horizon - 2 * place_T).clamp(min=0)
+    return (horizon - 2 * position_T).clamp(min=0)
 
 
 @pytest.mark.parametrize("horizons", [(16, 4, 0), (8, 8), (0, 12)])
@@ -120,7 +120,7 @@ def test_the_receptive_field_follows_the_masks_of_all_layers(horizons: tuple[int
 
 
 def test_no_query_sees_another_piece_whatever_a_rule_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "everything", lambda length_B1, place_T, horizon: 10**6)
+    monkeypatch.setitem(RULES, "everything", lambda length_B1, position_T, horizon: 10**6)
     mask = visibility("everything", 16, 8, 0, [0, 3, 100]).mask_B1TS[:, 0, :, :16]
     assert mask.sum(dim=(1, 2)).tolist() == [0, 8 * 3, 8 * 16]
 
@@ -128,11 +128,11 @@ def test_no_query_sees_another_piece_whatever_a_rule_returns(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (lambda length_B1, place_T, horizon: place_T[:3], "broadcast to (B, T)"),
-        (lambda length_B1, place_T, horizon: 1 / 0, "division by zero"),
-        (lambda length_B1, place_T, horizon: horizon / 2, "whole numbers"),
-        (lambda length_B1, place_T, horizon: -place_T - 1, "a query sees itself"),
-        (lambda length_B1, place_T, horizon: -(length_B1 % 2), "the same for every length_B1"),
+        (lambda length_B1, position_T, horizon: position_T[:3], "broadcast to (B, T)"),
+        (lambda length_B1, position_T, horizon: 1 / 0, "division by zero"),
+        (lambda length_B1, position_T, horizon: horizon / 2, "whole numbers"),
+        (lambda length_B1, position_T, horizon: -position_T - 1, "a query sees itself"),
+        (lambda length_B1, position_T, horizon: -(length_B1 % 2), "the same for every length_B1"),
     ],
 )
 def test_a_rule_that_cannot_be_computed_is_refused_before_training(

@@ -70,9 +70,9 @@ class AttentionDistances:
 
 def distances(visibility: Visibility, queries: slice) -> Tensor:
     """Tokens from each query back to each key, (T, S); 0 for itself and for later tokens, which are masked."""
-    place_T1 = visibility.place_T[queries, None]
-    own_T = torch.arange(visibility.num_open + visibility.num_queries, device=place_T1.device)
-    return torch.cat([place_T1 + visibility.ages_M, (place_T1 - own_T).clamp(min=0)], dim=1)
+    position_T1 = visibility.position_T[queries, None]
+    own_T = torch.arange(visibility.num_open + visibility.num_queries, device=position_T1.device)
+    return torch.cat([position_T1 + visibility.ages_M, (position_T1 - own_T).clamp(min=0)], dim=1)
 
 
 def attention_weights(

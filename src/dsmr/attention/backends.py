@@ -27,7 +27,7 @@ class Implementation:
     Attributes:
         function: takes the arguments of `attend`, without the backend.
         device: the only device type that it runs on, where `auto` selects it; None runs anywhere.
-        is_compiled: compiled anew for every number of queries and keys.
+        is_compiled: compiled for each number of queries and keys.
     """
 
     function: AttentionFunction
@@ -55,7 +55,8 @@ def attend(
     """Softmax attention of a segment's queries over memory and their own segment.
 
     `softmax(q [k_memory, k]^T / sqrt(D)) [v_memory, v]` with the memory detached: equation 1 of Transformer-XL (arXiv
-    1901.02860), with rotary positions in place of its relative ones. K may be smaller than H (grouped queries).
+    1901.02860), with rotary positions in place of its relative ones. K may be smaller than H (grouped queries). A
+    single query per lane takes `single_query` unless the reference is asked for.
 
     Args:
         query_BHTD: rotated queries.
@@ -79,11 +80,12 @@ def prepare_visibility(visibility: Visibility, backend: Backend) -> None:
     """Compute what compiled layers will read from a visibility: inside a graph it could not be cached."""
     if visibility.num_queries > 1 and select_backend(backend, visibility.length_B.device.type) == "flex":
         visibility.derive("flex", flex_blocks)
-        visibility.own_mask  # noqa: B018  cached by the property, for layers without memory
+        if not len(visibility.ages_M):  # plain SDPA
+            visibility.own_mask  # noqa: B018  cached by the property
 
 
 def compiles_each_length(backend: Backend, device: str) -> bool:
-    """True if attention is compiled anew for every number of queries and keys."""
+    """True if attention is compiled for each number of queries and keys."""
     return IMPLEMENTATIONS[select_backend(backend, device)].is_compiled
 
 

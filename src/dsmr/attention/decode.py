@@ -20,7 +20,7 @@ from dsmr.attention.visibility import Past, Visibility
 MAX_LANES = 8  # above, torch's matrix products are faster
 DTYPES = (torch.float32, torch.float64)
 Layout = tuple[Any, tuple[int, ...]]
-EVERYTHING = np.empty((0, 0), np.bool_)
+EVERYTHING = np.empty((0, 0), np.bool_)  # an empty mask: every slot is visible
 
 
 @lru_cache
@@ -47,7 +47,7 @@ class TokenDecoder:
     """Runs the layers of a network for one token per lane.
 
     Converting tensors to arrays costs more than a layer, so the arrays that share memory with the weights and with
-    each layer's past are cached, and converted again when the tensors lie at another address. Copies of a network do
+    each layer's past are cached, and converted again when the tensors move. Copies of a network do
     not share the cache.
     """
 
@@ -81,7 +81,7 @@ class TokenDecoder:
             x_BE: embedded tokens.
             layers: weights of each layer, in the order of `decode_kernel.decode_layer`.
             cos_1D: rotary table of the tokens' position.
-            sin_1D: likewise.
+            sin_1D: its sines.
             pasts: keys and values of each layer.
             visibilities: of each layer.
         """
@@ -111,7 +111,7 @@ class TokenDecoder:
         return known[1]
 
     def _layout(self, layer: int, which: int, part_BKSD: Tensor) -> Layout:
-        """Return everything behind the first number as one row, and the strides of lanes, heads and tokens in it."""
+        """Return the storage from the first element on, flat, and the strides of lanes, heads and tokens in it."""
         if part_BKSD.stride(3) != 1:
             part_BKSD = part_BKSD.contiguous()
         strides = part_BKSD.stride()

@@ -16,12 +16,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from dsmr.attention.visibility import FAR, Past, Visibility
+from dsmr.attention.visibility import FAR, Past, Visibility, on_device
 
-KERNELS = (
-    256  # a schedule may have as many horizons as layers, each with kernels of its own, with and without backward
-)
-BLOCK = 128  # queries or keys per block: FlexAttention's default
+# every horizon of a schedule has kernels of its own, with and without backward
+KERNELS = 256
+BLOCK = 128  # queries or keys per block, FlexAttention's default
 
 
 def flex(
@@ -48,7 +47,7 @@ def flex(
             enable_gqa=grouped,
         )
         return own if gate_H is None else own + 0 * gate_H.sum().to(own.dtype)  # so that it has a gradient
-    # inside a compiled layer it is compiled with the layer; elsewhere than on CUDA it runs as it is, for tests
+    # a compiled layer compiles it too; on other devices than CUDA it runs uncompiled, for tests
     alone = query_BHTD.device.type == "cuda" and not torch.compiler.is_compiling()
     kernel: Any = compiled_kernel() if alone else flex_attention
     wanted = AuxRequest(lse=True)
@@ -57,6 +56,7 @@ def flex(
         query_BHTD, past.key, past.value, block_mask=memory_mask, enable_gqa=grouped, return_aux=wanted
     )
     memory_lse = memory_aux.lse if gate_H is None else memory_aux.lse + gate_H[:, None]
+    # a query that sees no slot has a memory_lse of -inf, and so a share of 0
     share = torch.sigmoid(memory_lse - own_aux.lse).unsqueeze(-1)
     return torch.lerp(own.to(share.dtype), remembered.to(share.dtype), share).to(query_BHTD.dtype)
 
@@ -86,7 +86,7 @@ def memory_blocks(visibility: Visibility) -> BlockMask:
 
     That function looks at every pair of query and slot. Here a block of slots is visible if its youngest slot is
     visible to the query that sees furthest, and fully visible if its oldest slot is visible to the query that sees
-    least: two comparisons per block. It is computed anew for every segment, within the training step.
+    least: two comparisons per block. It is computed for every segment, within the training step.
     """
     ages_M, num_queries = visibility.ages_M, visibility.num_queries
     oldest_BT = visibility.oldest_seen.expand(-1, num_queries).contiguous()
@@ -136,11 +136,11 @@ def own_blocks(num_hidden: tuple[int, ...], num_open: int, device: torch.device)
     """Block mask of the segment, which is the same in every step; see `Visibility.num_hidden`."""
     num_queries = len(num_hidden)
     with torch.inference_mode(False):  # training reads the cached mask too
-        place_T = torch.arange(num_open, num_open + num_queries, device=device)
-        hidden_T = torch.tensor(num_hidden, device=device)
+        position_T = torch.arange(num_open, num_open + num_queries, device=device)
+        hidden_T = on_device(num_hidden, device)
 
         def is_visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (k <= place_T[q]) & (k >= hidden_T[q])
+            return (k <= position_T[q]) & (k >= hidden_T[q])
 
         return create_block_mask(
             is_visible, B=None, H=None, Q_LEN=num_queries, KV_LEN=num_open + num_queries, device=device

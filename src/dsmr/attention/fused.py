@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEW_ROWS, PARTS = 8, 4
+FEW_ROWS, PARTS = 8, 4  # rows up to which the product is split, and parts that the weight is split into
 
 
 def trains_on_cpu(x: Tensor) -> bool:

@@ -4,10 +4,10 @@ Every key has an *age*, counted backwards from the start of the present segment:
 
             memory, M slots                     segment, T tokens
     age     M  ...  4   3   2   1         |     0  -1  -2  ...  1-T
-    place                                 |     0   1   2  ...  T-1
+    position                              |     0   1   2  ...  T-1
 
     boundary   |<--------- horizon ------>|  q            every query of the segment reaches equally far back
-    sliding            |<---------------- horizon ->q     a query reaches back from its own place
+    sliding            |<---------------- horizon ->q     a query reaches back from its own position
 
 A query may attend to a key iff the key is not in its future and `age <= oldest_seen[b, q]`. A *rule* computes
 `oldest_seen`; everything else derives from that number: the masks of every implementation in this package, the blocks
@@ -15,7 +15,7 @@ of FlexAttention, decoding, operations per token, and the receptive field.
 
 To forbid something, add one entry to `RULES`, or pass a function of your own by its import path:
 
-    def not_the_oldest_quarter(length_B1, place_T, horizon):      # mymodule.py, --model.backbone.rule
+    def not_the_oldest_quarter(length_B1, position_T, horizon):      # mymodule.py, --model.backbone.rule
         return horizon - horizon // 4                             #   mymodule.not_the_oldest_quarter
 
 Shapes: B lanes, T queries, K key/value heads, D head width, M memory slots, N open tokens (the part of a segment that
@@ -35,28 +35,29 @@ from dsmr import UserError
 
 Derived = TypeVar("Derived")
 Rule = Callable[[Tensor, Tensor, int], Tensor | int]
-"""`rule(length_B1, place_T, horizon)` returns `oldest_seen`, broadcastable to (B, T).
+"""`rule(length_B1, position_T, horizon)` returns `oldest_seen`, broadcastable to (B, T).
 
-`length_B1` is the number of tokens of the lane's piece before the segment, `place_T` the queries' places in the
-segment, `horizon` the number of slots, at least 1. The result is capped at `length_B1`, so that no query ever sees
+`length_B1` is the number of tokens of the lane's piece before the segment, `position_T` the queries' positions in the
+segment, `horizon` the number of slots, at least 1; tensors that a rule creates belong on `position_T.device`. The
+result is capped at `length_B1`, so that no query ever sees
 another piece, and at the slots that exist. A negative result also hides the oldest tokens of the segment itself; that
 part must not depend on `length_B1`. Layers without memory see their own segment and ask no rule.
 """
 
 
-def boundary(length_B1: Tensor, place_T: Tensor, horizon: int) -> Tensor:
+def boundary(length_B1: Tensor, position_T: Tensor, horizon: int) -> Tensor:
     """Transformer-XL's rule (arXiv 1901.02860): the own segment, and the whole memory before it."""
     return length_B1
 
 
-def sliding(length_B1: Tensor, place_T: Tensor, horizon: int) -> Tensor:
+def sliding(length_B1: Tensor, position_T: Tensor, horizon: int) -> Tensor:
     """Exactly `horizon` keys, the query's own included, wherever segments begin."""
-    return horizon - 1 - place_T
+    return horizon - 1 - position_T
 
 
 RULES: dict[str, Rule] = {"boundary": boundary, "sliding": sliding}
 FAR = 2**40  # more tokens than any piece has
-STRETCH = 512  # places whose hidden tokens are computed at once, and cached for decoding
+STRETCH = 512  # positions whose hidden tokens are computed at once, and cached for decoding
 
 
 class Past(NamedTuple):
@@ -78,7 +79,7 @@ class Past(NamedTuple):
 
 @dataclass(frozen=True)
 class Visibility:
-    """What the queries of one pass may attend to, in a layer with M slots. Layers of the same horizon share it.
+    """Keys that the queries of one pass may attend to, in a layer with M slots. Layers of the same horizon share it.
 
     Attributes:
         ages_M: age of every slot's token, 1 being the token just before the segment.
@@ -100,14 +101,14 @@ class Visibility:
     def oldest_seen(self) -> Tensor:
         """Greatest visible age, (B, 1) if it is the same for all queries of a lane, else (B, T)."""
         length_B1, horizon = self.length_B[:, None], len(self.ages_M)
-        if not horizon or self.rule is boundary:
+        if not horizon or self.rule is boundary:  # stays (B, 1): the memory's mask then has one row per lane
             return length_B1
-        oldest = self.rule(length_B1, self.place_T, horizon)
+        oldest = self.rule(length_B1, self.position_T, horizon)
         return torch.minimum(length_B1, oldest) if isinstance(oldest, Tensor) else length_B1.clamp(max=oldest)
 
     @cached_property
-    def place_T(self) -> Tensor:
-        """Places of the queries in their segment."""
+    def position_T(self) -> Tensor:
+        """Positions of the queries in their segment."""
         return torch.arange(self.num_open, self.num_open + self.num_queries, device=self.length_B.device)
 
     @property
@@ -118,6 +119,7 @@ class Visibility:
     @cached_property
     def memory_mask(self) -> Tensor | None:
         """True = visible: (B, 1, 1 or T, M). On the CPU, None if every query of every lane sees every slot."""
+        # only on the CPU: reading a number of a GPU would wait for it
         if self.length_B.device.type == "cpu" and int(self.oldest_seen.min()) >= len(self.ages_M):
             return None
         return (self.ages_M <= self.oldest_seen[..., None])[:, None]
@@ -129,12 +131,12 @@ class Visibility:
 
     @cached_property
     def own_mask(self) -> Tensor | None:
-        """True = visible, of the segment's N + T tokens: (T, N + T), or None if it is causal and nothing else."""
+        """True = visible, of the segment's N + T tokens: (T, N + T), or None if plainly causal."""
         if not self.num_open and not any(self.num_hidden):
             return None
-        place = torch.arange(self.num_open + self.num_queries, device=self.length_B.device)
-        mask = place <= self.place_T[:, None]
-        return mask & (place >= torch.tensor(self.num_hidden, device=place.device)[:, None])
+        position = torch.arange(self.num_open + self.num_queries, device=self.length_B.device)
+        hidden_T = on_device(self.num_hidden, position.device)
+        return (position <= self.position_T[:, None]) & (position >= hidden_T[:, None])
 
     @cached_property
     def mask_B1TS(self) -> Tensor:
@@ -189,20 +191,20 @@ def check_rule(name: str, horizons: Sequence[int], segment_length: int) -> None:
     """
     rule = find_rule(name)
     with torch.device("cpu"):  # a network may be built on torch's meta device, which has no values
-        place_T, lengths_B1 = torch.arange(segment_length), torch.tensor([[0], [1], [segment_length], [FAR]])
+        position_T, lengths_B1 = torch.arange(segment_length), torch.tensor([[0], [1], [segment_length], [FAR]])
     for horizon in sorted({horizon for horizon in horizons if horizon}):
         try:
             with torch.device("cpu"):
-                oldest = torch.as_tensor(rule(lengths_B1, place_T, horizon)).expand(len(lengths_B1), segment_length)
+                oldest = torch.as_tensor(rule(lengths_B1, position_T, horizon)).expand(len(lengths_B1), segment_length)
         except Exception as error:  # a user's rule may raise anything
             raise UserError(
                 f"rule {name} fails for horizon {horizon} ({' '.join(str(error).split())}); it must return whole "
                 "numbers that broadcast to (B, T)"
             ) from error
         own = oldest.clamp(max=0)
-        if oldest.is_floating_point() or not (own == own[0]).all() or (-own[0] > place_T).any():
+        if oldest.is_floating_point() or not (own == own[0]).all() or (-own[0] > position_T).any():
             raise UserError(
-                f"rule {name}: for horizon {horizon} it must return whole numbers, at least -place_T (a query sees "
+                f"rule {name}: for horizon {horizon} it must return whole numbers, at least -position_T (a query sees "
                 "itself), and where they are negative, the same for every length_B1"
             )
 
@@ -215,12 +217,19 @@ def hidden_tokens(rule: Rule, horizon: int, num_open: int, num_queries: int) -> 
     if not horizon or rule is boundary:
         return (0,) * num_queries
     end = num_open + num_queries
-    return _hidden_by_place(rule, horizon, -(-end // STRETCH) * STRETCH)[num_open:end]
+    return _hidden_by_position(rule, horizon, -(-end // STRETCH) * STRETCH)[num_open:end]
+
+
+@lru_cache(maxsize=64)
+def on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return numbers as a tensor that is copied to a device once: a copy in every step would wait for the GPU."""
+    with torch.inference_mode(False):  # training reads the cached tensor too
+        return torch.tensor(numbers, device=device)
 
 
 @lru_cache(maxsize=256)
-def _hidden_by_place(rule: Rule, horizon: int, num_places: int) -> tuple[int, ...]:
-    return tuple((-_oldest_by_place(rule, horizon, num_places)).clamp(min=0).tolist())
+def _hidden_by_position(rule: Rule, horizon: int, num_positions: int) -> tuple[int, ...]:
+    return tuple((-_oldest_by_position(rule, horizon, num_positions)).clamp(min=0).tolist())
 
 
 def keys_per_query(rule: Rule, horizon: int, segment_length: int) -> tuple[float, float]:
@@ -228,7 +237,7 @@ def keys_per_query(rule: Rule, horizon: int, segment_length: int) -> tuple[float
     own = (segment_length + 1) / 2 - sum(hidden_tokens(rule, horizon, 0, segment_length)) / segment_length
     if not horizon:
         return 0.0, own
-    return float(_oldest_by_place(rule, horizon, segment_length).clamp(0, horizon).double().mean()), own
+    return float(_oldest_by_position(rule, horizon, segment_length).clamp(0, horizon).double().mean()), own
 
 
 def earliest_position(position: int, horizons: Sequence[int], segment_length: int, rule: Rule | str = boundary) -> int:
@@ -240,9 +249,9 @@ def earliest_position(position: int, horizons: Sequence[int], segment_length: in
     """
     first = position  # everything from here to `position` is reached
     for horizon in reversed(horizons):
-        reached = range(first, min(position, first + segment_length - 1) + 1)  # later segments repeat these places
+        reached = range(first, min(position, first + segment_length - 1) + 1)  # later segments repeat these positions
         reach = _reach(find_rule(rule), horizon, segment_length)
-        first = min(place - reach[place % segment_length] for place in reached)
+        first = min(one - reach[one % segment_length] for one in reached)
     return first
 
 
@@ -255,17 +264,17 @@ def receptive_field(horizons: Sequence[int], segment_length: int, rule: Rule | s
 
 @lru_cache(maxsize=256)
 def _reach(rule: Rule, horizon: int, segment_length: int) -> tuple[int, ...]:
-    """For each place, how many tokens before it the oldest visible key lies in a long piece."""
-    places = range(segment_length)
+    """Distance of the oldest visible key from each position of a segment, in a long piece."""
+    positions = range(segment_length)
     if not horizon:
-        return tuple(places)
-    oldest_T = _oldest_by_place(rule, horizon, segment_length).clamp(max=horizon)
-    return tuple(place + oldest for place, oldest in zip(places, oldest_T.tolist(), strict=True))
+        return tuple(positions)
+    oldest_T = _oldest_by_position(rule, horizon, segment_length).clamp(max=horizon)
+    return tuple(position + oldest for position, oldest in zip(positions, oldest_T.tolist(), strict=True))
 
 
-def _oldest_by_place(rule: Rule, horizon: int, num_places: int) -> Tensor:
-    """Greatest visible age for a query at each place, in a piece of any length, (T,), on the CPU."""
+def _oldest_by_position(rule: Rule, horizon: int, num_positions: int) -> Tensor:
+    """Greatest visible age for a query at each position, in a piece of any length, (T,), on the CPU."""
     with torch.inference_mode(False), torch.device("cpu"):
-        length_B1, place_T = torch.tensor([[FAR]]), torch.arange(num_places)
-        oldest = torch.as_tensor(rule(length_B1, place_T, horizon))
-        return torch.minimum(length_B1, oldest).expand(1, num_places)[0]
+        length_B1, position_T = torch.tensor([[FAR]]), torch.arange(num_positions)
+        oldest = torch.as_tensor(rule(length_B1, position_T, horizon))
+        return torch.minimum(length_B1, oldest).expand(1, num_positions)[0]

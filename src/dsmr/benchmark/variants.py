@@ -30,7 +30,7 @@ class VariantSizes:
     block: int  # divides every horizon
     short: int | None = None  # the short horizon of two-scale schedules (default: T)
     num_long: int | None = None  # long layers of two-scale schedules (default: a sixth of the layers)
-    num_kept: int | None = None  # layers that binary schedules keep (default: a quarter of the layers)
+    num_kept: int | None = None  # layers that keep memory in binary schedules (default: a quarter of the layers)
 
     @property
     def full_horizon(self) -> int:

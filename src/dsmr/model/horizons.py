@@ -50,9 +50,9 @@ FULL_HORIZON = 4096
 
 
 def token_rate(section: Mapping[str, Any]) -> TokenRate | None:
-    """Tokens in a second of the music that a network was trained on.
+    """Return the tokens per second of the music that a network was trained on.
 
-    A section that does not say so, as of older versions, has MAESTRO's with `performance` tokens, and else none.
+    Sections of older versions do not record it: MAESTRO's rate is used with `performance` tokens, otherwise None.
     """
     known = section.get("tokens_per_second")
     if known is not None:

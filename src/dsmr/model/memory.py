@@ -1,6 +1,6 @@
 """Memory: detached keys and values that every layer keeps across segments.
 
-Each layer has a ring of M = H_l slots, allocated once. The token at clock c lies in slot c mod M; one clock in tokens
+Each layer has a ring of M = H_l slots, allocated once. The token at clock c is in slot c mod M; one clock in tokens
 is shared by all lanes. Here M = 6, T = 4, and the segment at clocks 8 .. 11 has just been read:
 
     clock   2   3   4   5   6   7 | 8   9  10  11        before commit, clock = 8
@@ -134,7 +134,7 @@ class Memory:
         horizon = self.horizons[layer]
         if horizon not in self._ages:
             slots_M = torch.arange(horizon, device=self.length_B.device)
-            # the youngest token, of clock - 1, lies in slot (clock - 1) % M and has age 1
+            # the youngest token, of clock - 1, is in slot (clock - 1) % M and has age 1
             self._ages[horizon] = (self.clock - 1 - slots_M) % horizon + 1 if horizon else slots_M
         return self._ages[horizon]
 
@@ -147,7 +147,7 @@ class Memory:
     def commit(self, update: Update) -> None:
         """Write an update; tokens that fall out of a horizon are forgotten here, and nowhere else.
 
-        Call it when no gradient needs the old content any more: after the optimizer step in training (after backward
+        Call it when no gradient needs the old content: after the optimizer step in training (after backward
         within an accumulation), at once in validation and generation.
 
         Raises:

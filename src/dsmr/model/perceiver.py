@@ -23,9 +23,9 @@ class PerceiverAR(Decoder):
     """A decoder whose lowest layer attends to [prefix, segment], all others to the segment.
 
     After Perceiver AR (arXiv 2202.07765): our segment is its latents, our bottom block its cross-attention. The prefix
-    is the last `prefix_length` token ids of the piece before the segment, embedded and projected anew in every pass,
+    is the last `prefix_length` token ids of the piece before the segment, embedded and projected again in every pass,
     so that gradients reach its embeddings. Queries and prefix share one norm, so the parameters are those of
-    `RecurrentTransformer` of the same depth, to the number. With the same weights it also computes what horizons of
+    `RecurrentTransformer` of the same depth, exactly. With the same weights it also computes what horizons of
     `1xP+(L-1)x0` compute: what differs is the gradient, the work, and that the state consists of ids.
 
     Args:

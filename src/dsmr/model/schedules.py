@@ -1,6 +1,6 @@
 """Schedules: rules that spend a budget of memory over the depth.
 
-A schedule gives every layer its horizon in tokens, bottom layer first. It is configuration, never another model, and a
+A schedule assigns every layer its horizon in tokens, bottom layer first. It is configuration, never another model; a
 checkpoint keeps what it expands to. A new one is a dataclass with one method:
 
     @dataclass(frozen=True)
@@ -25,7 +25,7 @@ Growth = Literal["linear", "geometric"]
 
 
 class Schedule(ABC):
-    """A rule that gives every layer its horizon."""
+    """A rule that assigns every layer its horizon."""
 
     @abstractmethod
     def horizons(self, num_layers: int) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ class Fitted(Schedule):
     """Another schedule, scaled to spend a budget to the token.
 
     Attributes:
-        schedule: gives the shape.
+        schedule: the shape.
         budget: sum of all horizons in tokens.
         block: each horizon is a multiple of `block` tokens, itself a multiple of the network's `memory_block`.
     """

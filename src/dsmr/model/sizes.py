@@ -86,7 +86,7 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How a network is computed; every choice computes the same function.
+    """Ways to compute a network; every choice computes the same function.
 
     Attributes:
         attention: implementation of attention; `auto` selects the fastest for the device.

@@ -83,6 +83,7 @@ class RecurrentTransformer(Decoder):
         own, self.horizons = self.horizons, expand_horizons(horizons, len(self.horizons))
         try:
             check_horizons(self.horizons, self.segment_length, self.memory_block)
+            check_rule(self.rule, self.horizons, self.segment_length)
             yield
         finally:
             self.horizons = own

@@ -66,15 +66,16 @@ def load_model(given: str | Path, *, horizons: str | None = None, attention: Bac
         section, saved = content[SECTION], content["state_dict"]
         weights = {key.removeprefix(prefix): part for key, part in saved.items() if key.startswith(prefix)}
     check_format_version(section, path)
-    names = section["backbone"], section["rule"], (section["tokenizer"] or {}).get("name", "")
-    needed = [name for name in names if "." in name]
+    config: dict[str, Any] = section["config"]
+    tokenizer = section["tokenizer"] or {}
+    names = section["backbone"], section["rule"], config.get("rule", ""), tokenizer.get("name", "")
+    needed = list(dict.fromkeys(name for name in names if "." in name))
     if needed and str(given).startswith(exported.HUB):
         raise UserError(
             f"checkpoint {given} needs code that is not part of dsmr ({', '.join(needed)}), which is not imported for "
             "models from the hub; read that code, then download the model and give its folder"
         )
     network = network_class(section, path)
-    config: dict[str, Any] = section["config"]
     if horizons is not None:
         if config.get("horizons") is None:
             raise UserError(f"{section['backbone']} has no horizons to change; leave out --horizons")

@@ -6,6 +6,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from dsmr import UserError
 from dsmr.model import Backbone
 from dsmr.model.memory import Memory, map_lanes
 
@@ -23,18 +24,25 @@ class SplitMemories(dict[str, Memory]):
         self.backbone = backbone
         self.restored: dict[str, Any] | None = None
 
-    def get_or_init(self, split: str, num_lanes: int, rank: int = 0) -> Memory:
-        """Return the memory of a split for `num_lanes` lanes of process `rank`."""
+    def get_or_init(self, split: str, num_lanes: int, rank: int = 0, world_size: int = 1) -> Memory:
+        """Return the memory of a split for `num_lanes` lanes of process `rank`.
+
+        Raises:
+            UserError: the restored memory has another number of lanes.
+        """
         if split not in self:
             self[split] = self.backbone.init_memory(num_lanes)
             if split == "train" and self.restored is not None:
+                saved = len(self.restored["length_B"])
+                if saved != num_lanes * world_size:
+                    raise UserError(f"the run has {saved} lanes, now there are {num_lanes * world_size}; use as many")
                 lanes = slice(rank * num_lanes, (rank + 1) * num_lanes)
                 self[split].load_state_dict(map_lanes(self.restored, lambda tensor: tensor[lanes]))
                 self.restored = None
         return self[split]
 
     def training_tensors(self) -> list[Tensor]:
-        """Return keys and values of the training memory, (B, H, M, D); none before the first segment."""
+        """Return keys and values of the training memory, (B, K, M, D); none before the first segment."""
         return [*self["train"].keys, *self["train"].values] if "train" in self else []
 
     def training_state(self, trainer: Trainer) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 Shapes: B lanes, T segment, V vocabulary.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ class RecurrentLM(TrainingStep):
         backbone: the network; called with vocab_size, segment_length, and horizons if it takes them.
         optimizer: called with two parameter groups: matrices, and everything else without weight decay.
         lr_scheduler: called with the optimizer; stepped after every optimizer step.
-        asked_weight: weight in the loss of the targets that generated pieces ask for; all others have 1.
+        asked_weight: Loss weight of the answers in generated pieces; all other targets have weight 1.
         vocab_size: V; on the command line it comes from the data.
         segment_length: T; on the command line it comes from the data.
     """
@@ -160,6 +161,7 @@ class RecurrentLM(TrainingStep):
 
     def on_fit_start(self) -> None:
         """Drop the memories of an earlier run."""
+        super().on_fit_start()
         self.memories.clear()
 
     def on_train_start(self) -> None:
@@ -207,14 +209,29 @@ class RecurrentLM(TrainingStep):
 def build_backbone(
     build: BackboneCallable, vocab_size: int, segment_length: int, horizons: Schedule | str | None
 ) -> Backbone:
-    """Build a network; `horizons` go only to constructors that take them, others refuse them by `UserError`."""
-    sizes = {"vocab_size": vocab_size, "segment_length": segment_length}
+    """Build a network; `horizons` go only to constructors that take them.
+
+    Raises:
+        UserError: the constructor's own error, or horizons were given to a network that has none.
+    """
+    given: dict[str, Any] = {"vocab_size": vocab_size, "segment_length": segment_length}
+    if takes_horizons(build):
+        given["horizons"] = horizons
+    elif horizons is not None:
+        raise UserError("this network has no horizons; set model.horizons to null")
     with as_user_error():  # a user's own network may raise any ValueError
-        try:
-            return build(**sizes, horizons=horizons)
-        except TypeError as error:
-            if "unexpected keyword argument 'horizons'" not in str(error):
-                raise
-            if horizons is not None:
-                raise UserError("this network has no horizons; set model.horizons to null") from error
-        return build(**sizes)
+        return build(**given)
+
+
+def takes_horizons(build: BackboneCallable) -> bool:
+    """True if a network's class, a partial of it, or any other callable has a parameter `horizons`."""
+    candidates = (build, getattr(build, "func", None), *getattr(build, "args", ()))  # jsonargparse makes partials
+    network = next((one for one in candidates if isinstance(one, type)), None)
+    own = [build] if network is None else [vars(cls)["__init__"] for cls in network.__mro__ if "__init__" in vars(cls)]
+    for function in own:  # **settings go to the next class
+        parameters = inspect.signature(function).parameters
+        if "horizons" in parameters:
+            return True
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return False
+    return network is None

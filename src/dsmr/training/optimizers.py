@@ -52,7 +52,7 @@ class AdamW(torch.optim.AdamW):
 
     @property
     def obeys_found_inf(self) -> bool:
-        """True if torch takes the step in fused kernels; groups of an old checkpoint say None, and keep it so."""
+        """True if torch steps in fused kernels; groups of an older checkpoint are not fused, and stay so."""
         return all(group.get("fused") for group in self.param_groups)
 
 

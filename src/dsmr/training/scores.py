@@ -32,7 +32,7 @@ class SplitScores(nn.Module):
         self.register_buffer("family_V", torch.zeros(vocab_size, dtype=torch.long), persistent=False)
 
     def use_data(self, data: MusicData) -> None:
-        """Take from the data what its tokens are, which pieces it has, and what generated pieces ask for."""
+        """Take note-ons, token families, pieces and recall distances from the data."""
         device = self.note_on_V.device
         self.data = data
         self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))

@@ -19,12 +19,12 @@ and weights, optimizer, learning rate, memory, data stream and RNG are those bef
 accumulation the earlier segments are committed already, so only weights and optimizer are kept; in float16 the
 gradient scaler skips steps with non-finite gradients by itself, and only the loss is checked.
 
-**The GPU does not wait for the check.** Reading the flag of 5 before 6 would drain the GPU's queue in every step. On
-CUDA the optimizer step is queued first, with the flag as `found_inf`, as torch's `GradScaler` does for fused
-optimizers: the kernels themselves leave weights and state unchanged. The host reads the flag behind that, while the
-GPU runs the optimizer, from a copy that waits for the norm alone. Reading it one step later would hide the rest of the
-wait, but learning rate, memory, stream and Lightning's counters would have moved on by then. Optimizers that ignore
-`found_inf` (see `optimizers.set_found_inf`), and all on the CPU, are checked before they step.
+**The check does not drain the GPU's queue.** Reading the flag of 5 before 6 would, in every step. On CUDA the
+optimizer step is queued first, with the flag as `found_inf`, as torch's `GradScaler` does for fused optimizers: the
+kernels themselves leave weights and state unchanged. The host then reads the flag while the GPU runs the optimizer,
+from a copy that waits for the norm alone. Reading it one step later would hide the rest of the wait, but by then
+learning rate, memory, stream and Lightning's counters would have changed. Optimizers that do not support `found_inf`
+(see `optimizers.set_found_inf`), such as all that were made on a CPU, are checked before they step.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,8 @@ class HostFlag:
     """A boolean of the device, copied to the host without waiting for what is queued behind it."""
 
     def __init__(self, flag: Tensor) -> None:
-        self._copy = flag.to("cpu", non_blocking=True)  # pinned, if the flag is on CUDA
+        # only CUDA has an event to wait for; there, the copy is pinned
+        self._copy = flag.to("cpu", non_blocking=flag.is_cuda)
         self._event = torch.cuda.Event() if flag.is_cuda else None
         if self._event is not None:
             self._event.record()
@@ -86,6 +87,11 @@ class TrainingStep(LightningModule):
         self.memories = SplitMemories(backbone)
         self._pending = PendingSegment({})
         self._unread: list[tuple[PendingSegment, HostFlag]] = []
+        self._is_accumulated_finite: Tensor | None = None  # of segments since the last optimizer step
+
+    def on_fit_start(self) -> None:
+        """Forget what an interrupted fit has left behind."""
+        self._pending, self._unread, self._is_accumulated_finite = PendingSegment({}), [], None
 
     def on_train_batch_start(self, batch: Segment, batch_idx: int) -> None:
         """1. Save the RNG state so that a failed step can be rolled back."""
@@ -93,7 +99,9 @@ class TrainingStep(LightningModule):
 
     def training_step(self, batch: Segment) -> Tensor:
         """2. Forward: mean NLL over B * T positions, a constant, so that padding changes no gradient's weight."""
-        memory = self.memories.get_or_init("train", len(batch.is_start_B), self.global_rank)
+        trainer = trainer_of(self)
+        processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        memory = self.memories.get_or_init("train", len(batch.is_start_B), *processes)
         logits_BTV, update = self.backbone(batch.tokens_BT, memory, batch.is_start_B)
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
         totals = self._over_processes(torch.stack([nll_BT.detach().sum(), (batch.targets_BT != IGNORED).sum()]))
@@ -107,7 +115,9 @@ class TrainingStep(LightningModule):
     def on_after_backward(self) -> None:
         """5, 7, 8 within an accumulation of gradients, where no optimizer step follows."""
         if not self._pending.has_optimizer_step:
-            self._check(self._pending.is_loss_finite, is_late=self._pending.is_loss_finite.is_cuda)
+            is_finite, before = self._pending.is_loss_finite, self._is_accumulated_finite
+            self._is_accumulated_finite = is_finite if before is None else before & is_finite
+            self._check(is_finite, is_late=is_finite.is_cuda)
             self._commit()
 
     def configure_gradient_clipping(
@@ -116,11 +126,15 @@ class TrainingStep(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """4. Clip the gradients; 5. raise `NotFiniteError`, on CUDA behind an optimizer step that changes nothing."""
+        """4. Clip the gradients; 5. raise `NotFiniteError`, on CUDA after an optimizer step that changed nothing."""
         norm = self._clipped_norm(optimizer, gradient_clip_val, gradient_clip_algorithm)
         self.log("train/gradient_norm", norm)
+        is_finite = self._pending.is_loss_finite
+        if self._is_accumulated_finite is not None:  # a loss of Inf may have finite gradients
+            is_finite = is_finite & self._is_accumulated_finite
         is_scaled = self.trainer.precision == "16-mixed"
-        is_finite = self._pending.is_loss_finite if is_scaled else self._pending.is_loss_finite & norm.isfinite()
+        if not is_scaled:
+            is_finite = is_finite & norm.isfinite()
         self._check(is_finite, is_late=not is_scaled and set_found_inf(optimizer, ~is_finite))
 
     def optimizer_step(
@@ -130,10 +144,11 @@ class TrainingStep(LightningModule):
         optimizer: torch.optim.Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """2 to 6 in Lightning's closure, which the optimizer calls; then 7 and 8."""
+        """2 to 5 run in Lightning's closure, then the optimizer steps (6); 7 and 8 follow."""
         self._pending.has_optimizer_step = True
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         set_found_inf(self.optimizers(use_pl_optimizer=False), None)
+        self._is_accumulated_finite = None
         self._read_flags()
         self._commit()
 
@@ -142,6 +157,7 @@ class TrainingStep(LightningModule):
         self.memories["train"].commit(self._pending.update)
         if self._data is not None:
             self._data.advance(self._pending.batch.step)
+        del self._pending.update  # keys and values, which a segment with an unread flag would keep
         self._pending = PendingSegment({})
 
     def _clipped_norm(

@@ -19,7 +19,6 @@ FOLDERS = (
     "C:/soundfonts",
 )
 SUFFIXES = (".sf2", ".sf3")
-SAMPLE_RATE = 44_100
 INSTALL = (
     "Debian and Ubuntu: apt install fluidsynth fluid-soundfont-gm; Fedora: dnf install fluidsynth fluid-soundfont-gm; "
     "macOS: brew install fluid-synth"
@@ -51,7 +50,7 @@ def check_audio(sound_font: str | None = None) -> Path:
 def render_audio(midi: Path, audio: Path, sound_font: Path) -> None:
     """Render a MIDI file as a WAV file, 44.1 kHz stereo; raises `UserError` if FluidSynth fails."""
     partial = audio.with_name(f".{audio.name}.partial")
-    command = [PROGRAM, "-ni", "-q", "-g", "0.6", "-r", str(SAMPLE_RATE), "-T", "wav", "-F", str(partial)]
+    command = [PROGRAM, "-ni", "-q", "-g", "0.6", "-r", "44100", "-T", "wav", "-F", str(partial)]
     try:
         done = subprocess.run([*command, str(sound_font), str(midi)], capture_output=True, text=True, check=False)
         if done.returncode or not partial.is_file() or not partial.stat().st_size:

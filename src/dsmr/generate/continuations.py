@@ -21,21 +21,13 @@ CHECK_EVERY = 64
 
 @dataclass(frozen=True)
 class Continuation:
-    """New music after a prompt.
+    """New music after a prompt."""
 
-    Attributes:
-        ids: new tokens, including those that end the notes sounding at the end.
-        score: prompt and new music.
-        seconds: of new music.
-        has_ended: True if the model ended the piece (EOS).
-        was_stopped: True if it wrote too many tokens for the requested time (`MAX_TOKENS_PER_SECOND`).
-    """
-
-    ids: list[int] = field(repr=False)
-    score: Score = field(repr=False)
-    seconds: float
-    has_ended: bool
-    was_stopped: bool
+    ids: list[int] = field(repr=False)  # new tokens, including those that end the notes sounding at the end
+    score: "Score" = field(repr=False)  # prompt and new music
+    seconds: float  # of new music
+    has_ended: bool  # by the model (EOS)
+    was_stopped: bool  # it wrote too many tokens for the requested time (`MAX_TOKENS_PER_SECOND`)
 
 
 def continuations(
@@ -117,7 +109,7 @@ class Lanes:
     def cut(self, lane: int) -> list[int]:
         """Tokens of a lane up to the one that reaches the goal, so that they do not depend on other lanes.
 
-        `performance` tokens are cut to the tick by `closed` instead.
+        `performance` tokens are cut to the tick by `end_sounding_notes` instead.
         """
         ids = self.ids[lane]
         if self.music is None or self.reached[lane] < self.goal:

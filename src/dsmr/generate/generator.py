@@ -27,17 +27,11 @@ MAX_SEED = 2**63 - 1
 
 
 class Event(NamedTuple):
-    """The start or end of a note.
+    """The start or end of a note."""
 
-    Attributes:
-        seconds: time since the start of the piece.
-        pitch: MIDI pitch, 0-127.
-        velocity: 1-127 at the start, 0 at the end.
-    """
-
-    seconds: float
-    pitch: int
-    velocity: int
+    seconds: float  # since the start of the piece
+    pitch: int  # MIDI pitch, 0-127
+    velocity: int  # 1-127 at the start, 0 at the end
 
 
 class Generator:
@@ -127,7 +121,7 @@ class Generator:
         grammar = self.grammar()
         assert isinstance(grammar, PerformanceGrammar)
         last = None if seconds is None else prompt.last_tick(seconds)
-        grammar.begin(prompt.ids, 1)
+        grammar.begin(prompt.ids, 1)  # for the velocity in force at the seam; `tokens` begins again
         kinds, values = grammar.kinds.tolist(), grammar.values.tolist()
         velocity = max(int(grammar.state_B4[0, 2]), 0)
         for (token,) in self.tokens(prompt, seed=seed, may_end=last is None, grammar=grammar):

@@ -4,7 +4,7 @@ B lanes, V vocabulary, K kinds of tokens.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import pairwise
 
 import torch
@@ -21,15 +21,10 @@ LATE_TYPES = ("PedalOff", "ControlChange", "PitchBend")
 
 
 class Grammar(ABC):
-    """State of all lanes, from which the tokens that may come next follow.
+    """State of all lanes, from which the tokens that may come next follow."""
 
-    Attributes:
-        tick_B: time of each lane in the tokenizer's ticks, if its tokens tell the time; otherwise 0.
-        kinds_VK: 1 where a token is of a kind, see `dsmr.generate.sampling.normalize_within_kinds`; None for one kind.
-    """
-
-    tick_B: Tensor
-    kinds_VK: Tensor | None = None
+    tick_B: Tensor  # time of each lane in the tokenizer's ticks, if its tokens tell the time; otherwise 0
+    kinds_VK: Tensor | None = None  # 1 where a token is of a kind, see `sampling.normalize_within_kinds`
 
     @abstractmethod
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
@@ -58,8 +53,8 @@ class TypeGrammar(Grammar):
         size = len(tokenizer)
         self.allowed_VV = torch.zeros(size, size, dtype=torch.bool)  # row: the last token, column: the next
         for last, kind in types.items():
-            for id_, follower in types.items():
-                self.allowed_VV[last, id_] = id_ >= len(SPECIAL_TOKENS) and follower in followers.get(kind, set())
+            self.allowed_VV[last, ids_of_types(types, followers.get(kind, ()))] = True
+        self.allowed_VV[:, : len(SPECIAL_TOKENS)] = False
         ends = note_end_ids(types)
         if ends:  # a piece may start with what may follow a note, or with what applies to the whole piece
             self.allowed_VV[BOS] = self.allowed_VV[ends[0]]
@@ -77,10 +72,10 @@ class TypeGrammar(Grammar):
             self.allowed_VV[[BOS, end]] = False
             self.allowed_VV[BOS, start] = True
             self.allowed_VV[ends + late, end] = True
-            ends, late = [end], []
+            ends, late = [end], []  # only the end of the track ends the piece
         self.allowed_VV[ends + late, EOS] = True
         self.allowed_VV[[PAD, EOS]] = False
-        self.allowed_VV[[PAD, EOS], PAD] = True
+        self.allowed_VV[[PAD, EOS], PAD] = True  # lanes that have ended wait for the others
         self.allowed_VV = self.allowed_VV.to(self.device)
 
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
@@ -116,6 +111,6 @@ def note_end_ids(types: dict[int, str]) -> list[int]:
     return next(filter(None, candidates), [])
 
 
-def ids_of_types(types: dict[int, str], wanted: Sequence[str]) -> list[int]:
+def ids_of_types(types: dict[int, str], wanted: Container[str]) -> list[int]:
     """Return the ids of some types."""
     return [id_ for id_, kind in types.items() if kind in wanted]

@@ -1,9 +1,10 @@
 """Tokens to a score: the prompt as its file has it, a marker at the seam, then the new music.
 
-seam
-file    ==========|==..                  notes of the file; new notes come from the tokens
-======-----|------               a note that sounds at the seam starts as in the file and ends as in the
-|   =====  ====        tokens: the network decided its end
+                 seam
+file    ========  |             a note that ends before the seam is the file's
+           =======|==..         a note that sounds at the seam starts as in the file,
+tokens            |----         and ends where the network decided
+                  |  ===  ===   new notes
 """
 
 from collections import Counter
@@ -85,11 +86,8 @@ class NewMusic:
         notes, music = self.notes(ids)
         score = music if self.prompt.score is None else self.prompt.score
         ratio = score.ticks_per_quarter / music.ticks_per_quarter
-        start, stop = (
-            ticks_to_seconds(score, tick * ratio) - self.prompt.seam
-            for tick in (notes["time"], notes["time"] + notes["duration"])
-        )
-        return start, stop
+        start, stop = notes["time"] * ratio, (notes["time"] + notes["duration"]) * ratio
+        return ticks_to_seconds(score, start) - self.prompt.seam, ticks_to_seconds(score, stop) - self.prompt.seam
 
     def reached(self, ids: Sequence[int]) -> float:
         """Return the onset of the last new note in seconds after the seam; 0 if there is none."""
@@ -173,8 +171,8 @@ def _join_at_seam(
 def _in_ticks_of(score: Score, notes: NoteArrays, music: Score) -> NoteArrays:
     """Convert notes from ticks of the decoded music to ticks of the file, beat by beat."""
     ratio = score.ticks_per_quarter / music.ticks_per_quarter
-    ends = (notes["time"], notes["time"] + notes["duration"])  # both are rounded, so that no end drifts
-    start, stop = (np.rint(tick * ratio).astype(np.int64) for tick in ends)
+    start = np.rint(notes["time"] * ratio).astype(np.int64)
+    stop = np.rint((notes["time"] + notes["duration"]) * ratio).astype(np.int64)  # rounded itself, so that none drifts
     return notes | {"time": start, "duration": np.maximum(stop - start, 1)}
 
 
@@ -209,11 +207,9 @@ def _to_symusic(notes: NoteArrays) -> Any:
 
 
 def _controls_before(track: Track, seam: int) -> list[ControlChange]:
-    """Return the file's controls before the seam, and lift at the seam every pedal that is down there.
-
-    A sustain pedal that the file never lifts is left out. symusic sees no interval in it, so that the notes under it
-    were not read as longer, and it would hold them when the output is played.
-    """
+    """Return the file's controls before the seam, and lift at the seam every pedal that is down there."""
+    # A sustain pedal that the file never lifts is left out. symusic sees no interval in it, so that the notes under it
+    # were not read as longer, and it would hold them when the output is played.
     lifted = max([pedal.time + pedal.duration for pedal in track.pedals if pedal.time < seam], default=0)
     before = []
     for control in track.controls:

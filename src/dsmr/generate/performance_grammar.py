@@ -80,8 +80,8 @@ class PerformanceGrammar(Grammar):
         after_KV = np.ones((6, len(kind_V)), bool)
         after_KV[:, kind_V == FREE] = False
         after_KV[VELOCITY] = kind_V == NOTE_ON
-        after_KV[REST, (kind_V == REST) | (kind_V == WHOLE)] = False
-        after_KV[NOTE_OFF, EOS] = True
+        after_KV[REST, (kind_V == REST) | (kind_V == WHOLE)] = False  # whole seconds come first
+        after_KV[NOTE_OFF, EOS] = True  # if nothing sounds: `allowed` sees to that
         return torch.as_tensor(after_KV, device=self.device)
 
     def _transitions(self, kind_V: NDArray[np.int64], value_V: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,10 +91,10 @@ class PerformanceGrammar(Grammar):
         """
         keep_V4, add_V4 = np.ones((len(kind_V), 4), np.int64), np.zeros((len(kind_V), 4), np.int64)
         is_shift, is_on, is_off = (kind_V == REST) | (kind_V == WHOLE), kind_V == NOTE_ON, kind_V == NOTE_OFF
-        keep_V4[is_shift, :2] = 0
+        keep_V4[is_shift, :2] = 0  # a new tick: any pitch again
         add_V4[is_shift, 3] = value_V[is_shift]
         keep_V4[is_on, :2] = 0
-        add_V4[is_on, 0], add_V4[is_on, 1] = value_V[is_on] + 1, NUM_PITCHES
+        add_V4[is_on, 0], add_V4[is_on, 1] = value_V[is_on] + 1, NUM_PITCHES  # note-offs come before note-ons
         keep_V4[is_off, 1] = 0
         add_V4[is_off, 1] = value_V[is_off] + 1
         keep_V4[kind_V == VELOCITY, 2] = 0
@@ -147,7 +147,7 @@ class PerformanceGrammar(Grammar):
         velocity_B1 = state_B41[:, 2]
         # a velocity must change, and a note-on must be able to follow it
         velocity_BN = (self.velocity_N != velocity_B1) & pitch_B2P[:, 0].any(dim=-1, keepdim=True)
-        pitch_B2P[:, 0] &= velocity_B1 >= 0
+        pitch_B2P[:, 0] &= velocity_B1 >= 0  # after the line above: the first note-on needs a velocity before it
         if may_end:
             self.special_B4[:, EOS] = ~self.sounding_BQ[:, :NUM_PITCHES].any(dim=-1)
         allowed_BV = torch.cat([self.special_B4, pitch_B2P.flatten(1), velocity_BN, self.shift_BN], dim=1)

@@ -18,6 +18,7 @@ from dsmr.data.tokenizer import decode, open_ended
 from dsmr.generate.audio import render_audio
 from dsmr.generate.continuations import Continuation
 from dsmr.generate.generator import Generator
+from dsmr.generate.piano_roll import plot_piano_roll
 from dsmr.generate.prompt import Prompt, cut_prompt
 
 
@@ -90,8 +91,7 @@ def write_continuation(
 ) -> dict[str, Any]:
     """Write a continuation as MIDI, with a sound font also as WAV, and optionally as a piano roll (PNG).
 
-    Returns the paths of the files, the number of new notes, seconds of new music, and whether the model ended the
-    piece.
+    Returns the paths of the files, the number of new notes, seconds of new music, and if the model ended the piece.
     """
     content = one.score.dumps_midi()
     try:
@@ -103,13 +103,11 @@ def write_continuation(
             files["audio"] = str(path.with_suffix(".wav"))
             render_audio(path, path.with_suffix(".wav"), sound_font)
         if picture:
-            from dsmr.generate.piano_roll import plot_piano_roll
-
             files["picture"] = str(path.with_suffix(".png"))
             seam = prompt.seam if prompt.score is not None else None
             plot_piano_roll(Score.from_midi(content), path.with_suffix(".png"), title=path.stem, seam=seam)
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error})") from error
     notes = one.score.to("second").tracks[0].notes if one.score.tracks else ()
-    new = sum(note.time >= prompt.seam - 0.005 for note in notes)
-    return files | {"notes": int(new), "music_seconds": one.seconds, "has_ended": one.has_ended}
+    num_new = sum(note.time >= prompt.seam - 0.005 for note in notes)  # half a tick of slack, as in the piano roll
+    return files | {"notes": num_new, "music_seconds": one.seconds, "has_ended": one.has_ended}

@@ -22,19 +22,12 @@ from dsmr.data.vocabulary import BOS
 
 @dataclass(frozen=True)
 class Prompt:
-    """Music to continue.
+    """Music to continue."""
 
-    Attributes:
-        ids: BOS and events.
-        first_tick: earliest tick (10 ms) of a new event, for `performance`.
-        seam: second at which the new music starts.
-        score: piano part to copy up to the seam, in the ticks of its file; None without a file.
-    """
-
-    ids: Sequence[int] = (BOS,)
-    first_tick: int = 0
-    seam: float = 0.0
-    score: "Score | None" = field(default=None, repr=False)
+    ids: Sequence[int] = (BOS,)  # BOS and events
+    first_tick: int = 0  # earliest tick (10 ms) of a new event, for `performance`
+    seam: float = 0.0  # second at which the new music starts
+    score: "Score | None" = field(default=None, repr=False)  # piano part to copy up to the seam; None without a file
 
     def last_tick(self, seconds: float) -> int:
         """Return the tick at which `seconds` of new music end; raises `UserError` if they are not positive."""
@@ -47,12 +40,7 @@ EMPTY_PROMPT = Prompt()
 
 
 def read_prompt(tokenizer: MusicTokenizer, file: "str | Path | Score", seconds: float | None = None) -> Prompt:
-    """Read the piano part of a MIDI file up to the seam.
-
-    Args:
-        tokenizer: the network's tokenizer.
-        file: a MIDI file, or a score in ticks.
-        seconds: the seam (default: the end of the piece).
+    """Read the piano part of a MIDI file, or of a score in ticks, up to the seam (default: the end of the piece).
 
     Raises:
         UserError: the file cannot be read, has no piano notes, or none before the seam.

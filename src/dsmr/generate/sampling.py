@@ -42,15 +42,10 @@ class Sampling:
 def sample_tokens(
     logits_BV: Tensor, allowed_BV: Tensor, uniform_B1: Tensor, sampling: Sampling, kinds_VK: Tensor | None = None
 ) -> Tensor:
-    """Sample one token per lane, (B,), int64.
+    """Sample one of the allowed tokens per lane, (B,), int64; at least one must be allowed.
 
-    Args:
-        logits_BV: output of the network.
-        allowed_BV: bool, at least one token per lane.
-        uniform_B1: uniform random numbers in [0, 1), inverted through the cumulative distribution.
-        sampling: settings.
-        kinds_VK: 1 where a token is of a kind, see `normalize_within_kinds`; None renormalises over all that is
-            allowed.
+    Uniform numbers in [0, 1) are inverted through the cumulative distribution. `kinds_VK` is 1 where a token is of a
+    kind, see `normalize_within_kinds`; None renormalises over all allowed tokens.
     """
     logits_BV = logits_BV.float()
     if sampling.temperature != 1:

@@ -25,6 +25,8 @@ class MetricsLogger(Logger):
     the first `num_kept` rows are kept, which its checkpoint knows, since those after them are computed again.
     """
 
+    version = ""  # a run has one
+
     def __init__(self, folder: Path, num_kept: int = 0) -> None:
         super().__init__()
         self.path, self.num_rows = folder / METRICS_FILE, num_kept
@@ -35,11 +37,6 @@ class MetricsLogger(Logger):
     def name(self) -> str:
         """Name of the run."""
         return self.path.parent.name
-
-    @property
-    def version(self) -> str:
-        """Empty: a run has one version."""
-        return ""
 
     @property
     def save_dir(self) -> str:

@@ -12,16 +12,12 @@ from dsmr.model.memory import Memory, map_lanes
 
 
 class SplitMemories(dict[str, Memory]):
-    """Memories by split, allocated at a split's first segment, when the compute precision is known.
-
-    Attributes:
-        restored: training memory of a checkpoint, of the lanes of all processes, until training reads its first
-            segment.
-    """
+    """Memories by split, allocated at a split's first segment, when the compute precision is known."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        # training memory of a checkpoint, of the lanes of all processes, until training reads its first segment
         self.restored: dict[str, Any] | None = None
 
     def get_or_init(self, split: str, num_lanes: int, rank: int = 0, world_size: int = 1) -> Memory:

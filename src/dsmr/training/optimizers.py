@@ -34,11 +34,9 @@ class AdamW(torch.optim.AdamW):
         lr: peak learning rate.
         betas: coefficients of the running averages.
         weight_decay: for groups without their own.
-
-    Attributes:
-        found_inf: 0-dim float tensor; if it is 1, a fused step leaves parameters, moments and step counts unchanged.
     """
 
+    # 0-dim float; if it is 1, a fused step leaves parameters, moments and step counts unchanged
     found_inf: Tensor | None = None
 
     def __init__(
@@ -133,12 +131,8 @@ class BatchedMuon(torch.optim.Muon):
     Batching takes a sixth of the kernel launches. State and checkpoints are those of torch's Muon: one momentum buffer
     per parameter, whether it stacks projections or not.
 
-    Args:
-        params: matrices, or groups of them.
-        lr: learning rate; each step is scaled as torch's `match_rms_adamw` does.
-        weight_decay: decoupled.
-        momentum: of the gradient's running average.
-        rows: row counts of the projections that a parameter stacks; a parameter that is missing is one matrix.
+    Steps are scaled as torch's `match_rms_adamw` does. `rows` has the row counts of the projections that a parameter
+    stacks; a parameter that is missing is one matrix.
     """
 
     found_inf: Tensor | None = None

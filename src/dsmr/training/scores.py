@@ -11,11 +11,7 @@ from dsmr.training.metrics import PieceNLL, PositionPerplexity, RecallPerplexity
 
 
 class SplitScores(nn.Module):
-    """Metrics of a validation or test split, summed over its segments and over all processes.
-
-    Attributes:
-        piece_table: results by piece of the last split that was scored; None without a datamodule.
-    """
+    """Metrics of a validation or test split, summed over its segments and over all processes."""
 
     note_on_V: Tensor
     family_V: Tensor
@@ -25,7 +21,7 @@ class SplitScores(nn.Module):
         self.nll, self.positions = TokenNLL(), PositionPerplexity()
         self.recall: RecallPerplexity | None = None
         self.pieces: PieceNLL | None = None
-        self.piece_table: PieceTable | None = None
+        self.piece_table: PieceTable | None = None  # of the last split that was scored; None without a datamodule
         self.data: MusicData | None = None
         self._first_bad = torch.full((2,), -1)  # piece and position of the first NLL that is NaN or Inf
         self.register_buffer("note_on_V", torch.zeros(vocab_size, dtype=torch.bool), persistent=False)

@@ -33,11 +33,9 @@ class EpochTime(Callback):
         self._batches += 1
         if self._batches > self.warmup_steps:
             self._seconds += time.perf_counter() - self._began
-        if self._batches == self.warmup_steps + self.timed_steps:
-            self._print(trainer, batch.tokens_BT.numel() * trainer.world_size)
-
-    def _print(self, trainer: Trainer, batch_tokens: int) -> None:
-        seconds = self._seconds / self.timed_steps
+        if self._batches != self.warmup_steps + self.timed_steps:
+            return
+        seconds, batch_tokens = self._seconds / self.timed_steps, batch.tokens_BT.numel() * trainer.world_size
         epoch = format_duration(seconds * float(trainer.num_training_batches))
         message = f"{batch_tokens / seconds:,.0f} tokens/s: one epoch takes {epoch}"
         steps = trainer.max_steps - trainer.global_step

@@ -158,15 +158,11 @@ class LastCheckpoint(Checkpoint):
         self._validation = "over" if state_dict.get("is_validated") else "running" if is_running else "none"
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's counters in the checkpoint to the optimizer step.
-
-        Other callbacks may save at the end of a batch, before its row is logged and its validation is done, or at the
-        end of an epoch, where Lightning's counters are right.
-        """
-        if is_epoch_ending(trainer):
+        """Set Lightning's counters in the checkpoint to the optimizer step."""
+        if is_epoch_ending(trainer):  # Lightning's counters are right
             return
         validation = self._validation
-        if is_batch_ending(trainer):
+        if is_batch_ending(trainer):  # another callback saves, before the row is logged and the validation is done
             is_due = is_validation_due(trainer)
             validation = "running" if is_due else "none"
             checkpoint["callbacks"][self.state_key] = self._state(validation, num_pending=int(is_logged(trainer)))
@@ -181,10 +177,12 @@ class LastCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         number = max_over_processes(trainer, self.signals.received or OUT_OF_TIME * self._is_out_of_time)
-        if number:
-            self._save(trainer)
-            is_own_limit = number == OUT_OF_TIME
-            raise Stopped("trainer.max_time is over") if is_own_limit else Stopped(signal_name(number), 128 + number)
+        if not number:
+            return
+        self._save(trainer)
+        if number == OUT_OF_TIME:
+            raise Stopped("trainer.max_time is over")
+        raise Stopped(signal_name(number), 128 + number)
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

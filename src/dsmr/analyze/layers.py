@@ -86,10 +86,8 @@ def analyze_memory(
     """Measure where each layer attends, and evaluate the same weights without the memory of each layer.
 
     The network is in evaluation mode, on its device; `data` is the datamodule. `on_pass` is called after each of the
-    `1 + len(ablated_horizons(backbone.horizons))` passes over the pieces.
-
-    Raises:
-        UserError: the network is not made of dsmr's layers or keeps no memory, or the data are isolated windows.
+    `1 + len(ablated_horizons(backbone.horizons))` passes over the pieces. UserError if the network is not made of
+    dsmr's layers or keeps no memory, or the data are isolated windows.
     """
     network = check_layers(backbone)
     if data.windows is not None:

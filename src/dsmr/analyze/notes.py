@@ -78,7 +78,7 @@ def analyze_piece(backbone: Backbone, tokenizer: MusicTokenizer, path: Path) -> 
     """Measure which notes of a MIDI file memory helps to predict; UserError if it is unusable or too short."""
     try:
         score, _ = read_midi(path.expanduser().read_bytes())
-        ids = [int(id_) for id_ in encode(tokenizer, score).ids]
+        ids = encode(tokenizer, score).ids.tolist()
     except OSError as error:
         raise UserError(f"--piece {path} cannot be read ({error.strerror or error})") from error
     except Refused as refused:
@@ -95,8 +95,7 @@ def analyze_piece(backbone: Backbone, tokenizer: MusicTokenizer, path: Path) -> 
 def note_savings(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[int]) -> NoteSavings:
     """Measure the nats that memory saves in each note of a piece, given as ids with BOS and EOS.
 
-    Raises:
-        UserError: the model keeps no memory, or the decoded notes do not match the tokens.
+    UserError if the model keeps no memory, or the decoded notes do not match the tokens.
     """
     if not any(backbone.horizons):
         raise UserError("this model keeps no memory, so it saves nothing; use one with horizons above 0")
@@ -119,9 +118,9 @@ def note_savings(backbone: Backbone, tokenizer: MusicTokenizer, ids: Sequence[in
     return NoteSavings(notes["pitch"][order].astype(np.int64), onset_N, duration_N, saved_by_note_N, saved_N[begins])
 
 
-def remembered_passages(notes: NoteSavings, count: int = 10, seconds: float = WINDOW_SECONDS) -> list[Passage]:
+def remembered_passages(notes: NoteSavings, count: int = 10) -> list[Passage]:
     """Passages in which memory saved most, without overlaps, the most first."""
-    ends = np.searchsorted(notes.onset_N, notes.onset_N + seconds, side="left")
+    ends = np.searchsorted(notes.onset_N, notes.onset_N + WINDOW_SECONDS, side="left")
     totals = np.concatenate([[0.0], notes.saved_N.cumsum()])
     saved = totals[ends] - totals[:-1]
     found: list[Passage] = []
@@ -129,8 +128,8 @@ def remembered_passages(notes: NoteSavings, count: int = 10, seconds: float = WI
         start = float(notes.onset_N[n])
         if len(found) == count or saved[n] <= 0:
             break
-        if all(abs(start - other.start) >= seconds for other in found):
-            found.append(Passage(start, start + seconds, float(saved[n]), int(ends[n] - n)))
+        if all(abs(start - other.start) >= WINDOW_SECONDS for other in found):
+            found.append(Passage(start, start + WINDOW_SECONDS, float(saved[n]), int(ends[n] - n)))
     return found
 
 

@@ -75,8 +75,7 @@ class BenchmarkSettings:
 class Workload:
     """Sizes, device and precision shared by all rows.
 
-    Raises:
-        UserError: the device lacks the precision, the budget is 0, or the network is not made of dsmr's layers.
+    UserError if the device lacks the precision, the budget is 0, or the network is not made of dsmr's layers.
     """
 
     settings: BenchmarkSettings

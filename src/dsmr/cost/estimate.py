@@ -5,7 +5,7 @@ GPU's allocator, kernels and speed were not, so those estimates carry a range or
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from dsmr import UserError
 from dsmr.attention.backends import Backend
@@ -25,7 +25,6 @@ UTILISATION = (0.20, 0.35)
 HEADROOM = 0.10
 LONGEST_PIECE = 131_072  # tokens; no piece of MAESTRO is longer, so a longer horizon remembers nothing more
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true"]
 PEAKS: dict[str, Peak] = {
     "32-true": "float32",
     "bf16-mixed": "bfloat16",
@@ -64,14 +63,13 @@ def peak_parts(plan: TrainingPlan) -> dict[str, int]:
     itemsize = 2 if plan.precision.endswith("16-true") else 4
     tokens = plan.num_lanes * network.segment_length
     widest = plan.itemsize * (3 * sizes.hidden + 4 * sizes.width)
+    saved = saved_bytes(network, plan.num_lanes, plan.backend, plan.itemsize, on_cpu=plan.device is None)
     return {
         "weights": itemsize * parameters,
         "gradients": itemsize * parameters,
         "optimizer": 2 * itemsize * parameters,  # the two moments of AdamW; Muon keeps only one for matrices
         "state": network.state_bytes(plan.num_lanes, plan.itemsize),
-        "saved_for_backward": saved_bytes(
-            network, plan.num_lanes, plan.backend, plan.itemsize, on_cpu=plan.device is None
-        ),
+        "saved_for_backward": saved,
         # what backward needs in addition: gradients of the logits and of the widest layer
         "workspace": tokens * (2 * 4 * sizes.vocab + widest),
     }
@@ -80,11 +78,9 @@ def peak_parts(plan: TrainingPlan) -> dict[str, int]:
 def estimate_training(plan: TrainingPlan, epoch_tokens: int, price_per_hour: float | None = None) -> dict[str, Any]:
     """Estimate operations and memory of a plan, and with a device time and price (in any currency) per epoch.
 
-    Raises:
-        UserError: the device does not compute in this precision.
+    UserError if the device does not compute in this precision.
     """
-    network, needed = plan.network, count_flops(plan.network, plan.backend)
-    parts = peak_parts(plan)
+    network, needed, parts = plan.network, count_flops(plan.network, plan.backend), peak_parts(plan)
     result = _common_part(network, plan.num_lanes, plan.precision) | {
         "attention": plan.backend,
         "flops_per_token": needed.model,
@@ -153,10 +149,8 @@ def usable_bytes(device: Device) -> int:
 def largest_horizons(plan: TrainingPlan, block: int) -> tuple[int, ...]:
     """Scale the plan's horizons to the largest budget that fits the device.
 
-    Every layer keeps its share of the budget, in whole blocks, up to the longest piece.
-
-    Raises:
-        UserError: the network does not fit even without memory, or has no horizons to scale.
+    Every layer keeps its share of the budget, in whole blocks, up to the longest piece. UserError if the network does
+    not fit even without memory, or has no horizons to scale.
     """
     assert plan.device is not None
     shape = plan.network.horizons
@@ -193,11 +187,7 @@ class _FixedShape(Schedule):
 def largest_lanes(plan: TrainingPlan) -> int:
     """Return the most lanes that fit the device at the plan's horizons; 0 if not even one fits."""
     assert plan.device is not None
-
-    def needed_bytes(lanes: int) -> int:
-        return sum(peak_parts(replace(plan, num_lanes=lanes)).values())
-
-    one, two = needed_bytes(1), needed_bytes(2)
+    one, two = (sum(peak_parts(replace(plan, num_lanes=lanes)).values()) for lanes in (1, 2))
     rest = usable_bytes(plan.device) - one
     return 0 if rest < 0 else 1 + rest // max(two - one, 1)
 

@@ -71,10 +71,10 @@ class Comparison:
 
 
 @lru_cache(maxsize=16)  # all metrics of a table share the draws
-def bootstrap_counts(num_pieces: int, seed: int = 0) -> FloatArray:
+def bootstrap_counts(num_pieces: int) -> FloatArray:
     """Draw `num_pieces` pieces with replacement, D times; return how often each was drawn, (D, P)."""
     even = np.full(num_pieces, 1 / num_pieces)
-    return np.random.default_rng(seed).multinomial(num_pieces, even, size=NUM_DRAWS).astype(np.float64)
+    return np.random.default_rng(0).multinomial(num_pieces, even, size=NUM_DRAWS).astype(np.float64)
 
 
 def interval_ends(over_NP: FloatArray, under_NP: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -160,8 +160,7 @@ def missing_interval_note(intervals: Iterable[Interval | None]) -> str | None:
 def compare_tables(first: str, second: str, a: PieceTable, b: PieceTable) -> Comparison:
     """Compare the nats per note of two named models, paired over the pieces they share.
 
-    Raises:
-        UserError: the tables share no piece, or count different notes in the same pieces (another tokenizer).
+    UserError if they share no piece, or count different notes in the same pieces (another tokenizer).
     """
     shared = [name for name in a.names if name in set(b.names)]
     if not shared:

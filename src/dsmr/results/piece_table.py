@@ -117,7 +117,7 @@ class PieceTable:
             by_family = columns("nll_{}", families), columns("tokens_{}", families)
             by_position = columns("nll_from_{}", starts), columns("tokens_from_{}", starts)
             return cls(names, seconds_P, families, *by_family, starts, *by_position)
-        except (IndexError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not a table of pieces written by dsmr validate ({error!r}); write it again"
             ) from error

@@ -29,8 +29,7 @@ CONFIG_FILE, METRICS_FILE, SECTION_FILE = "config.yaml", "metrics.csv", "run.jso
 def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint written by dsmr; `mmap` leaves the tensors on the disk until they are used.
 
-    Raises:
-        UserError: the file is damaged, contains code, or was not written by dsmr.
+    UserError if the file is damaged, contains code, or was not written by dsmr.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

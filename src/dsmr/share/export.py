@@ -30,9 +30,7 @@ def export_model(given: str | Path, folder: Path, *, licence: str | None = None)
     """Export a run (its best checkpoint) or a checkpoint file, and return the content of its `config.json`.
 
     The new folder appears only when complete. The licence is an identifier of the hub (default: that of the data).
-
-    Raises:
-        UserError: the run does not exist, its tokenizer is unknown, or the folder is taken or cannot be written.
+    UserError if the run does not exist, its tokenizer is unknown, or the folder is taken or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already and is not empty; name a new folder")

@@ -91,8 +91,7 @@ def read_reference(
 ) -> list[Excerpt]:
     """Read the same stretch (in seconds) of every piece of a split that has at least two notes in it.
 
-    Raises:
-        UserError: fewer than two pieces are long enough.
+    UserError if fewer than two pieces are long enough.
     """
     first, length = round(start * TICKS_PER_SECOND), round(seconds * TICKS_PER_SECOND)
     found = []

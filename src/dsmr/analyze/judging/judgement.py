@@ -97,9 +97,7 @@ def judge_folders(
     """Compare folders of generated MIDI files with the same stretch of real pieces, of `performance` tokens.
 
     Each folder is one set; files are judged from the marker where their prompt ends. Windows of time are in seconds.
-
-    Raises:
-        UserError: no file can be used, or the pieces are shorter than a window.
+    UserError if no file can be used, or the pieces are shorter than a window.
     """
     tokenizer = data.tokenizer
     assert isinstance(tokenizer, Performance)

@@ -52,7 +52,7 @@ def by_excerpt(excerpts: Sequence[Excerpt]) -> Histograms:
     return {name: np.stack([histogram([one], quantity) for one in excerpts]) for name, quantity in QUANTITIES.items()}
 
 
-def compare_histograms(made: Histograms, real: Histograms, seed: int = 0) -> dict[str, Any]:
+def compare_histograms(made: Histograms, real: Histograms) -> dict[str, Any]:
     """Overlap area and divergence of each histogram from the reference, with those of as many real excerpts.
 
     Each draw takes as many excerpts as the set has from the reference, at random without replacement, and compares
@@ -63,17 +63,11 @@ def compare_histograms(made: Histograms, real: Histograms, seed: int = 0) -> dic
     Sizes are matched by excerpts rather than notes, since the notes of one excerpt are alike: to match the notes of a
     dense set would take more excerpts, and set a floor that real music of that density does not reach.
 
-    Args:
-        made: histograms of the set, (K, B).
-        real: histograms of the reference, (N, B), N at least `FEWEST`.
-        seed: random seed.
-
-    Returns:
-        `overlap` and `kl` of each quantity that the set has, as means over the draws, with their `floor`: mean and
-        `RANGE`.
+    The set's histograms are (K, B), the reference's (N, B), with N at least `FEWEST`. Returns `overlap` and `kl` of
+    each quantity that the set has, as means over the draws, with their `floor`: mean and `RANGE`.
     """
     num_made, num_real = (len(next(iter(part.values()))) for part in (made, real))
-    size, rng = min(num_made, num_real // 2), np.random.default_rng(seed)
+    size, rng = min(num_made, num_real // 2), np.random.default_rng(0)
     drawn_DN, kept_DK = (subsets(rng, num, size) for num in (num_real, num_made))
     found: dict[str, Any] = {}
     for name, real_NB in real.items():

@@ -817,3 +817,8 @@ def test_a_folder_that_cannot_be_written_names_the_settings(tmp_path: Path) -> N
     (tmp_path / "occupied").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot write .*occupied .*set DSMR_CACHE or data\.cache_dir"):
         download_maestro(tmp_path / "occupied")
+
+
+def test_generated_pieces_take_no_tokenizer() -> None:
+    with pytest.raises(UserError, match=r"performance tokens; leave out data\.tokenizer"):
+        MusicData(recall=RecallTask(), tokenizer=TokenizerSpec("REMI"))

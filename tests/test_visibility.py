@@ -146,7 +146,7 @@ def test_a_rule_that_cannot_be_computed_is_refused_before_training(
 
 
 def test_unknown_rules_are_refused_with_what_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"'diagonal' is not one of boundary, sliding.*mymodule\.my_rule"):
+    with pytest.raises(UserError, match=r"'diagonal' is not one of boundary, sliding.*mine\.my_rule"):
         tiny_transformer(rule="diagonal")
     with pytest.raises(UserError, match="No module named 'nomodule'"):
         tiny_transformer(rule="nomodule.diagonal")

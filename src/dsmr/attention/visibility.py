@@ -13,10 +13,11 @@ A query may attend to a key iff the key is not in its future and `age <= oldest_
 `oldest_seen`; everything else derives from that number: the masks of every implementation in this package, the blocks
 of FlexAttention, decoding, operations per token, and the receptive field.
 
-To forbid something, add one entry to `RULES`, or pass a function of your own by its import path:
+To forbid something, write one function, and pass it by its import path or add it to `RULES`. This one hides the oldest
+quarter of the slots, which are still stored:
 
-    def not_the_oldest_quarter(length_B1, position_T, horizon):      # mymodule.py, --model.backbone.rule
-        return horizon - horizon // 4                             #   mymodule.not_the_oldest_quarter
+    def not_the_oldest_quarter(length_B1, position_T, horizon):     # --model.backbone.rule
+        return horizon - horizon // 4                               #     mine.not_the_oldest_quarter
 
 Shapes: B lanes, T queries, K key/value heads, D head width, M memory slots, N open tokens (the part of a segment that
 decoding has read so far), S = M + N + T keys.
@@ -170,12 +171,15 @@ def find_rule(name: str | Rule) -> Rule:
     module, _, function = name.rpartition(".")
     expected = f"rule {name!r} is not one of {', '.join(RULES)}, nor the import path of a function"
     if not module:
-        raise UserError(f"{expected}, such as mymodule.my_rule")
+        raise UserError(f"{expected}, such as mine.my_rule")
     try:
         rule = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's module may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{expected} that can be imported ({reason})") from error
+        raise UserError(
+            f"{expected} that can be imported ({reason}); run this in the folder that has "
+            f"{module.partition('.')[0]}, or put that folder on PYTHONPATH"
+        ) from error
     if not callable(rule):
         raise UserError(f"{expected}: it is a {type(rule).__name__}")
     found: Rule = rule

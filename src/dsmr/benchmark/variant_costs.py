@@ -13,7 +13,10 @@ from dsmr.results.tables import table_lines
 
 
 def estimate_variants(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Estimate all variants at the plan's sizes and budget, full first; also return the reasons for omitted ones."""
+    """Estimate all variants at the plan's sizes and budget, full first and the plan's own network last.
+
+    Also returns the reasons for variants that are left out.
+    """
     network = plan.network
     budget = sum(network.horizons)
     if not budget:
@@ -28,6 +31,9 @@ def estimate_variants(plan: TrainingPlan, epoch_tokens: int) -> tuple[list[dict[
         costs = estimate_training(TrainingPlan(variant, lanes, plan.precision, plan.device), epoch_tokens)
         spelling = format_horizons(row.horizons) if row.horizons else None
         rows.append({"name": name, "spelling": spelling, **{k: v for k, v in costs.items() if k != "peak_parts"}})
+    costs = estimate_training(plan, epoch_tokens)
+    own = {"name": "configured", "spelling": format_horizons(network.horizons)}
+    rows.append(own | {key: value for key, value in costs.items() if key != "peak_parts"})
     for one in rows:
         one["flops_relative_to_full"] = one["executed_flops_per_token"] / rows[0]["executed_flops_per_token"]
     return rows, absent

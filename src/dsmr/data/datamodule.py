@@ -74,6 +74,8 @@ class MusicData(LightningDataModule):
             raise UserError(f"data.max_refused_share is {max_refused_share}; it must be from 0 to 1")
         if path is not None and recall is not None:
             raise UserError(f"data.recall generates pieces and would ignore data.path {path}; set data.recall to null")
+        if recall is not None and tokenizer != TokenizerSpec():
+            raise UserError("data.recall generates performance tokens; leave out data.tokenizer, or use MIDI files")
         if windows is not None and windows.protocol == "strided" and windows.stride > segment_length:
             raise UserError(f"data.windows.stride {windows.stride} exceeds data.segment_length {segment_length}")
         self.path, self.recall, self.windows, self.tokenizer_spec = path, recall, windows, tokenizer

@@ -13,8 +13,10 @@ is shared by all lanes. Here M = 6, T = 4, and the segment at clocks 8 .. 11 has
     after   6   7   8   9  10  11                        after commit, clock = 12: 2, 3, 4, 5 are forgotten
 
 `Memory.commit` is the only place where anything is written or forgotten: `forward` returns the keys and values of its
-whole segment, and what does not fit a horizon is dropped here. A lane that begins a new piece is not zeroed: a slot
-counts only if its token belongs to the lane's present piece, `age <= length_B`.
+whole segment, and what does not fit a horizon is dropped here. (`PerceiverAR` keeps token ids, which `PrefixMemory`
+commits in the same way.) A lane that begins a new piece is not zeroed: the network sets its `length_B` to 0
+(`Decoder.lengths_before`), and a slot is visible only if its token belongs to the present piece, `age <= length_B`.
+Training, validation and generation each hold a memory of their own.
 
 While decoding token by token, the segment that is still open is kept behind the ring's slots, because a query sees its
 own segment and the horizon before the segment's start. A full open segment is pushed into the ring at once:

@@ -5,10 +5,12 @@ checkpoint keeps what it expands to. A new one is a dataclass with one method:
 
     @dataclass(frozen=True)
     class Pyramid(Schedule):
-        base: int
-        def horizons(self, num_layers): return tuple(self.base >> layer for layer in range(num_layers))
+        base: int = 4096
+        def horizons(self, num_layers): return tuple(max(self.base >> layer, 128) for layer in range(num_layers))
 
-Use one of your own by its class path: `--model.horizons mysched.Pyramid --model.horizons.base 512`.
+Horizons are multiples of the network's `memory_block` (128 tokens by default). Use a schedule of your own by its class
+path: `--model.horizons mine.Pyramid --model.horizons.base 8192`; scaled to a budget: `--model.horizons Fitted
+--model.horizons.schedule mine.Pyramid --model.horizons.budget 12288`.
 """
 
 import operator

@@ -31,7 +31,9 @@ RESTORED = {
 }
 """What a resumed run restores, by its place in `last.ckpt`; `SECTION.key` is a key of the section `dsmr`.
 
-Outside the checkpoint: `config.yaml` has the settings, and `metrics.csv` keeps the rows that the checkpoint knows.
+Lightning's Trainer restores the first four, and calls `load_state_dict` of callbacks and `MusicData`. `RecurrentLM`
+restores the RNG state when training starts, and the memory with its first segment (`SplitMemories`). Outside the
+checkpoint, `config.yaml` has all settings and the W&B id, and `metrics.csv` is cut to the rows that it knows.
 The order of pieces and their transposition are not stored: they follow from seed and epoch.
 """
 

@@ -682,7 +682,7 @@ def test_the_share_of_a_peak_is_left_out_where_operations_are_not_known(
     def share(run: str) -> dict[str, float]:
         backbone = load_model(folder / "runs" / run).backbone
         model = SimpleNamespace(device=SimpleNamespace(type="cuda"), backbone=backbone)
-        return Throughput._share(trainer, model, 1000.0)  # type: ignore[arg-type]
+        return Throughput._peak_share(trainer, model, 1000.0)  # type: ignore[arg-type]
 
     assert share("scaled")["perf/peak_flops_share"] > 0
     assert share("gru") == {}

@@ -77,8 +77,7 @@ class Lanes:
         self.prompt, self.grammar, self.goal = prompt, grammar, goal
         self.ids: list[list[int]] = [[] for _ in range(num)]
         self.reached = [0.0] * num
-        is_performance = isinstance(generator.tokenizer, Performance)
-        self.music = None if is_performance else NewMusic(generator.tokenizer, prompt)
+        self.music = None if isinstance(generator.tokenizer, Performance) else NewMusic(generator.tokenizer, prompt)
         self._window = [(0, 0)] * num  # lengths of `ids` at the last two measurements
 
     def append(self, tokens: list[int]) -> None:
@@ -103,8 +102,7 @@ class Lanes:
     @property
     def are_over(self) -> bool:
         """True if every lane has reached the goal or ended its piece."""
-        pairs = zip(self.reached, self.ids, strict=True)
-        return all(seconds >= self.goal or EOS in ids[-1:] for seconds, ids in pairs)
+        return all(s >= self.goal or EOS in ids[-1:] for s, ids in zip(self.reached, self.ids, strict=True))
 
     def cut(self, lane: int) -> list[int]:
         """Tokens of a lane up to the one that reaches the goal, so that they do not depend on other lanes.

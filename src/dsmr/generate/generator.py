@@ -66,16 +66,10 @@ class Generator:
         device: torch.device | str = "cpu",
         attention: Backend = "auto",
     ) -> "Generator":
-        """Load a run (its best checkpoint), a checkpoint file or an exported folder.
+        """Load a run (its best checkpoint), a checkpoint file or an exported folder; `horizons` replace the trained.
 
-        Args:
-            checkpoint: its path.
-            horizons: horizons to use instead of the trained ones.
-            sampling: settings of sampling.
-            max_note_seconds: longest duration of a note; None leaves it to the network.
-            device: device of the network.
-            attention: see `dsmr.attention.backends.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
-                once for all prompts; `materialised` compiles nothing.
+        For `attention` see `dsmr.attention.backends.attend`. On CUDA, `auto` compiles its kernels at the first prompt,
+        once for all prompts; `materialised` compiles nothing.
         """
         loaded = load_model(checkpoint, horizons=horizons, attention=attention)
         if loaded.tokenizer is None:

@@ -55,7 +55,8 @@ class TypeGrammar(Grammar):
         for last, kind in types.items():
             self.allowed_VV[last, ids_of_types(types, followers.get(kind, ()))] = True
         self.allowed_VV[:, : len(SPECIAL_TOKENS)] = False
-        ends = note_end_ids(types)
+        kinds_of_ends = (("Duration", "NoteOff"), ("Velocity",), NOTE_ON_TYPES)  # what ends a note: the first there is
+        ends = next((ids for kinds in kinds_of_ends if (ids := ids_of_types(types, kinds))), [])
         if ends:  # a piece may start with what may follow a note, or with what applies to the whole piece
             self.allowed_VV[BOS] = self.allowed_VV[ends[0]]
             self.allowed_VV[BOS, ids_of_types(types, GLOBAL_TYPES)] = True
@@ -103,12 +104,6 @@ def type_graph(tokenizer: MusicTokenizer) -> dict[str, set[str]]:
     note = [kind for kind in ("Pitch", "MicroTiming", "Velocity", "Duration") if kind in types]
     free = {*(types - set(note)), "Pitch"}
     return dict.fromkeys(free, free) | {kind: {after} for kind, after in pairwise(note)} | {note[-1]: free}
-
-
-def note_end_ids(types: dict[int, str]) -> list[int]:
-    """Return the ids of the type that ends a note's tokens, given the type of every id."""
-    candidates = (ids_of_types(types, last) for last in (("Duration", "NoteOff"), ("Velocity",), NOTE_ON_TYPES))
-    return next(filter(None, candidates), [])
 
 
 def ids_of_types(types: dict[int, str], wanted: Container[str]) -> list[int]:

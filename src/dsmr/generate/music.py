@@ -111,8 +111,7 @@ def compose_score(
         return _compose_without_file(tokenizer, decode(tokenizer, [*prompt.ids[1:], *ids]), prompt, seconds)
     score = with_fine_ticks(prompt.score)
     seam = int(seconds_to_ticks(score, prompt.seam))
-    track = score.tracks[0]
-    notes = note_arrays(score)
+    track, notes = score.tracks[0], note_arrays(score)
     if isinstance(tokenizer, Performance):
         notes, new = _join_at_seam(score, prompt, notes, note_arrays(decode(tokenizer, [*prompt.ids[1:], *ids])))
     else:

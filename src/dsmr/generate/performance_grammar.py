@@ -104,11 +104,9 @@ class PerformanceGrammar(Grammar):
         return tuple(tables)  # type: ignore[return-value]
 
     def begin(self, ids: Sequence[int], num_lanes: int, first_tick: int = 0) -> None:
-        """See `Grammar.begin`.
-
-        Columns 0 and 1 depend on the last tick alone. Everything before it is thus reduced to the sounding pitches,
-        the velocity and the tick with NumPy, and only the tokens from the last shift on are advanced one by one.
-        """
+        """See `Grammar.begin`."""
+        # Columns 0 and 1 depend on the last tick alone. Everything before it is thus reduced to the sounding pitches,
+        # the velocity and the tick with NumPy, and only the tokens from the last shift on are advanced one by one.
         ids_N = np.asarray(ids, np.int64)
         kinds, values = self.kinds[ids_N], self.values[ids_N]
         shifts = np.flatnonzero((kinds == WHOLE) | (kinds == REST))

@@ -71,10 +71,8 @@ def output_files(folder: Path, names: Sequence[str], num: int) -> dict[str, list
     Raises `UserError` if two pieces would still be written to one file.
     """
     stems = {name: Path(name).stem for name in names}
-    shared = {stem for stem, count in Counter(stems.values()).items() if count > 1}
-    for name, stem in stems.items():
-        if stem in shared:
-            stems[name] = "-".join(Path(name).with_suffix("").parts)
+    counts = Counter(stems.values())
+    stems |= {name: "-".join(Path(name).with_suffix("").parts) for name, stem in stems.items() if counts[stem] > 1}
     twice = [stem for stem, count in Counter(stems.values()).items() if count > 1]
     if twice:
         raise UserError(f"several prompts would be continued in {folder / twice[0]}.mid; give them different names")

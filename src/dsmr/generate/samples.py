@@ -23,11 +23,8 @@ class Samples(Callback):
 
     Samples start from nothing and have random generators of their own, so that they do not change training.
 
-    Args:
-        folder: folder of the run.
-        every_n_steps: optimizer steps between two samples; 0 for none.
-        seconds: approximate length in seconds of music, by the data's mean number of tokens per second.
-        clock: measure of training speed, paused meanwhile.
+    With 0 for `every_n_steps` there are none. Their length is about `seconds` of music, by the data's mean number of
+    tokens per second. `clock` measures the speed of training, and is paused meanwhile.
     """
 
     def __init__(

@@ -22,10 +22,9 @@ class NotFiniteError(UserError):
 
 def token_nll(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     """Return the nats of every target in float32, (B, T); 0 where the target is ignored."""
-    dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
-    return F.cross_entropy(
-        logits_BTV.to(dtype).flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(targets_BT)
+    logits_NV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).flatten(0, 1)
+    nll_N = F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
+    return nll_N.view_as(targets_BT)
 
 
 def piece_position(data: MusicData | None, piece: Tensor, position: Tensor) -> str:

@@ -21,11 +21,7 @@ class SplitMemories(dict[str, Memory]):
         self.restored: dict[str, Any] | None = None
 
     def get_or_init(self, split: str, num_lanes: int, rank: int = 0, world_size: int = 1) -> Memory:
-        """Return the memory of a split for `num_lanes` lanes of process `rank`.
-
-        Raises:
-            UserError: the restored memory has another number of lanes.
-        """
+        """Return the memory of a split for `num_lanes` lanes of process `rank`; `UserError` if others were saved."""
         if split not in self:
             self[split] = self.backbone.init_memory(num_lanes)
             if split == "train" and self.restored is not None:

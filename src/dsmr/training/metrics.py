@@ -156,8 +156,8 @@ class RecallPerplexity(ExactSums):
     def compute(self) -> dict[str, Tensor]:
         """Return `perplexity` over all answers, and by distance `perplexity_96`, ..."""
         by_distance = (self.nll_K / self.tokens_K).exp()
-        overall = (self.nll_K.sum() / self.tokens_K.sum()).exp()
-        return {"perplexity": overall} | {f"perplexity_{d}": by_distance[k] for k, d in enumerate(self.distances)}
+        overall = {"perplexity": (self.nll_K.sum() / self.tokens_K.sum()).exp()}
+        return overall | {f"perplexity_{d}": by_distance[k] for k, d in enumerate(self.distances)}
 
 
 def position_ranges(is_real_BT: Tensor, position_B: Tensor) -> Tensor:

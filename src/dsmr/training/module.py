@@ -209,11 +209,7 @@ class RecurrentLM(TrainingStep):
 def build_backbone(
     build: BackboneCallable, vocab_size: int, segment_length: int, horizons: Schedule | str | None
 ) -> Backbone:
-    """Build a network; `horizons` go only to constructors that take them.
-
-    Raises:
-        UserError: the constructor's own error, or horizons were given to a network that has none.
-    """
+    """Build a network; `horizons` go only to constructors that take them, for others they raise `UserError`."""
     given: dict[str, Any] = {"vocab_size": vocab_size, "segment_length": segment_length}
     if takes_horizons(build):
         given["horizons"] = horizons

@@ -100,11 +100,13 @@ class TrainingStep(LightningModule):
     def training_step(self, batch: Segment) -> Tensor:
         """2. Forward: mean NLL over B * T positions, a constant, so that padding changes no gradient's weight."""
         trainer = trainer_of(self)
-        processes = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        memory = self.memories.get_or_init("train", len(batch.is_start_B), *processes)
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        memory = self.memories.get_or_init("train", len(batch.is_start_B), rank, world_size)
         logits_BTV, update = self.backbone(batch.tokens_BT, memory, batch.is_start_B)
         nll_BT = token_nll(logits_BTV, batch.targets_BT)
-        totals = self._over_processes(torch.stack([nll_BT.detach().sum(), (batch.targets_BT != IGNORED).sum()]))
+        totals = torch.stack([nll_BT.detach().sum(), (batch.targets_BT != IGNORED).sum()])
+        if world_size > 1:
+            torch.distributed.all_reduce(totals)
         self.log("train/nll", totals[0] / totals[1].clamp(min=1), prog_bar=True)
         pending = self._pending
         pending.batch, pending.update, pending.nll_BT = batch, update, nll_BT.detach()
@@ -203,9 +205,3 @@ class TrainingStep(LightningModule):
     @property
     def _data(self) -> MusicData | None:
         return getattr(trainer_of(self), "datamodule", None)
-
-    def _over_processes(self, totals: Tensor) -> Tensor:
-        trainer = trainer_of(self)
-        if trainer is not None and trainer.world_size > 1:
-            torch.distributed.all_reduce(totals)
-        return totals

@@ -44,6 +44,6 @@ class BestCheckpoint(ModelCheckpoint):
         path = str(Path(self.dirpath) / BEST_FILE)
         moved: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
-            moved |= {"best_model_path": path, "kth_best_model_path": path}
-            moved["best_k_models"] = dict.fromkeys([path], state_dict["best_model_score"])
+            best = {path: state_dict["best_model_score"]}
+            moved |= {"best_model_path": path, "kth_best_model_path": path, "best_k_models": best}
         super().load_state_dict(state_dict | moved)

@@ -37,11 +37,6 @@ class LastCheckpoint(Checkpoint):
 
     SIGTERM, SIGUSR1, Ctrl-C and `trainer.max_time` end training with `Stopped` after the optimizer step, or at once
     during a validation, which a resumed run repeats.
-
-    Args:
-        folder: of the run.
-        every_n_steps: optimizer steps between two checkpoints.
-        every_minutes: most minutes between two checkpoints.
     """
 
     def __init__(self, folder: Path, every_n_steps: int = 500, every_minutes: float = 10.0) -> None:

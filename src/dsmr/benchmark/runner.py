@@ -112,7 +112,8 @@ def prepare_rows(
             absent[name] = f"{error}; pip install 'dsmr[bench]'"
         except (UnfitError, ArithmeticError) as error:
             absent[name] = str(error)
-            wrong += [name] if isinstance(error, ArithmeticError) else []
+            if isinstance(error, ArithmeticError):
+                wrong.append(name)
         except torch.OutOfMemoryError:
             results[name] = {"name": name, "out_of_memory": True}
     return rows, results, wrong

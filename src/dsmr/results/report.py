@@ -70,7 +70,8 @@ def plot_runs(runs: list[Run], target: Path, suffix: str) -> list[str]:
     for run in runs:
         if run.horizons:
             shape = ScheduleShape(run.horizons, run.segment_length, run.rule, run.rate)
-            shapes |= {run.name: shape} if shape not in shapes.values() else {}  # seeds share a schedule
+            if shape not in shapes.values():  # seeds share a schedule
+                shapes[run.name] = shape
     if shapes:
         plot_schedules(shapes, target / f"schedules.{suffix}")
         lines += [f"![horizon and receptive field of each layer](schedules.{suffix})", ""]

@@ -57,10 +57,10 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Columns, first: s
     shown = [key for key in columns if any(row.get(key) is not None for row in rows)]
     cells = [[first, *(columns[key][0] for key in shown)]]
     for row in rows:
-        cells.append([f"`{row['name']}`"])
-        cells[-1] += [columns[key][1].format(row[key]) if row.get(key) is not None else "" for key in shown]
+        values = [columns[key][1].format(row[key]) if row.get(key) is not None else "" for key in shown]
         if row.get("out_of_memory"):
-            cells[-1][1] = "out of memory"
+            values[0] = "out of memory"
+        cells.append([f"`{row['name']}`", *values])
     return table_lines(cells)
 
 

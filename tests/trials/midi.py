@@ -23,7 +23,7 @@ from symusic import ControlChange, Note, Score, Tempo, Track
 from dsmr.cli import main
 from dsmr.data.folder import MidiFiles
 from dsmr.data.midi import MAX_NOTES, MAX_SECONDS
-from dsmr.data.preparation import _start_worker, _tokenize
+from dsmr.data.preparation import _tokenize
 from dsmr.data.store import TokenStore
 from dsmr.data.tokenizer import TokenizerSpec
 from dsmr.data.vocabulary import BOS, EOS
@@ -283,12 +283,12 @@ def bounds(root: Path) -> dict[str, Any]:
     slowest = {}
 
     def measure() -> int:
-        _start_worker(MidiFiles(folder), TokenizerSpec())
+        files, spec = MidiFiles(folder), TokenizerSpec()
         taken = {}
         for name, (content, _) in ODD.items():
             (folder / "file.mid").write_bytes(content)
             began = time.perf_counter()
-            _tokenize("file.mid")
+            _tokenize(files, spec, "file.mid")
             taken[name] = time.perf_counter() - began
         name = max(taken, key=lambda key: taken[key])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dsmr import UserError
 from dsmr.batch import Segment
 from dsmr.data.folder import GIVE_DATA, Source, find_source
-from dsmr.data.lane_dataset import LaneDataset, Planner, StreamPosition, StreamSampler
+from dsmr.data.lane_dataset import LaneDataset, StreamPosition, StreamSampler
 from dsmr.data.lanes import LaneReader
 from dsmr.data.maestro import GET_MAESTRO, MAESTRO_NAME, MAESTRO_VARIABLE
 from dsmr.data.preparation import Progress, prepare_midi
@@ -26,7 +26,7 @@ from dsmr.data.synthetic import RecallTask, prepare_recall
 from dsmr.data.tokenizer import TokenizerSpec, build_tokenizer
 from dsmr.data.transposition import transposition_tables
 from dsmr.data.vocabulary import FAMILIES, note_on_mask, token_families
-from dsmr.data.windows import Windows
+from dsmr.data.windows import Windows, plan_epoch
 
 
 class MusicData(LightningDataModule):
@@ -195,16 +195,10 @@ class MusicData(LightningDataModule):
             seed=seed,
         )
         numbers = self.pieces(split)
-        planner = Planner(
-            split=split,
-            numbers=numbers,
-            lengths=[self.store.pieces[number].length for number in numbers],
-            segment_length=self.segment_length,
-            num_lanes=self.num_lanes * world_size,
-            seed=seed,
-            windows=self.windows,
-        )
-        dataset = LaneDataset(reader, planner, slice(rank * self.num_lanes, (rank + 1) * self.num_lanes))
+        lengths = [self.store.pieces[number].length for number in numbers]
+        pieces = (numbers, lengths, self.segment_length, self.num_lanes * world_size)
+        plan = partial(plan_epoch, *pieces, windows=self.windows, split=split, seed=seed)
+        dataset = LaneDataset(reader, plan, slice(rank * self.num_lanes, (rank + 1) * self.num_lanes))
         return DataLoader(
             dataset,
             batch_size=None,
@@ -224,10 +218,8 @@ class MusicData(LightningDataModule):
 
     def _stream(self, dataset: LaneDataset, num_batches: int) -> Iterator[tuple[int, int]]:
         """Yield (epoch, step) of the next batches; `trainer.overfit_batches` repeats the first ones of an epoch."""
-        limit = self._overfit_batches
-        return self.position.indices(
-            dataset, num_batches, limit=limit or 1.0, repeat_epoch=bool(limit), stop_at_epoch=self.trainer is None
-        )
+        limit, is_alone = self._overfit_batches, self.trainer is None
+        return self.position.indices(dataset, num_batches, overfit_batches=limit, stop_at_epoch=is_alone)
 
     @property
     def _overfit_batches(self) -> int | float:

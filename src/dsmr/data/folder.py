@@ -48,9 +48,18 @@ class MidiFiles:
             raise UserError(
                 f"no MIDI file ({', '.join(MIDI_SUFFIXES)}) in {self.path}; give a folder or a zip that has some"
             )
-        digests = list(map_in_workers(_digest, names, _start_worker, (self,)))
+        digests = list(map_in_workers(self._digest, names))
         splits = split_by_digest(sorted({digest for digest in digests if isinstance(digest, bytes)}))
         return [Entry(name, splits.get(digest, "train")) for name, digest in zip(names, digests, strict=True)]
+
+    def _digest(self, name: str) -> bytes | str:
+        """Return the digest of a file's content, or the reason why it has no readable piano music."""
+        try:
+            content = self.read(name)
+            piano_part(Score.from_midi(content))
+        except (Refused, RuntimeError, ValueError) as error:
+            return str(error)
+        return hashlib.blake2b(content).digest()
 
 
 Source = Maestro | MidiFiles
@@ -73,24 +82,6 @@ def find_source(path: Path, option: str) -> Source:
         raise UserError(f"{option}: {path} {what}; {GIVE_DATA}")
     files = MidiFiles(path)
     return Maestro(path) if maestro_csv_names(files.reader.names) else files
-
-
-_worker: MidiFiles
-
-
-def _start_worker(files: MidiFiles) -> None:
-    global _worker
-    _worker = files
-
-
-def _digest(name: str) -> bytes | str:
-    """Return the digest of a file's content, or the reason why it has no readable piano music."""
-    try:
-        content = _worker.read(name)
-        piano_part(Score.from_midi(content))
-    except (Refused, RuntimeError, ValueError) as error:
-        return str(error)
-    return hashlib.blake2b(content).digest()
 
 
 def split_by_digest(digests: Sequence[Any]) -> dict[Any, Split]:

@@ -1,59 +1,29 @@
 """PyTorch dataset of segments by (epoch, step), and the position in the training stream, which checkpoints save."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from dsmr.batch import Segment
-from dsmr.data.lanes import LaneReader, Plan, plan_stream
-from dsmr.data.sources import Split
-from dsmr.data.windows import Windows, plan_random_windows, plan_strided_windows, plan_training_windows
-
-
-@dataclass(frozen=True)
-class Planner:
-    """Makes the plan of an epoch of a split: streams in lanes, or isolated windows.
-
-    Pieces have `numbers` in the store and `lengths` in tokens, BOS included; `num_lanes` is that of all processes.
-    """
-
-    split: Split
-    numbers: list[int]
-    lengths: list[int]
-    segment_length: int
-    num_lanes: int
-    seed: int
-    windows: Windows | None
-
-    def __call__(self, epoch: int) -> Plan:
-        """Plan an epoch."""
-        common = (self.numbers, self.lengths, self.segment_length, self.num_lanes)
-        if self.windows is None:
-            return plan_stream(*common, seed=self.seed, epoch=epoch)
-        if self.split == "train":
-            return plan_training_windows(*common, seed=self.seed, epoch=epoch)
-        if self.windows.protocol == "random":
-            return plan_random_windows(*common, seed=self.seed)
-        return plan_strided_windows(*common, stride=self.windows.stride)
+from dsmr.data.lanes import LaneReader, Plan
 
 
 class LaneDataset(Dataset[Segment]):
     """Batches by (epoch, step). Stateless, so that the stream does not depend on the number of loader workers.
 
-    `lanes` are those of this process among those of all processes.
+    `lanes` are those of this process among those of all processes; `plan_epoch` returns the plan of an epoch.
     """
 
-    def __init__(self, reader: LaneReader, planner: Planner, lanes: slice) -> None:
-        self.reader, self.planner, self.lanes = reader, planner, lanes
-        self._plan = (0, planner(0))
+    def __init__(self, reader: LaneReader, plan_epoch: Callable[[int], Plan], lanes: slice) -> None:
+        self.reader, self.plan_epoch, self.lanes = reader, plan_epoch, lanes
+        self._plan = (0, plan_epoch(0))
         self._num_steps = self._plan[1].num_steps
 
     def plan(self, epoch: int) -> Plan:
         """Return the plan of an epoch over the lanes of all processes; the last one is cached."""
         if self._plan[0] != epoch:
-            self._plan = (epoch, self.planner(epoch))
+            self._plan = (epoch, self.plan_epoch(epoch))
         return self._plan[1]
 
     def __getitem__(self, index: tuple[int, int]) -> Segment:
@@ -87,19 +57,18 @@ class StreamPosition:
             self.seek(self.epoch if repeat_epoch else self.epoch + 1)
 
     def indices(
-        self, dataset: LaneDataset, num_batches: int, *, limit: int | float, repeat_epoch: bool, stop_at_epoch: bool
+        self, dataset: LaneDataset, num_batches: int, *, overfit_batches: int | float, stop_at_epoch: bool
     ) -> Iterator[tuple[int, int]]:
         """Yield (epoch, step) of `num_batches` batches from the position on, without changing it.
 
         Args:
             dataset: knows the number of steps of every epoch.
             num_batches: batches of one Lightning epoch.
-            limit: number of batches, or share, of an epoch of the stream that is used.
-            repeat_epoch: continue with the same epoch instead of the next one.
+            overfit_batches: number of batches, or share, of an epoch of the stream that is repeated; 0 for none.
             stop_at_epoch: stop at the end of the stream's epoch, for a loop of your own. A trainer, whose epochs all
                 have the same number of batches, continues into the next one.
         """
-        epoch, step = self.epoch, self.next_step
+        epoch, step, limit = self.epoch, self.next_step, overfit_batches or 1.0
         for _ in range(num_batches):
             if epoch not in self.num_steps:
                 whole = dataset.plan(epoch).num_steps
@@ -109,11 +78,7 @@ class StreamPosition:
             if step >= self.num_steps[epoch]:
                 if stop_at_epoch:
                     return
-                epoch, step = epoch if repeat_epoch else epoch + 1, 0
-
-
-StreamIndices = Callable[[LaneDataset, int], Iterator[tuple[int, int]]]
-"""Yields (epoch, step) of a number of batches from the current position of the training stream."""
+                epoch, step = epoch if overfit_batches else epoch + 1, 0
 
 
 class StreamSampler(SequentialSampler, DistributedSampler[Any]):
@@ -123,7 +88,9 @@ class StreamSampler(SequentialSampler, DistributedSampler[Any]):
     `use_distributed_sampler` replaces it. Without a `stream` it reads all of epoch 0, for validation and test.
     """
 
-    def __init__(self, dataset: LaneDataset, stream: StreamIndices | None) -> None:
+    def __init__(
+        self, dataset: LaneDataset, stream: Callable[[LaneDataset, int], Iterator[tuple[int, int]]] | None
+    ) -> None:
         self.lanes, self.stream = dataset, stream
 
     def __iter__(self) -> Iterator[Any]:

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from dsmr import UserError
 from dsmr.data.folder import Source
@@ -38,7 +38,7 @@ def prepare_midi(
 
     def build() -> TokenStore:
         with StoreWriter(cache / key, source.description, spec, marks=False) as writer:
-            done = map_in_workers(_tokenize, [entry.name for entry in entries], _start_worker, (source, spec))
+            done = map_in_workers(partial(_tokenize, source, spec), [entry.name for entry in entries])
             for count, (entry, result) in enumerate(zip(entries, done, strict=True), start=1):
                 if isinstance(result, str):
                     writer.refused[entry.name] = result
@@ -83,17 +83,8 @@ def _content_digest(source: Source, name: str) -> str:
         return f"refused: {refused}"
 
 
-_worker: tuple[Source, Any]
-"""Source and tokenizer of a worker process."""
-
-
-def _start_worker(source: Source, spec: TokenizerSpec) -> None:
-    global _worker
-    _worker = (source, build_tokenizer(spec))
-
-
-def _tokenize(name: str) -> Encoded | str:
-    source, tokenizer = _worker
+def _tokenize(source: Source, spec: TokenizerSpec, name: str) -> Encoded | str:
+    tokenizer = build_tokenizer(spec)
     try:
         score, num_unended = read_midi(source.read(name))
         return replace(encode(tokenizer, score), num_unended=num_unended)

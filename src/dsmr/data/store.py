@@ -28,7 +28,7 @@ CACHE_VARIABLE = "DSMR_CACHE"
 new_digest = partial(hashlib.blake2b, digest_size=16)
 
 
-def cache_folder(given: str | None = None) -> Path:
+def cache_folder(given: str | None) -> Path:
     """Return the folder of token stores: the given one, `$DSMR_CACHE`, or `~/.cache/dsmr`."""
     return Path(given or os.environ.get(CACHE_VARIABLE) or "~/.cache/dsmr").expanduser()
 

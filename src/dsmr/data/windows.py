@@ -11,11 +11,14 @@ from typing import Literal
 import numpy as np
 
 from dsmr import UserError
-from dsmr.data.lanes import Plan
+from dsmr.data.lanes import Plan, plan_stream
+from dsmr.data.sources import Split
 
 Protocol = Literal["strided", "random"]
 Window = tuple[int, int, int, int]
 """Piece, position of the first token, number of tokens, and how many of these are context only."""
+Pieces = Sequence[tuple[int, int]]
+"""Numbers in the store, and lengths in tokens with BOS."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +46,61 @@ class Windows:
             raise UserError(f"data.windows.protocol {self.protocol!r} is not one of strided, random")
 
 
-def plan_training_windows(
-    numbers: Sequence[int], lengths: Sequence[int], window: int, num_lanes: int, *, seed: int, epoch: int
+def plan_epoch(
+    numbers: Sequence[int],
+    lengths: Sequence[int],
+    segment_length: int,
+    num_lanes: int,
+    epoch: int,
+    *,
+    windows: Windows | None,
+    split: Split,
+    seed: int,
 ) -> Plan:
-    """Plan an epoch of shuffled windows over the pieces `numbers`, which have `lengths` tokens (BOS included)."""
-    rng = np.random.default_rng([seed, epoch])
+    """Plan an epoch of a split: windows, or streams in lanes.
+
+    Pieces have `numbers` in the store and `lengths` in tokens, BOS included; `num_lanes` is that of all processes.
+    """
+    if windows is None:
+        return plan_stream(numbers, lengths, segment_length, num_lanes, seed=seed, epoch=epoch)
+    pieces = list(zip(numbers, lengths, strict=True))
+    if split == "train":
+        cut = _training_windows(pieces, segment_length, np.random.default_rng([seed, epoch]))
+    elif windows.protocol == "random":
+        cut = _random_windows(pieces, segment_length, seed)
+    else:
+        cut = _strided_windows(pieces, segment_length, windows.stride)
+    return _fill_lanes(cut, num_lanes)
+
+
+def _training_windows(pieces: Pieces, length: int, rng: np.random.Generator) -> list[Window]:
+    """Cut every piece at every `length`-th token from a random offset, and shuffle the windows of all pieces."""
     windows = [
         (number, first, last - first, 0)
-        for number, length in zip(numbers, lengths, strict=True)
-        for first, last in _cuts(length - 1, int(rng.integers(1, window + 1)), window)
+        for number, tokens in pieces
+        for first, last in _cuts(tokens - 1, int(rng.integers(1, length + 1)), length)
     ]
-    return _fill_lanes([windows[index] for index in rng.permutation(len(windows))], num_lanes)
+    return [windows[index] for index in rng.permutation(len(windows))]
 
 
-def plan_strided_windows(
-    numbers: Sequence[int], lengths: Sequence[int], window: int, num_lanes: int, *, stride: int
-) -> Plan:
-    """Plan windows that score every token once: the first of a piece scores all, the others their last `stride`."""
+def _strided_windows(pieces: Pieces, length: int, stride: int) -> list[Window]:
+    """Score every token once: the first window of a piece scores all, the others their last `stride`."""
     windows: list[Window] = []
-    for number, length in zip(numbers, lengths, strict=True):
-        for scored, last in _cuts(length - 1, window, stride):
-            first = max(0, last - window) if scored else 0
+    for number, tokens in pieces:
+        for scored, last in _cuts(tokens - 1, length, stride):
+            first = max(0, last - length) if scored else 0
             windows.append((number, first, last - first, scored - first))
-    return _fill_lanes(windows, num_lanes)
+    return windows
 
 
-def plan_random_windows(
-    numbers: Sequence[int], lengths: Sequence[int], window: int, num_lanes: int, *, seed: int
-) -> Plan:
-    """Plan one window per piece; a piece that is not longer is read whole."""
+def _random_windows(pieces: Pieces, length: int, seed: int) -> list[Window]:
+    """Take one window of every piece; a piece that is not longer is read whole."""
     windows: list[Window] = []
-    for number, length in zip(numbers, lengths, strict=True):
-        count = min(window, length - 1)
-        first = int(np.random.default_rng([seed, number]).integers(0, length - count))
+    for number, tokens in pieces:
+        count = min(length, tokens - 1)
+        first = int(np.random.default_rng([seed, number]).integers(0, tokens - count))
         windows.append((number, first, count, 0))
-    return _fill_lanes(windows, num_lanes)
+    return windows
 
 
 def _cuts(end: int, first: int, step: int) -> Iterator[tuple[int, int]]:

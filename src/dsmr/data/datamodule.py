@@ -218,8 +218,9 @@ class MusicData(LightningDataModule):
 
     def _stream(self, dataset: LaneDataset, num_batches: int) -> Iterator[tuple[int, int]]:
         """Yield (epoch, step) of the next batches; `trainer.overfit_batches` repeats the first ones of an epoch."""
-        limit, is_alone = self._overfit_batches, self.trainer is None
-        return self.position.indices(dataset, num_batches, overfit_batches=limit, stop_at_epoch=is_alone)
+        return self.position.indices(
+            dataset, num_batches, overfit_batches=self._overfit_batches, stop_at_epoch=self.trainer is None
+        )
 
     @property
     def _overfit_batches(self) -> int | float:

@@ -1,6 +1,5 @@
 """Transpose tokens: tables from id to id, and the shifts that keep a piece on the piano. V vocabulary."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -24,24 +23,19 @@ def transposition_tables(tokenizer: MusicTokenizer, semitones: int) -> NDArray[n
     """
     if tokenizer.is_trained:
         raise UserError("transposition needs single-event tokens; set data.transpose to 0 for a trained tokenizer")
-    tables = _tables(tokenizer, range(-semitones, semitones + 1))
+    tables = np.tile(np.arange(len(tokenizer.vocab), dtype=np.uint16), (2 * semitones + 1, 1))
+    for name, id_ in tokenizer.vocab.items():
+        kind, _, value = name.partition("_")
+        if kind in (*NOTE_ON_TYPES, "NoteOff"):
+            for row, shift in enumerate(range(-semitones, semitones + 1)):
+                tables[row, id_] = tokenizer.vocab.get(f"{kind}_{int(value) + shift}", id_)
     ids = encode(tokenizer, trial_piece(tokenizer)).ids
-    (down,) = _tables(tokenizer, [-1])
+    down = tables[semitones - 1]
     before, after = (decode(tokenizer, part).tracks[0].notes.numpy()["pitch"] for part in (ids, down[ids]))
     if not np.array_equal(np.sort(before) - 1, np.sort(after)):
         raise UserError(
             "data.transpose: the tokens of data.tokenizer cannot be transposed one by one; set data.transpose to 0"
         )
-    return tables
-
-
-def _tables(tokenizer: MusicTokenizer, shifts: Sequence[int]) -> NDArray[np.uint16]:
-    tables = np.tile(np.arange(len(tokenizer.vocab), dtype=np.uint16), (len(shifts), 1))
-    for name, id_ in tokenizer.vocab.items():
-        kind, _, value = name.partition("_")
-        if kind in (*NOTE_ON_TYPES, "NoteOff"):
-            for row, shift in enumerate(shifts):
-                tables[row, id_] = tokenizer.vocab.get(f"{kind}_{int(value) + shift}", id_)
     return tables
 
 

@@ -1,4 +1,4 @@
-"""What sources of MIDI files share: pieces with their splits, and readers of untrusted folders and zips.
+"""Shared parts of all sources of MIDI files: pieces with their splits, and readers of untrusted folders and zips.
 
 A zip is read in place, without unpacking; files are read up to a size limit.
 """

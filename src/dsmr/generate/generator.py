@@ -186,7 +186,7 @@ class Generator:
     def prefill(self, ids: Sequence[int], num_lanes: int = 1) -> tuple[Tensor, Memory]:
         """Read a prompt segment by segment; return the logits after it, (B, V), and its memory, copied to B lanes.
 
-        If every new length of a pass is compiled anew, the last segment is padded to T tokens, of which only the
+        If every new length of a pass is compiled first, the last segment is padded to T tokens, of which only the
         prompt's are committed to memory: all passes then share one shape. Attention is causal, so that the padding
         behind them changes no logits.
         """

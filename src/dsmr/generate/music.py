@@ -71,7 +71,7 @@ class NewMusic:
     def notes(self, ids: Sequence[int]) -> tuple[NoteArrays, Score]:
         """Return the notes that the prompt's tokens do not have, and the decoded score whose ticks they are in.
 
-        Prompt and new tokens are decoded together, since a bar or a position of the prompt goes on in the new tokens;
+        Prompt and new tokens are decoded together, since a bar or position of the prompt continues in the new tokens;
         the prompt's notes are then removed one by one, as a multiset, because a new note may equal one of them.
         """
         music = decode(self.tokenizer, [*self.prompt.ids[1:], *ids])

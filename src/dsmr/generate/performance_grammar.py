@@ -159,7 +159,7 @@ class PerformanceGrammar(Grammar):
         return allowed_BV if self.max_note_ticks is None else self._without_long_notes(allowed_BV, self.max_note_ticks)
 
     def _without_long_notes(self, allowed_BV: Tensor, max_ticks: int) -> Tensor:
-        """Where notes have sounded too long, allow only the end of the lowest of them."""
+        """Allow only the end of the lowest note that has sounded too long, if there is one."""
         age_BP = self.state_B4[:, 3:] - self.onset_BQ[:, :NUM_PITCHES]
         ends_BP = allowed_BV[:, self.note_off : self.note_off + NUM_PITCHES]
         is_old_BP = (age_BP >= max_ticks) & ends_BP

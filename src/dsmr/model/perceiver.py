@@ -117,7 +117,7 @@ class PrefixMemory(Memory):
     """Ids of the last P + T tokens, so that the prefix is known wherever the open segment begins.
 
     Args:
-        network: gives sizes, device and dtype.
+        network: source of sizes, device and dtype.
         num_lanes: B.
         decoding: also keep keys and values of prefix and open segment, for passes shorter than T.
     """

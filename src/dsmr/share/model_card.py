@@ -34,7 +34,7 @@ def choose_licence(data: str | None, given: str | None) -> tuple[str, str]:
 
 
 def write_card(name: str, description: Mapping[str, Any], run: Run | None, licence: str) -> str:
-    """Compose README.md from `config.json`, the training run if its files were found, and a text on the licence."""
+    """Compose README.md from `config.json`, the training run if its files were found, and the licence's paragraph."""
     lines = [
         "---",
         f"license: {description['licence']}",

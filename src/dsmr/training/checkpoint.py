@@ -1,4 +1,4 @@
-"""What a run saves and what a resumed run restores.
+"""Content of checkpoints: everything that a run saves, and that a resumed run restores.
 
 `last.ckpt` holds everything in `RESTORED`; `best.ckpt` holds only the weights and the description of the network, and
 cannot resume. `dsmr.results.run_files` reads a file, `dsmr.share.description` describes its network.
@@ -29,7 +29,7 @@ RESTORED = {
     f"{SECTION}.random": "RNG state of each process, on the CPU and on its GPU (dropout)",
     "MixedPrecision": "scale of the gradient scaler, with precision 16-mixed only",
 }
-"""What a resumed run restores, by its place in `last.ckpt`; `SECTION.key` is a key of the section `dsmr`.
+"""Everything that a resumed run restores, by its place in `last.ckpt`; `SECTION.key` is a key of the section `dsmr`.
 
 Lightning's Trainer restores the first four, and calls `load_state_dict` of callbacks and `MusicData`. `RecurrentLM`
 restores the RNG state when training starts, and the memory with its first segment (`SplitMemories`). Outside the
@@ -43,7 +43,7 @@ CHECKED = {
     "pytorch-lightning_version": "for Lightning's own migrations",
     SECTION: "description of network, tokenizer and data: must fit the configuration, see `check_same_network`",
 }
-"""What else `last.ckpt` holds: read, but nothing is restored from it."""
+"""Other keys of `last.ckpt`: read, but nothing is restored from them."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

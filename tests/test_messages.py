@@ -11,10 +11,10 @@ import yaml
 from lightning import Trainer
 
 from dsmr.cli import main
+from dsmr.cli.common_options import check_device
 from dsmr.cli.library_errors import is_refusal
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.run_checks import check_resumed
-from dsmr.cli.torch_device import check_device
 from dsmr.cli.trainer_checks import check_devices
 from test_cli import SMOKE, dsmr, lightnings_own_warnings, rows, smoke_run  # noqa: F401 (fixtures)
 
@@ -584,7 +584,7 @@ def test_a_device_that_is_not_there_has_those_named_that_are(
 
 def test_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr("dsmr.cli.torch_device.devices_here", lambda: {"cpu": 1, "cuda": 2})
+    monkeypatch.setattr("dsmr.cli.common_options.devices_here", lambda: {"cpu": 1, "cuda": 2})
     for name in ("cuda:7", "cuda:2", "cuda:x", "mps"):
         with pytest.raises(ValueError, match=f"^--device {name}: this machine has cpu, cuda, cuda:1$"):
             check_device(name)

@@ -3,10 +3,9 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 from tqdm import tqdm
 
 from dsmr import UserError
@@ -23,9 +22,8 @@ from dsmr.analyze.suggest import (
     verify_suggestion,
 )
 from dsmr.benchmark.machine import current_commit
-from dsmr.cli.json_output import check_output, write_result
+from dsmr.cli.common_options import Options, check_device, check_output, write_result
 from dsmr.cli.lightning_cli import SizesCLI
-from dsmr.cli.torch_device import check_device
 from dsmr.data.files import atomic_write
 from dsmr.model.backbone import network_summary
 from dsmr.model.blocks import Decoder
@@ -37,24 +35,19 @@ from dsmr.results.schedule_plots import ScheduleShape, plot_schedules
 from dsmr.share.description import check_same_network, describe_network
 from dsmr.share.loading import load_model
 
-OPTIONS: dict[str, tuple[Any, Any, str]] = {
-    "split": (str, "validation", "Split to analyze: validation or test."),
-    "budget": (int | None, None, "Suggest a schedule with this budget, in tokens."),
-    "trained": (str | None, None, "Run trained with the suggestion, to compare with the prediction."),
-    "piece": (str | None, None, "MIDI file: report the notes that memory helps to predict, instead of a split."),
-    "folder": (str | None, None, "Folder for plots and the suggested config (default: RUN/analysis)."),
-    "device": (str | None, None, "Device that runs the network: cpu, cuda, ... (default: cuda if available)."),
-}
-
 
 class AnalyzeCLI(SizesCLI):
     """The run's own settings; the weights come from its checkpoint."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
-        super().add_arguments_to_parser(parser)
-        for name, (kind, default, text) in OPTIONS.items():
-            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
-        parser.add_argument("--picture", action="store_true", help="Also draw plots.")
+    options: ClassVar[Options] = {
+        "--split": (str, "validation", "Split to analyze: validation or test."),
+        "--budget": (int | None, None, "Suggest a schedule with this budget, in tokens."),
+        "--trained": (str | None, None, "Run trained with the suggestion, to compare with the prediction."),
+        "--piece": (str | None, None, "MIDI file: report the notes that memory helps to predict, instead of a split."),
+        "--folder": (str | None, None, "Folder for plots and the suggested config (default: RUN/analysis)."),
+        "--device": (str | None, None, "Device that runs the network: cpu, cuda, ... (default: cuda if available)."),
+        "--picture": (None, False, "Also draw plots."),
+    }
 
 
 def run(command: str, arguments: list[str]) -> int:

@@ -9,8 +9,8 @@ from dsmr import UserError
 from dsmr.benchmark.quality import train_and_validate
 from dsmr.benchmark.runner import run_benchmark
 from dsmr.benchmark.settings import BenchmarkSettings, Workload
+from dsmr.cli.common_options import check_output, write_result
 from dsmr.cli.estimate_command import precision_of
-from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.results.tables import benchmark_table
 
@@ -51,11 +51,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def place_of(accelerator: str) -> torch.device:
-    """Return the device of a trainer's accelerator.
-
-    Raises:
-        UserError: it is not available, or the benchmark does not support it.
-    """
+    """Return the device of a trainer's accelerator."""
     if accelerator not in PLACES:
         raise UserError(f"trainer.accelerator {accelerator} is not supported; choose from {', '.join(PLACES)}")
     wanted, has_cuda = PLACES[accelerator], torch.cuda.is_available()

@@ -1,14 +1,12 @@
 """`dsmr estimate`: memory, speed and cost of a training run, by arithmetic."""
 
 import shlex
-from typing import Any
-
-from lightning.pytorch.cli import LightningArgumentParser
+from typing import Any, ClassVar
 
 from dsmr import UserError
 from dsmr.benchmark.variant_costs import estimate_variants, variant_costs_table
+from dsmr.cli.common_options import Options, check_output, write_result
 from dsmr.cli.config_files import left_out
-from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.cli.parser import underscored
 from dsmr.cost import GIB, MIB
@@ -17,7 +15,6 @@ from dsmr.cost.devices import Device, find_device
 from dsmr.cost.estimate import TrainingPlan
 from dsmr.model.blocks import Decoder
 
-OWN_OPTIONS = ("--device", "--fit_memory", "--price_per_hour", "--epoch_tokens", "--output", "--json")
 FITTED_OPTIONS = ("--trainer.precision", "--data.num_lanes", "--model.horizons")
 PRECISIONS = {None: "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -25,24 +22,16 @@ PRECISIONS = {None: "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-
 class EstimateCLI(SizesCLI):
     """The settings of training, and a device."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
-        super().add_arguments_to_parser(parser)
-        parser.add_argument(
-            "--device",
-            type=str | None,
-            default=None,
-            help="GPU to estimate, such as rtx-3060-12gb (default: none).",
-        )
-        parser.add_argument("--fit_memory", action="store_true", help="Find the largest budget that fits the device.")
-        parser.add_argument(
-            "--price_per_hour", type=float | None, default=None, help="Price of the device, in any currency."
-        )
-        parser.add_argument(
-            "--epoch_tokens",
-            type=int,
-            default=costs.MAESTRO_TRAINING_TOKENS,
-            help="Tokens in an epoch (default: MAESTRO's training split).",
-        )
+    options: ClassVar[Options] = {
+        "--device": (str | None, None, "GPU to estimate, such as rtx-3060-12gb (default: none)."),
+        "--fit_memory": (None, False, "Find the largest budget that fits the device."),
+        "--price_per_hour": (float | None, None, "Price of the device, in any currency."),
+        "--epoch_tokens": (
+            int,
+            costs.MAESTRO_TRAINING_TOKENS,
+            "Tokens in an epoch (default: MAESTRO's training split).",
+        ),
+    }
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -73,11 +62,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def precision_of(given: object) -> str:
-    """Return the full name of a Lightning precision.
-
-    Raises:
-        UserError: the cost model does not know it.
-    """
+    """Return the full name of a Lightning precision; raise UserError if the cost model does not know it."""
     name = PRECISIONS.get(None if given is None else str(given), str(given))
     if name not in costs.PEAKS:
         raise UserError(f"trainer.precision {given} is not one of {', '.join(costs.PEAKS)}")
@@ -128,7 +113,7 @@ def suggest_next(plan: TrainingPlan, result: dict[str, Any], arguments: list[str
         return "dsmr estimate --device rtx-3060-12gb --trainer.precision bf16-mixed estimates a GPU"
     if "fit_memory" in result:
         fit = result["fit_memory"]
-        given = left_out(underscored(arguments), OWN_OPTIONS + FITTED_OPTIONS)
+        given = left_out(underscored(arguments), (*EstimateCLI.options, *FITTED_OPTIONS, "--output", "--json"))
         largest = ["--data.num_lanes", str(fit["num_lanes"]), "--model.horizons", fit["spelling"]]
         return shlex.join(["dsmr", "fit", *given, "--trainer.precision", plan.precision, *largest])
     if plan.precision == "32-true":

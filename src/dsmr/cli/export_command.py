@@ -3,23 +3,19 @@
 import shlex
 from pathlib import Path
 
-from dsmr.cli.json_output import write_result
+from dsmr.cli.common_options import JSON, add_options, write_result
 from dsmr.cli.parser import OneLineParser
 from dsmr.share.export import export_model
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr export`."""
-    made = OneLineParser(
-        prog="dsmr export", description="Export a trained model as a folder: weights, settings and model card."
-    )
-    made.add_argument("run", type=str, help="Run (its best checkpoint) or checkpoint file.")
-    made.add_argument("folder", type=str, help="Folder to create.")
-    made.add_argument(
-        "--licence", type=str | None, default=None, help="Licence of the model (default: that of the training data)."
-    )
-    made.add_argument("--json", action="store_true", help="Print the results as JSON on the last line of stdout.")
-    options = made.parse_args(arguments)
+    parser = OneLineParser("dsmr export", "Export a trained model as a folder: weights, settings and model card.")
+    parser.add_argument("run", type=str, help="Run (its best checkpoint) or checkpoint file.")
+    parser.add_argument("folder", type=str, help="Folder to create.")
+    licence = (str | None, None, "Licence of the model (default: that of the training data).")
+    add_options(parser, {"--licence": licence, **JSON})
+    options = parser.parse_args(arguments)
     folder = Path(options.folder).expanduser()
     description = export_model(options.run, folder, licence=options.licence)
     for name in sorted([*description["files"], "config.json"]):
@@ -29,5 +25,5 @@ def run(command: str, arguments: list[str]) -> int:
     if description["licence"] == "other":
         print(f"the licence of the training data is unknown: state it in {folder / 'README.md'}, or give --licence")
     print(f"next: dsmr generate --checkpoint {shlex.quote(str(folder))} --output music.mid")
-    write_result({"folder": str(folder), **description}, as_json=options.json, output=None)
+    write_result({"folder": str(folder), **description}, as_json=options.json)
     return 0

@@ -8,7 +8,7 @@ from lightning import Trainer
 
 from dsmr import UserError
 from dsmr.cli.by_piece import is_as_in_training, tell_pieces
-from dsmr.cli.json_output import check_output, write_result
+from dsmr.cli.common_options import check_output, write_result
 from dsmr.cli.library_errors import errors_of_training
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.outcome import announce, conclude

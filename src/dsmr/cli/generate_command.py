@@ -10,12 +10,12 @@ from jsonargparse import Namespace
 from tqdm.auto import tqdm
 
 from dsmr import UserError
-from dsmr.cli.generate_options import check_options, generate_parser
-from dsmr.cli.json_output import write_result
+from dsmr.cli.common_options import JSON, add_options, check_device, check_output, write_result
+from dsmr.cli.parser import OneLineParser
 from dsmr.cli.progress import bar
-from dsmr.cli.torch_device import check_device
 from dsmr.data.sources import SPLITS
-from dsmr.generate import Generator, Prompt, Sampling
+from dsmr.generate import Generator, Prompt, Sampling, check_seed
+from dsmr.generate.audio import check_audio
 from dsmr.generate.continuations import continuations
 from dsmr.generate.piece_files import (
     Prompts,
@@ -25,13 +25,63 @@ from dsmr.generate.piece_files import (
     split_prompts,
     write_continuation,
 )
+from dsmr.results.plotting import check_plots
 
+SECONDS, MOST_SECONDS = 120.0, 3600.0
+SECONDS_OF_MANY = 30.0  # of each prompt and of each continuation, for a folder or a split
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+REQUIRED = {
+    "--checkpoint": "Run folder, checkpoint file or exported folder.",
+    "--output": "MIDI file to write (with --num 2, NAME-1 and NAME-2); a folder if --prompt is a folder or a split.",
+}
+OPTIONS = {
+    "--prompt": (
+        str | None,
+        None,
+        "Music to continue: a MIDI file, a folder of MIDI files, or a split of the checkpoint's data (train, "
+        "validation or test). Default: start from nothing.",
+    ),
+    "--prompt_seconds": (
+        float | None,
+        None,
+        f"Seconds of each prompt to use (default: all of a file; {SECONDS_OF_MANY:g} for a folder or a split).",
+    ),
+    "--limit": (int | None, None, "Continue only the first pieces of the folder or split (default: all)."),
+    "--data.path": (str | None, None, "Data whose split is continued (default: the checkpoint's training data)."),
+    "--data.validation_stride": (int | None, None, "Use every n-th validation piece (default: as in training)."),
+    "--seconds": (
+        float | None,
+        None,
+        f"Seconds of new music (default: {SECONDS:g}; {SECONDS_OF_MANY:g} for a folder or a split; with --until_end "
+        f"at most {MOST_SECONDS:g}).",
+    ),
+    "--num": (int, 1, "Continuations of each prompt, generated as one batch; the k-th uses seed + k - 1."),
+    "--seed": (int, 0, "Random seed."),
+    "--temperature": (float, 1.0, "Divisor of the logits; lower values make the music more predictable."),
+    "--top_k": (int, 0, "Sample from the k most likely tokens (0: all)."),
+    "--top_p": (float, 0.98, "Sample from the smallest set of tokens with this total probability (1: all)."),
+    "--min_p": (float, 0.0, "Ignore tokens below this fraction of the highest probability."),
+    "--max_note_seconds": (float | None, None, "End notes after this many seconds (default: no limit)."),
+    "--horizons": (str | None, None, "Horizons to generate with (default: those of training)."),
+    "--device": (str, "cpu", "Device that runs the network: cpu, cuda, ..."),
+    "--sound_font": (str | None, None, "General MIDI sound font for --audio (default: search for one)."),
+    "--until_end": (None, False, "Stop where the model ends the piece."),
+    "--audio": (None, False, "Also render a WAV file with FluidSynth."),
+    "--picture": (None, False, "Also draw a piano roll, NAME.png."),
+    **JSON,
+}
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
-    options = generate_parser().parse_args(arguments)
+    parser = OneLineParser(
+        "dsmr generate", "Generate music with a trained model, from nothing or continuing existing pieces."
+    )
+    parser.add_argument("--config", action="config", help="YAML file with options of this command.")
+    for name, text in REQUIRED.items():
+        parser.add_argument(name, type=str, required=True, help=text)
+    add_options(parser, OPTIONS)
+    options = parser.parse_args(arguments)
     has_many = check_options(options)
     device = check_device(options.device)
     generator = Generator.load(
@@ -57,8 +107,51 @@ def run(command: str, arguments: list[str]) -> int:
         result |= {"folder": options.output, "num": len(result["pieces"]), "refused": prompts.refused}
     else:
         print(f"next: play {result['pieces'][0]['output']}, or try --temperature 0.9 and another --seed")
-    write_result(result, as_json=options.json, output=None)
+    write_result(result, as_json=options.json)
     return 0
+
+
+def check_options(options: Namespace) -> bool:
+    """Check the options and fill in defaults; return True if there are many prompts."""
+    prompt = options.prompt
+    has_many = prompt is not None and (prompt in SPLITS or Path(prompt).expanduser().is_dir())
+    if options.num < 1:
+        raise UserError(f"--num is {options.num}; it must be at least 1")
+    check_outputs(options, has_many)
+    if options.seconds is None:
+        options.seconds = MOST_SECONDS if options.until_end else SECONDS_OF_MANY if has_many else SECONDS
+    if not options.seconds > 0:
+        raise UserError(f"--seconds is {options.seconds:g}; it must be above 0")
+    check_seed("--seed", options.seed, options.num)
+    if prompt is None and options.prompt_seconds is not None:
+        raise UserError("--prompt_seconds says how much of a --prompt is used; give one")
+    if options.prompt_seconds is None and has_many:
+        options.prompt_seconds = SECONDS_OF_MANY
+    if options.limit is not None and not (has_many and options.limit > 0):
+        raise UserError("--limit is the number of pieces of a folder or split; give one as --prompt, and at least 1")
+    if prompt not in SPLITS and any(value is not None for value in vars(options.data).values()):
+        raise UserError(f"--data options choose the pieces of a split; add --prompt {' or '.join(SPLITS)}")
+    if options.picture:
+        check_plots()
+    options.sound_font = check_audio(options.sound_font) if options.audio else None
+    return has_many
+
+
+def check_outputs(options: Namespace, has_many: bool) -> None:
+    """Raise UserError if the outputs cannot be written, or would overwrite the prompt."""
+    path, is_midi = Path(options.output), Path(options.output).suffix.lower() in (".mid", ".midi")
+    if has_many:
+        if path.is_file() or (is_midi and not path.is_dir()):
+            raise UserError(f"--output {path}: the prompt has many pieces; name a folder")
+        if path.is_dir() and Path(options.prompt).is_dir() and path.samefile(options.prompt):
+            raise UserError(f"--output {path} is the folder of the prompts, which would be lost; name another folder")
+        return
+    check_output(options.output)
+    if not is_midi:
+        raise UserError(f"--output {path}: a MIDI file is written; let its name end with .mid")
+    for one in numbered(path, options.num):
+        if options.prompt and one.exists() and one.samefile(options.prompt):
+            raise UserError(f"--output {one} is the prompt itself, which would be lost; name another file")
 
 
 def prompts_of(options: Namespace, generator: Generator) -> Prompts:

@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonargparse import Namespace
 from lightning import Trainer
@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from dsmr import UserError
 from dsmr.cli import COMMANDS
 from dsmr.cli.command_parser import CLASS_HELP, CommandParser, FitHelp, RunHelp, TrainerHelp
+from dsmr.cli.common_options import JSON, Options, add_options
 from dsmr.cli.config_files import FOLDER, take_flag
 from dsmr.cli.given_settings import GivenSettings, options_of
 from dsmr.cli.library_errors import errors_of_settings
@@ -40,7 +41,17 @@ from dsmr.training.checkpoint import AtomicCheckpointIO
 from dsmr.training.csv_logger import MetricsLogger
 from dsmr.training.module import RecurrentLM
 
-EVALUATIONS = ("validate", "test")
+OPTIONS: Options = {
+    "--name": (str | None, None, "Name of the run, by default its horizons and the time."),
+    "--root": (str, "runs", "Folder of all runs."),
+    "--resume": (str | None, None, "Run to resume."),
+    "--checkpoint": (str | None, None, "Run (its best checkpoint), checkpoint file or exported model."),
+    "--save_every_n_steps": (int, 500, "Save last.ckpt after this number of optimizer steps."),
+    "--save_every_minutes": (float, 10.0, "Save last.ckpt at least this often."),
+    "--sample_every_n_steps": (int, 5000, "Generate a sample after this number of steps; 0: none."),
+}
+PIECES = {"--pieces": (str | None, None, "CSV file for the results of each piece, by default in the run's folder.")}
+RESULTS = {**JSON, "--output": (str | None, None, "File for the results as JSON.")}
 QUIET = (
     ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
     ".*LeafSpec.*",  # Lightning builds what torch deprecates
@@ -66,6 +77,9 @@ class DsmrCLI(LightningCLI):
         exported: folder of the exported model that they belong to, if any.
         folder: the run's folder.
     """
+
+    options: ClassVar[Options] = {}
+    """Further options of the command."""
 
     def __init__(self, command: str, arguments: list[str]) -> None:
         quieten()
@@ -101,31 +115,11 @@ class DsmrCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run; all commands accept those of training, since a run's config has them."""
-
-        def add(option: str, kind: Any, default: Any, text: str) -> None:
-            parser.add_argument(option, type=kind, default=default, help=text)
-
-        add("--name", str | None, None, "Name of the run, by default its horizons and the time.")
-        add("--root", str, "runs", "Folder of all runs.")
-        add("--resume", str | None, None, "Run to resume.")
-        add("--checkpoint", str | None, None, "Run (its best checkpoint), checkpoint file or exported model.")
-        add("--save_every_n_steps", int, 500, "Save last.ckpt after this number of optimizer steps.")
-        add("--save_every_minutes", float, 10.0, "Save last.ckpt at least this often.")
-        add("--sample_every_n_steps", int, 5000, "Generate a sample after this number of steps; 0: none.")
-        if self.command in EVALUATIONS:
-            add(
-                "--pieces", str | None, None, "CSV file for the results of each piece, by default in the run's folder."
-            )
-        parser.add_argument(
-            "--json", action="store_true", help="Print the results as JSON on the last line of stdout."
-        )
-        add("--output", str | None, None, "File for the results as JSON.")
-        parser.add_argument(
-            *("--help-trainer", "--help_trainer"),
-            action=TrainerHelp,
-            nargs=0,
-            help="Print the options of Lightning's Trainer and exit.",
-        )
+        pieces = PIECES if self.command in ("validate", "test") else {}
+        add_options(parser, {**OPTIONS, **pieces, **RESULTS})
+        text = "Print the options of Lightning's Trainer and exit."
+        parser.add_argument("--help-trainer", "--help_trainer", action=TrainerHelp, nargs=0, help=text)
+        add_options(parser, self.options)
         parser.link_arguments("data.vocab_size", "model.vocab_size", apply_on="instantiate")
         parser.link_arguments("data.segment_length", "model.segment_length")
 

@@ -4,12 +4,11 @@ import shlex
 import time
 from collections import Counter
 from pathlib import Path
-
-from lightning.pytorch.cli import LightningArgumentParser
+from typing import ClassVar
 
 from dsmr import UserError
+from dsmr.cli.common_options import Options, check_output, write_result
 from dsmr.cli.config_files import grouped, has_training_settings, left_out, take_flag
-from dsmr.cli.json_output import check_output, write_result
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.parser import underscored
 from dsmr.cli.progress import bar
@@ -23,9 +22,7 @@ OWN_OPTIONS = ("--download", "--checkpoint", "--ckpt_path", "--output", "--json"
 class PrepareCLI(DsmrCLI):
     """The settings of training, from which only the data are built."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:  # noqa: D102
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--download", action="store_true", help="Download MAESTRO (58 MB) into the cache first.")
+    options: ClassVar[Options] = {"--download": (None, False, "Download MAESTRO (58 MB) into the cache first.")}
 
     def instantiate_classes(self) -> None:
         """Build the datamodule alone."""
@@ -36,10 +33,7 @@ class PrepareCLI(DsmrCLI):
 def training_command(arguments: list[str], run: Path | None, *, has_validation: bool) -> str:
     """Return the command that trains on the store, with all options of `dsmr prepare` that `dsmr fit` takes.
 
-    Args:
-        arguments: options of `dsmr prepare`.
-        run: folder of the run given by `--checkpoint`; its settings are repeated under another name.
-        has_validation: True if the store has validation pieces.
+    The settings of a run given by `--checkpoint` are repeated under another name.
     """
     options = left_out(underscored(arguments), OWN_OPTIONS)
     if run is not None:

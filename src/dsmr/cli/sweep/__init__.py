@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from dsmr import UserError
 from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
-from dsmr.cli.json_output import check_output, write_result
+from dsmr.cli.common_options import check_output, write_result
 from dsmr.cli.parser import OneLineParser, underscored
 from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_trials

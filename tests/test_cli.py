@@ -19,10 +19,9 @@ from symusic import Note, Score, Track
 from conftest import write_midi
 from dsmr.cli import main
 from dsmr.cli.config_files import find_config, shipped
-from dsmr.cli.former_paths import current_path
 from dsmr.cli.lightning_cli import QUIET
 from dsmr.cli.run_folder import continue_wandb
-from dsmr.cli.yaml_values import load_yaml
+from dsmr.cli.yaml_values import current_path, load_yaml
 from dsmr.generate.audio import find_sound_font, render_audio
 from dsmr.results.run_files import read_checkpoint
 from dsmr.training.csv_logger import MetricsLogger, read_metrics

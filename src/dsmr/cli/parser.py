@@ -8,7 +8,6 @@ from jsonargparse import ActionConfigFile, Namespace
 
 from dsmr import UserError
 from dsmr.cli.config_files import resolve_configs
-from dsmr.cli.former_paths import current_path
 from dsmr.cli.given_settings import option_value, options_of
 from dsmr.cli.help_format import ShortHelp
 from dsmr.cli.refusals import explain
@@ -17,6 +16,7 @@ from dsmr.cli.yaml_values import (
     MODE,
     WrittenParser,
     alternatives,
+    current_path,
     dump_yaml,
     is_blank,
     is_unset,

@@ -8,12 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
-
-from dsmr.cli.former_paths import current_path
 
 MODE = "dsmr"
 """jsonargparse's name for the loader and dumper of this module."""
@@ -29,32 +27,47 @@ FLOAT = re.compile(
 """YAML 1.1 needs a dot and a signed exponent; without this pattern, `3e-4` would be a string."""
 
 
-class WrittenInt(int):
+FORMER_PATHS = {
+    "dsmr.optim": "dsmr.training.optimizers",
+    "dsmr.module": "dsmr.training.module",
+    "dsmr.callbacks.Samples": "dsmr.generate.samples.Samples",
+    "dsmr.callbacks.samples": "dsmr.generate.samples",
+    "dsmr.callbacks": "dsmr.training.callbacks",
+    "dsmr.checkpoint_io": "dsmr.training.checkpoint",
+    "dsmr.metrics_csv": "dsmr.training.csv_logger",
+}
+"""Modules and classes of earlier versions, for old configs and run folders; the more specific ones first."""
+
+
+def current_path(path: str) -> str:
+    """Return where a class or module of an earlier version is now; any other string is returned unchanged."""
+    for former, current in FORMER_PATHS.items():
+        if path == former or path.startswith(f"{former}."):
+            return current + path[len(former) :]
+    return path
+
+
+class _Number:
+    """A number that remembers how it was written; copies and pickles do as well."""
+
+    text: str
+    real: Any
+
+    def __new__(cls, value: float, text: str) -> Self:
+        made = super().__new__(cls, value)  # type: ignore[call-arg]
+        made.text = text
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, str]:
+        return self.real, self.text
+
+
+class WrittenInt(_Number, int):  # type: ignore[misc]
     """An integer that remembers how it was written."""
 
-    text: str
 
-    def __new__(cls, value: int, text: str) -> "WrittenInt":  # noqa: D102
-        made = super().__new__(cls, value)
-        made.text = text
-        return made
-
-    def __getnewargs__(self) -> tuple[int, str]:  # type: ignore[override]
-        return int(self), self.text
-
-
-class WrittenFloat(float):
+class WrittenFloat(_Number, float):  # type: ignore[misc]
     """A float that remembers how it was written."""
-
-    text: str
-
-    def __new__(cls, value: float, text: str) -> "WrittenFloat":  # noqa: D102
-        made = super().__new__(cls, value)
-        made.text = text
-        return made
-
-    def __getnewargs__(self) -> tuple[float, str]:  # type: ignore[override]
-        return float(self), self.text
 
 
 class WrittenBool(str):
@@ -87,22 +100,6 @@ class Dumper(yaml.SafeDumper):
     """A dumper that quotes every string that `Loader` would not load as a string."""
 
 
-def _int(loader: Loader, node: yaml.ScalarNode) -> WrittenInt:
-    return WrittenInt(loader.construct_yaml_int(node), node.value)
-
-
-def _float(loader: Loader, node: yaml.ScalarNode) -> WrittenFloat:
-    return WrittenFloat(loader.construct_yaml_float(node), node.value)
-
-
-def _bool(loader: Loader, node: yaml.ScalarNode) -> bool | WrittenBool:
-    return node.value == "true" if node.value in ("true", "false") else WrittenBool(node.value)
-
-
-def _str(loader: Loader, node: yaml.ScalarNode) -> str:
-    return current_path(str(loader.construct_yaml_str(node)))
-
-
 def _represent(tag: str, dumper: Dumper, value: Any) -> yaml.ScalarNode:
     return dumper.represent_scalar(tag, str(getattr(value, "text", value)))
 
@@ -115,10 +112,13 @@ for _side in (Loader, Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 for _kind, _tag in ((WrittenInt, "int"), (WrittenFloat, "float"), (WrittenBool, "bool")):
     Dumper.add_representer(_kind, partial(_represent, f"tag:yaml.org,2002:{_tag}"))
-Loader.add_constructor("tag:yaml.org,2002:int", _int)
-Loader.add_constructor("tag:yaml.org,2002:float", _float)
-Loader.add_constructor("tag:yaml.org,2002:bool", _bool)
-Loader.add_constructor("tag:yaml.org,2002:str", _str)
+for _tag, _constructor in {
+    "int": lambda loader, node: WrittenInt(loader.construct_yaml_int(node), node.value),
+    "float": lambda loader, node: WrittenFloat(loader.construct_yaml_float(node), node.value),
+    "bool": lambda _, node: node.value == "true" if node.value in ("true", "false") else WrittenBool(node.value),
+    "str": lambda loader, node: current_path(loader.construct_yaml_str(node)),
+}.items():
+    Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _constructor)
 
 
 def load_yaml(text: str) -> Any:
@@ -207,10 +207,8 @@ def is_unset(value: Any, kind: Any, default: Any) -> bool:
 
 def plain_values(value: Any) -> Any:
     """Replace numbers with text by plain numbers, in containers as well; namespaces are changed in place."""
-    if isinstance(value, WrittenInt):
-        return int(value)
-    if isinstance(value, WrittenFloat):
-        return float(value)
+    if isinstance(value, _Number):
+        return value.real
     if isinstance(value, WrittenBool):
         return value.value
     if isinstance(value, Namespace):

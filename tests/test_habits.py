@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 
 from conftest import write_midi
 from dsmr.cli import main
-from dsmr.cli.given_settings import GivenSettings, Option, level_given
+from dsmr.cli.given_settings import COMMAND_LINE, Option, level_given
 from dsmr.cli.lightning_cli import QUIET
 from dsmr.data.datamodule import MusicData
 from dsmr.data.synthetic import RecallTask
@@ -213,9 +213,8 @@ def test_where_a_setting_is_given_last(tmp_path: Path) -> None:
     arguments += ["--trainer", "{num_nodes: 2}"]
     names = ("max_steps", "max_epochs", "min_steps", "min_epochs", "devices", "num_nodes", "max_time")
     options = {f"trainer.{name}": Option(int | None, None, False, False) for name in names}
-    given = GivenSettings(arguments, options)
-    levels = {name: level_given(given, f"trainer.{name}") for name in names}
-    top = given.command_line
+    levels = {name: level_given(arguments, options, f"trainer.{name}") for name in names}
+    top = COMMAND_LINE
     expected = {"max_steps": 0, "max_epochs": 1, "min_steps": 1, "min_epochs": top, "devices": top, "num_nodes": top}
     assert levels == {**expected, "max_time": -1}
 

@@ -2,8 +2,9 @@
 
 import argparse
 import inspect
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,13 @@ from dsmr.cli.yaml_values import load_yaml
 
 Keys = tuple[str | int, ...]
 """Path of a setting; an integer is the index of a list item."""
+COMMAND_LINE = math.inf
+"""Level of the command line, above that of all config files."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a parser.
-
-    Attributes:
-        kind: type of its value; None for a flag, which takes no value.
-    """
+    """An option of a parser; a flag takes no value."""
 
     kind: Any
     default: Any
@@ -48,11 +47,10 @@ def options_of(parser: ArgumentParser) -> dict[str, Option]:
     found = {}
     for action in parser._actions:
         kind = getattr(action, "_typehint", None) or action.type
-        is_flag = action.nargs == 0 and bool(action.option_strings) and action.dest not in ("help", argparse.SUPPRESS)
-        if (kind is not None or is_flag) and not isinstance(action, ActionConfigFile):
-            is_help = isinstance(action, argparse._HelpAction) or action.dest.endswith((".help", "print_config"))
-            if not is_help:
-                found[action.dest] = Option(kind, action.default, bool(action.required), is_flag)
+        is_flag = action.nargs == 0 and bool(action.option_strings) and action.dest != argparse.SUPPRESS
+        is_other = isinstance(action, ActionConfigFile | argparse._HelpAction)
+        if (kind is not None or is_flag) and not is_other and not action.dest.endswith((".help", "print_config")):
+            found[action.dest] = Option(kind, action.default, bool(action.required), is_flag)
     return found
 
 
@@ -60,21 +58,17 @@ def all_given(arguments: list[str], options: Mapping[str, Option]) -> Iterator[G
     """Yield all settings of a command line and its config files."""
     rest = list(arguments)
     while rest:
-        argument = rest.pop(0)
-        name, equals, text = argument.partition("=")
+        name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("-"):
             continue
         key = "config" if name == "-c" else name.removeprefix("--")
         is_flag = key in options and options[key].is_flag
-        has_value = bool(equals) or is_flag
-        if not has_value and rest and not rest[0].startswith("--"):
-            text, has_value = rest.pop(0), True
-        if key == "config":
-            yield from (
-                file_settings(Path(text), options) if has_value else [GivenSetting(("config",), NothingGiven, None)]
-            )
+        if not equals and not is_flag and rest and not rest[0].startswith("--"):
+            equals, text = "=", rest.pop(0)
+        if key == "config" and equals:
+            yield from file_settings(Path(text), options)
         elif equals or not is_flag:
-            value = option_value(text) if has_value else NothingGiven
+            value = option_value(text) if equals else NothingGiven
             yield from split_section(GivenSetting(tuple(key.split(".")), value, None), options)
 
 
@@ -110,7 +104,7 @@ def split_section(given: GivenSetting, options: Mapping[str, Option]) -> Iterato
 def merged_value(before: Any, rest: Keys, value: Any) -> Any:
     """Set a part of an option's value, keeping the rest of what it was before."""
     if not rest:
-        return value if not is_same_class(before, value) else overlaid(before, value)
+        return overlaid(before, value)
     if isinstance(before, list) and before:
         return [*before[:-1], merged_value(before[-1], rest, value)]
     if rest == ("class_path",):
@@ -128,23 +122,14 @@ def merged_value(before: Any, rest: Keys, value: Any) -> Any:
     return {**known, "init_args": arguments}
 
 
-def is_same_class(before: Any, value: Any) -> bool:
-    """Return True if a value only adds arguments to the class that was named before."""
+def overlaid(before: Any, value: Any) -> Any:
+    """Return a value; if it only adds arguments to the class that was named before, with the others of that class."""
     if not (isinstance(before, dict) and isinstance(value, dict) and "class_path" in before and "init_args" in value):
-        return False
-    path = str(value.get("class_path", before["class_path"]))
-    return path.rpartition(".")[2] == str(before["class_path"]).rpartition(".")[2]
-
-
-def overlaid(before: dict[Any, Any], value: dict[Any, Any]) -> dict[Any, Any]:
-    """Add arguments to those of a class."""
-    arguments = {**(before.get("init_args") or {}), **(value.get("init_args") or {})}
-    return {**before, **value, "init_args": arguments}
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return a list unchanged, an empty list for None, and a list of one item for anything else."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+        return value
+    was, now = (str(one.get("class_path", before["class_path"])).rpartition(".")[2] for one in (before, value))
+    if was != now:
+        return value
+    return {**before, **value, "init_args": {**(before.get("init_args") or {}), **(value["init_args"] or {})}}
 
 
 def plain_default(default: Any) -> Any:
@@ -161,35 +146,21 @@ def setting_name(keys: Keys) -> str:
     return ".".join(str(key) for key in keys if key != "init_args" and isinstance(key, str))
 
 
-@dataclass(frozen=True)
-class GivenSettings:
-    """A command line with resolved config files, and the options of its parser."""
-
-    arguments: list[str]
-    options: Mapping[str, Option]
-
-    @property
-    def command_line(self) -> int:
-        """Level of the command line, above that of all config files."""
-        return len(self.arguments)
-
-
-def level_given(settings: GivenSettings, key: str) -> int:
+def level_given(arguments: list[str], options: Mapping[str, Option], key: str) -> float:
     """Return the level at which a dotted key is set, to tell which of two settings wins.
 
-    -1 is a default or base.yaml, 0 and above the number of a config file, `GivenSettings.command_line` the command
-    line. null does not count.
+    -1 is a default or base.yaml, 0 and above the position of a config file, `COMMAND_LINE` the command line. null does
+    not count.
     """
-    levels, files = [-1], list[Path]()
-    for given in all_given(settings.arguments, settings.options):
+    levels, files = [-1.0], list[Path]()
+    for given in all_given(arguments, options):
         if given.file is not None and given.file not in files:
             files.append(given.file)
         values = [given]
         section = setting_name(given.keys)
         if isinstance(given.value, str) and key.startswith(f"{section}.") and Path(given.value).is_file():
             content = load_yaml(Path(given.value).read_text(encoding="utf-8-sig"))  # `--trainer trainer.yaml`
-            values = list(split_section(GivenSetting(given.keys, content, given.file), settings.options))
-        for one in values:
-            if setting_name(one.keys) == key and one.value not in (None, NothingGiven):
-                levels.append(settings.command_line if one.file is None else files.index(one.file))
+            values = list(split_section(replace(given, value=content), options))
+        if any(setting_name(one.keys) == key and one.value not in (None, NothingGiven) for one in values):
+            levels.append(COMMAND_LINE if given.file is None else files.index(given.file))
     return max(levels)

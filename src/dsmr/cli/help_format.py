@@ -22,11 +22,16 @@ OWN_WORDS = {
 class ShortHelp(DefaultHelpFormatter):
     """A formatter of help; `--KEY.help CLASS` still prints the options of a class, without an entry of its own."""
 
+    hidden: re.Pattern[str] = re.compile(r"(?!)")
+    """Matches options that are left out."""
+
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, **{"max_help_position": COLUMN, "width": WIDTH, **kwargs})
 
-    hidden: re.Pattern[str] = re.compile(r"(?!)")
-    """Matches options that are left out."""
+    def add_text(self, text: str | None) -> None:
+        """Add a text, except for jsonargparse's note on the path of base.yaml."""
+        if getattr(self._current_section, "heading", None) != "default config file locations":
+            super().add_text(text)
 
     def add_argument(self, action: Action) -> None:
         """Add an option, unless it only prints the help of a class or loads a section from a file."""
@@ -62,6 +67,18 @@ class ShortHelp(DefaultHelpFormatter):
         elif action.default not in (None, SUPPRESS):
             about.append(f"default: {default_words(action.default)}")
         return f"{text} ({'; '.join(about)})".strip()
+
+
+class FitHelp(ShortHelp):
+    """Help without the options of Lightning's Trainer."""
+
+    hidden = re.compile(r"trainer\b")
+
+
+class RunHelp(ShortHelp):
+    """Help without the options of training, which other commands only read from a run's config."""
+
+    hidden = re.compile(r"trainer\b|(name|root|resume|save_every_n_steps|save_every_minutes|sample_every_n_steps)$")
 
 
 def default_words(default: Any) -> str:

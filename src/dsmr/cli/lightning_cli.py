@@ -1,8 +1,10 @@
 """`DsmrCLI`: LightningCLI with run folders, shipped configs and errors of one line."""
 
+import argparse
 import json
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,16 +15,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dsmr import UserError
 from dsmr.cli import COMMANDS
-from dsmr.cli.command_parser import CLASS_HELP, CommandParser, FitHelp, RunHelp, TrainerHelp
 from dsmr.cli.common_options import JSON, Options, add_options
 from dsmr.cli.config_files import FOLDER, take_flag
-from dsmr.cli.given_settings import GivenSettings, options_of
+from dsmr.cli.given_settings import level_given, options_of
+from dsmr.cli.help_format import FitHelp, RunHelp
 from dsmr.cli.library_errors import errors_of_settings
-from dsmr.cli.parser import underscored
+from dsmr.cli.parser import OneLineParser, underscored
+from dsmr.cli.refusals import FILLED_BY_MODULE
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
 from dsmr.cli.trainer_checks import check_callbacks, check_nodes, check_trainer
 from dsmr.cli.trainer_settings import (
+    Level,
     check_end,
     lift_no_validation,
     plain_strings,
@@ -52,6 +56,10 @@ OPTIONS: Options = {
 }
 PIECES = {"--pieces": (str | None, None, "CSV file for the results of each piece, by default in the run's folder.")}
 RESULTS = {**JSON, "--output": (str | None, None, "File for the results as JSON.")}
+CLASS_HELP = (
+    "--model.backbone.help CLASS lists the options of a network. The same holds for model.horizons, model.optimizer, "
+    "model.lr_scheduler, data.recall and data.windows. Every option may also be given in a configuration file."
+)
 QUIET = (
     ".*instantiate_classes.*",  # Lightning calls what jsonargparse deprecates
     ".*LeafSpec.*",  # Lightning builds what torch deprecates
@@ -63,6 +71,29 @@ QUIET = (
     ".*`max_epochs` was not set.*",  # check_end decides what ends a run
     ".*sync_dist=True.*",  # all processes log the same
 )
+
+
+class CommandParser(OneLineParser, LightningArgumentParser):
+    """`OneLineParser` with the methods by which LightningCLI adds classes."""
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Leave out the backbone's arguments that the module fills in: horizons are set at `--model.horizons` only."""
+        filled = {f"backbone.init_args.{name}" for name in FILLED_BY_MODULE}
+        added: list[str] = super().add_class_arguments(*args, **kwargs | {"skip": {*kwargs.get("skip", ()), *filled}})
+        return added
+
+
+class TrainerHelp(argparse.Action):
+    """Print the options of Lightning's Trainer, with the defaults of base.yaml, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print and exit."""
+        trainer_parser = CommandParser(parser.prog, "Options of Lightning's Trainer.")
+        trainer_parser.add_lightning_class_args(Trainer, "trainer")
+        base = plain_values(load_yaml((FOLDER / "base.yaml").read_text(encoding="utf-8")))["trainer"]
+        trainer_parser.set_defaults({f"trainer.{key}": value for key, value in base.items()})
+        trainer_parser.print_help()
+        parser.exit()
 
 
 class DsmrCLI(LightningCLI):
@@ -132,37 +163,34 @@ class DsmrCLI(LightningCLI):
         """Settle settings that depend on each other, and the run's folder."""
         settings = self.config
         check_settings(settings)
-        self._settle_trainer(settings.trainer)
+        assert isinstance(self.parser, CommandParser)
+        assert self.parser.given_arguments is not None
+        level = partial(level_given, self.parser.given_arguments, options_of(self.parser))
+        self._settle_trainer(settings.trainer, level)
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.trained is None:
-            self._settle_new_run(settings)
+            self._settle_new_run(settings, level)
             return
         self.folder = self.trained.folder
         self._keep_horizons(settings.model)
         if self.command == "fit":
             check_resumed(self.folder / CONFIG_FILE, settings.model)
 
-    @property
-    def _given(self) -> GivenSettings:
-        assert isinstance(self.parser, CommandParser)
-        assert self.parser.given_arguments is not None
-        return GivenSettings(self.parser.given_arguments, options_of(self.parser))
-
-    def _settle_trainer(self, trainer: Namespace) -> None:
+    def _settle_trainer(self, trainer: Namespace, level: Level) -> None:
         if isinstance(trainer.callbacks, Namespace):  # a single one
             trainer.callbacks = [trainer.callbacks]
         plain_strings(trainer)
         check_callbacks(trainer.callbacks)
-        settle_length(trainer, self._given)
+        settle_length(trainer, level)
         if self.command == "fit":
             check_end(trainer)
-        settle_validation(trainer, self._given)
+        settle_validation(trainer, level)
         if self.command == "validate":
-            lift_no_validation(trainer, self._given)
+            lift_no_validation(trainer, level)
 
-    def _settle_new_run(self, settings: Namespace) -> None:
-        settle_root(settings, self._given)
+    def _settle_new_run(self, settings: Namespace, level: Level) -> None:
+        settle_root(settings, level)
         if settings.name is None:
             settings.name = new_name(settings.model)
         self.folder = Path(settings.root) / settings.name

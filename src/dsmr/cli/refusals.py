@@ -19,7 +19,6 @@ from dsmr.cli.given_settings import (
     NothingGiven,
     Option,
     all_given,
-    as_list,
     merged_value,
     options_of,
     plain_default,
@@ -142,7 +141,10 @@ def refused(options: Mapping[str, Option], values: dict[str, Any], given: GivenS
         return Refusal(
             keys, f"; {key} is {type_words(option.kind)}, which has no keys of its own", before="unknown key "
         )
-    values[key] = [*as_list(before), given.value] if is_appended else merged_value(before, rest, given.value)
+    if is_appended:
+        values[key] = [*(before if isinstance(before, list) else [] if before is None else [before]), given.value]
+    else:
+        values[key] = merged_value(before, rest, given.value)
     if not rest and is_unset(given.value, option.kind, option.default):
         return Refusal(keys, f" is null; it takes {type_words(option.kind)}")
     return why_not(tuple(key.split(".")), option.kind, values[key])

@@ -1,12 +1,16 @@
 """Settle trainer settings that contradict each other: of two, the one that is given last wins."""
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 from jsonargparse import Namespace
 
 from dsmr import UserError
-from dsmr.cli.given_settings import GivenSettings, level_given
+from dsmr.cli.given_settings import COMMAND_LINE
+
+Level = Callable[[str], float]
+"""Returns the level at which a setting is given, see `level_given`."""
 
 
 def plain_strings(settings: Any) -> Any:
@@ -21,13 +25,13 @@ def plain_strings(settings: Any) -> Any:
     return settings
 
 
-def settle_length(trainer: Namespace, given: GivenSettings) -> None:
+def settle_length(trainer: Namespace, level: Level) -> None:
     """Let `max_epochs` remove a `max_steps` that was set before it, and the reverse.
 
     base.yaml sets `max_steps`, which would otherwise still apply after `--trainer.max_epochs 3`. If both are on the
     command line, both apply. -1 means no limit and removes none.
     """
-    steps, epochs = (level_given(given, f"trainer.{name}") for name in ("max_steps", "max_epochs"))
+    steps, epochs = level("trainer.max_steps"), level("trainer.max_epochs")
     if trainer.max_epochs in (None, -1):
         return
     if epochs > steps:
@@ -42,10 +46,9 @@ def check_end(trainer: Namespace) -> None:
         raise UserError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
 
 
-def settle_validation(trainer: Namespace, given: GivenSettings) -> None:
+def settle_validation(trainer: Namespace, level: Level) -> None:
     """Let the last of a validation interval in batches, in parts of an epoch or in epochs replace the others."""
-    names = ("val_check_interval", "check_val_every_n_epoch")
-    interval, every = (level_given(given, f"trainer.{name}") for name in names)
+    interval, every = level("trainer.val_check_interval"), level("trainer.check_val_every_n_epoch")
     if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
         trainer.check_val_every_n_epoch = 1
     elif trainer.check_val_every_n_epoch is not None and every > interval:
@@ -54,18 +57,18 @@ def settle_validation(trainer: Namespace, given: GivenSettings) -> None:
         trainer.check_val_every_n_epoch = None
 
 
-def lift_no_validation(trainer: Namespace, given: GivenSettings) -> None:
+def lift_no_validation(trainer: Namespace, level: Level) -> None:
     """Validate on the whole split even if the run was trained without; 0 stays if the command line says so."""
-    if trainer.limit_val_batches == 0 and level_given(given, "trainer.limit_val_batches") < given.command_line:
+    if trainer.limit_val_batches == 0 and level("trainer.limit_val_batches") < COMMAND_LINE:
         trainer.limit_val_batches = None
 
 
-def settle_root(settings: Namespace, given: GivenSettings) -> None:
+def settle_root(settings: Namespace, level: Level) -> None:
     """Use `trainer.default_root_dir` as the folder of runs."""
     folder = settings.trainer.default_root_dir
     if folder is None or str(folder) == settings.root:
         return
-    own, lightnings = (level_given(given, key) for key in ("root", "trainer.default_root_dir"))
+    own, lightnings = level("root"), level("trainer.default_root_dir")
     if own == lightnings:
         raise UserError(
             f"--root {settings.root} and trainer.default_root_dir {folder} both name the folder of runs; give one"

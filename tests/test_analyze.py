@@ -20,8 +20,8 @@ from dsmr.analyze.streams import piece_nll, score_pieces, window_nll
 from dsmr.analyze.suggest import check_budget, half_budget, suggest_horizons
 from dsmr.attention.backends import attend
 from dsmr.cli import main
-from dsmr.cli.by_piece import is_as_in_training
 from dsmr.cli.lightning_cli import QUIET
+from dsmr.cli.outcome import is_as_in_training
 from dsmr.data.datamodule import MusicData
 from dsmr.data.midi import read_midi
 from dsmr.data.performance import Performance

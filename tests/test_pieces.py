@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import t as student
 
-from dsmr.cli.by_piece import tell_pieces
+from dsmr.cli.outcome import tell_pieces
 from dsmr.results.bootstrap import (
     MIN_PIECES,
     NO_INTERVAL,

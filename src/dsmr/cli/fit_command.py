@@ -7,11 +7,10 @@ from pathlib import Path
 from lightning import Trainer
 
 from dsmr import UserError
-from dsmr.cli.by_piece import is_as_in_training, tell_pieces
 from dsmr.cli.common_options import check_output, write_result
 from dsmr.cli.library_errors import errors_of_training
 from dsmr.cli.lightning_cli import DsmrCLI
-from dsmr.cli.outcome import announce, conclude
+from dsmr.cli.outcome import announce, conclude, is_as_in_training, tell_pieces
 from dsmr.cli.progress import bar
 from dsmr.cli.run_checks import removed_on_error
 from dsmr.cli.yaml_values import load_yaml, plain_values
@@ -36,9 +35,7 @@ def run(command: str, arguments: list[str]) -> int:
     if cli.exported:
         load_exported(cli, cli.exported)
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
-    if command == "fit":
-        return fit(cli, path, output)
-    return evaluate(cli, path, output)
+    return (fit if command == "fit" else evaluate)(cli, path, output)
 
 
 def load_exported(cli: DsmrCLI, folder: Path) -> None:
@@ -105,21 +102,15 @@ def file_of_pieces(cli: DsmrCLI) -> Path | None:
     if cli.config.pieces is not None:
         return check_output(cli.config.pieces, option="--pieces")
     assert cli.checkpoint is not None
-    if cli.exported:
-        section = exported.read_description(cli.exported)["model"]
-    else:
-        section = read_checkpoint(cli.checkpoint)[SECTION]
+    folder = cli.exported
+    section = exported.read_description(folder)["model"] if folder else read_checkpoint(cli.checkpoint)[SECTION]
     own, present = section["config"], cli.model.backbone.config()
-    if any(own.get(name) != present.get(name) for name in ("horizons", "prefix_length")):
-        return None
-    if not (cli.folder / CONFIG_FILE).is_file():
+    is_same = all(own.get(name) == present.get(name) for name in ("horizons", "prefix_length"))
+    if not is_same or not (cli.folder / CONFIG_FILE).is_file():
         return None
     run = plain_values(load_yaml((cli.folder / CONFIG_FILE).read_text(encoding="utf-8")))
     if not is_as_in_training(run, cli.config.as_dict()):
         return None
-    parts = ["pieces"]
-    if cli.command == "test":
-        parts.append("test")
-    if cli.checkpoint.name not in (BEST_FILE, exported.WEIGHTS):
-        parts.append(cli.checkpoint.stem)
-    return cli.folder / ("_".join(parts) + ".csv")
+    is_best = cli.checkpoint.name in (BEST_FILE, exported.WEIGHTS)
+    split, weights = "_test" if cli.command == "test" else "", "" if is_best else f"_{cli.checkpoint.stem}"
+    return cli.folder / f"pieces{split}{weights}.csv"

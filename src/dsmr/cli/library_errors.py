@@ -29,8 +29,7 @@ def record_failure(class_type: type[Built], *args: Any, **kwargs: Any) -> Built:
     try:
         return class_type(*args, **kwargs)
     except Exception as error:
-        failures = _failures.get()
-        if failures is not None:
+        if (failures := _failures.get()) is not None:
             failures.append((class_type, error))
         raise
 
@@ -40,12 +39,9 @@ add_instantiator(record_failure, object)
 
 @contextmanager
 def errors_of_settings(settings: Namespace) -> Iterator[None]:
-    """Explain errors that are raised while objects are built from their settings.
+    """Raise UserError if a library or a user's class refuses a setting while objects are built.
 
     jsonargparse wraps an error in a report on all alternatives of a type; `record_failure` has recorded the original.
-
-    Raises:
-        UserError: a library or a user's class refuses a setting.
     """
     failures: Failures = []
     token = _failures.set(failures)

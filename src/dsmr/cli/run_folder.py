@@ -61,14 +61,9 @@ class TrainedRun:
 
 
 def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, list[str]]:
-    """Resolve `--resume` and `--checkpoint`.
+    """Return the run that `--resume` or `--checkpoint` names, if any, and the other arguments.
 
-    Returns:
-        The run that is named, if any, and the other arguments; the run's own config comes first, so that all
-        others override it.
-
-    Raises:
-        UserError: there is no such run, or the command cannot use it.
+    The run's own config comes first, so that all others override it.
     """
     named: dict[str, str | None] = {}
     for option in RUN_OPTIONS:
@@ -80,10 +75,15 @@ def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, lis
         raise UserError(f"--resume belongs to dsmr fit; dsmr {command} takes --checkpoint")
     if resumed is None and given is None:
         return None, arguments
-    path = find_checkpoint(resumed, LAST_FILE) if resumed is not None else find_checkpoint(str(given))
+    path = find_checkpoint(str(given)) if resumed is None else find_checkpoint(resumed, LAST_FILE)
     if command == "fit" and path.is_dir():
         raise UserError(f"{path} is an exported model, which cannot resume; use dsmr fit --resume RUN")
-    run = exported_run(path) if path.is_dir() else checkpoint_run(command, path)
+    if path.is_dir():  # an exported model
+        exported.read_description(path)
+        weights = path / exported.WEIGHTS
+        run = TrainedRun(weights, find_run_folder(weights) or path, exported=path)
+    else:
+        run = checkpoint_run(command, path)
     if (run.folder / CONFIG_FILE).is_file():
         return run, ["--config", str(run.folder / CONFIG_FILE), *arguments]
     if command == "fit" or not config_values(arguments):
@@ -92,13 +92,6 @@ def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, lis
             + ("" if command == "fit" else f", or give the run's own with --config {CONFIG_FILE}")
         )
     return run, arguments
-
-
-def exported_run(folder: Path) -> TrainedRun:
-    """Return an exported model as the run that it was exported from."""
-    exported.read_description(folder)
-    weights = folder / exported.WEIGHTS
-    return TrainedRun(weights, find_run_folder(weights) or folder, exported=folder)
 
 
 def checkpoint_run(command: str, path: Path) -> TrainedRun:
@@ -149,13 +142,7 @@ def continue_wandb(loggers: Any, name: str) -> None:
 
 
 class SaveConfig(Callback):
-    """Write the settings and the expanded horizons into the run's folder once training has begun.
-
-    Args:
-        parser: parser of the settings.
-        config: all settings.
-        folder: the run.
-    """
+    """Write the settings and the expanded horizons into the run's folder once training has begun."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
         self.parser, self.config, self.folder = parser, config.clone(), folder

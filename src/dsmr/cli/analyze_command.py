@@ -74,7 +74,7 @@ def run(command: str, arguments: list[str]) -> int:
     else:
         result = report_split(cli, backbone, folder, trained, loaded.rate)
     result = {"checkpoint": str(cli.checkpoint), "commit": current_commit(), **result}
-    write_result(result, as_json=cli.as_json, output=output)
+    write_result(result, as_json=cli.config.json, output=output)
     return 0
 
 

@@ -46,7 +46,7 @@ def run(command: str, arguments: list[str]) -> int:
     )
     print("\n".join(benchmark_table(result)))
     print(f"next: dsmr report {output.parent}" if output else "next: the same with --output FILE saves the results")
-    write_result(result, as_json=cli.as_json, output=output)
+    write_result(result, as_json=cli.config.json, output=output)
     return 1 if result["wrong"] else 0
 
 

@@ -96,11 +96,6 @@ def take_option(arguments: list[str], option: str) -> tuple[str | None, list[str
     return None, arguments
 
 
-def take_flag(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
-    """Return True if a flag is given, and the command line without it."""
-    return flag in arguments, [argument for argument in arguments if argument != flag]
-
-
 def config_values(arguments: list[str]) -> list[str]:
     """Return all values of `--config`."""
     values = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
@@ -109,12 +104,8 @@ def config_values(arguments: list[str]) -> list[str]:
 
 def left_out(arguments: list[str], options: Sequence[str]) -> list[str]:
     """Return the command line without some options and all keys below them."""
-    return [part for name, parts in grouped(arguments) if not belongs(name, options) for part in parts]
-
-
-def belongs(name: str, options: Sequence[str]) -> bool:
-    """Return True for one of some options, and for a key below it."""
-    return any(name == option or name.startswith(f"{option}.") for option in options)
+    left = tuple(f"{option}." for option in options)
+    return [part for name, parts in grouped(arguments) if not f"{name}.".startswith(left) for part in parts]
 
 
 def grouped(arguments: list[str]) -> list[tuple[str, list[str]]]:

@@ -57,7 +57,7 @@ def run(command: str, arguments: list[str]) -> int:
         next_command = "dsmr fit with the same options, which first measures the time of an epoch"
     print("\n".join([*estimate_lines(result, device), "", *variant_costs_table(result["rows"], result["absent"])]))
     print(f"next: {next_command}")
-    write_result(result, as_json=cli.as_json, output=output)
+    write_result(result, as_json=cli.config.json, output=output)
     return 0
 
 

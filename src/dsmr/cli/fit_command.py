@@ -64,7 +64,7 @@ def fit(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
         if steps and cli.trainer.global_step == steps:
             print(f"nothing was left to train: {steps:,} steps are done; raise trainer.max_steps to continue")
         result = conclude("fit", cli.trainer, cli.model, cli.datamodule, cli.folder)
-        write_result(result, as_json=cli.as_json, output=output)
+        write_result(result, as_json=cli.config.json, output=output)
     return 0
 
 
@@ -90,7 +90,7 @@ def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
         is_whole = cli.config.pieces is not None or table.is_complete(cli.datamodule.store.pieces)
         result |= tell_pieces(table, pieces_file if is_whole else None)
     print(f"next: dsmr generate --checkpoint {shlex.quote(str(cli.folder))} --output music.mid")
-    write_result(result, as_json=cli.as_json, output=output)
+    write_result(result, as_json=cli.config.json, output=output)
     return 0
 
 

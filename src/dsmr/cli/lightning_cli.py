@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from dsmr import UserError
 from dsmr.cli import COMMANDS
 from dsmr.cli.common_options import JSON, Options, add_options
-from dsmr.cli.config_files import FOLDER, take_flag
+from dsmr.cli.config_files import FOLDER
 from dsmr.cli.given_settings import level_given, options_of
 from dsmr.cli.help_format import FitHelp, RunHelp
 from dsmr.cli.library_errors import errors_of_settings
@@ -116,8 +116,7 @@ class DsmrCLI(LightningCLI):
         quieten()
         self.command = command
         self.folder: Path
-        self.as_json, arguments = take_flag(underscored(arguments), "--json")
-        self.trained, arguments = take_run(command, arguments)
+        self.trained, arguments = take_run(command, underscored(arguments))
         self.checkpoint = self.trained.weights if self.trained else None
         self.exported = self.trained.exported if self.trained else None
         super().__init__(

@@ -8,15 +8,13 @@ from typing import ClassVar
 
 from dsmr import UserError
 from dsmr.cli.common_options import Options, check_output, write_result
-from dsmr.cli.config_files import grouped, has_training_settings, left_out, take_flag
+from dsmr.cli.config_files import grouped, has_training_settings, left_out
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.parser import underscored
 from dsmr.cli.progress import bar
 from dsmr.data.maestro import MAESTRO_LICENCE, download_maestro
 from dsmr.data.store import cache_folder
 from dsmr.results.run_files import CONFIG_FILE
-
-OWN_OPTIONS = ("--download", "--checkpoint", "--ckpt_path", "--output", "--json")
 
 
 class PrepareCLI(DsmrCLI):
@@ -35,11 +33,10 @@ def training_command(arguments: list[str], run: Path | None, *, has_validation: 
 
     The settings of a run given by `--checkpoint` are repeated under another name.
     """
-    options = left_out(underscored(arguments), OWN_OPTIONS)
+    options = left_out(underscored(arguments), ("--download", "--checkpoint", "--ckpt_path", "--output", "--json"))
     if run is not None:
-        is_named = any(name == "--name" for name, _ in grouped(options))
-        options = ["--config", str(run / CONFIG_FILE), *options]
-        options += [] if is_named else ["--name", f"{run.name}-again"]
+        name = [] if "--name" in dict(grouped(options)) else ["--name", f"{run.name}-again"]
+        options = ["--config", str(run / CONFIG_FILE), *options, *name]
     elif not has_training_settings(options):
         options = ["--config", "laptop", *options]
     if not has_validation:
@@ -49,10 +46,9 @@ def training_command(arguments: list[str], run: Path | None, *, has_validation: 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr prepare`."""
-    wants_download, arguments = take_flag(arguments, "--download")
     cli = PrepareCLI(command, arguments)
     output = check_output(cli.config.output)
-    if wants_download:
+    if cli.config.download:
         if cli.datamodule.path or cli.datamodule.recall:
             raise UserError("--download fetches MAESTRO; leave out data.path and data.recall")
         print(MAESTRO_LICENCE)
@@ -63,7 +59,6 @@ def run(command: str, arguments: list[str]) -> int:
     seconds = time.perf_counter() - began
     splits = Counter(piece.split for piece in store.pieces)
     tokens = sum(piece.length for piece in store.pieces)
-    events = tokens - 2 * len(store.pieces)
     notes = sum(piece.num_notes for piece in store.pieces)
     hours = sum(piece.seconds for piece in store.pieces) / 3600
     for name, reason in store.refused.items():
@@ -75,11 +70,12 @@ def run(command: str, arguments: list[str]) -> int:
         f"{store.description}: {len(store.pieces):,} pieces "
         f"({', '.join(f'{count:,} {split}' for split, count in splits.items())}), "
         f"{len(store.refused)} refused, {hours:.1f} hours, {notes:,} notes, {tokens:,} tokens "
-        f"({events / notes:.2f} per note, {store.tokens_per_second:.1f} per second), {seconds:.0f} s"
+        f"({(tokens - 2 * len(store.pieces)) / notes:.2f} per note, {store.tokens_per_second:.1f} per second), "
+        f"{seconds:.0f} s"
     )
     print(f"token store: {store.path}")
-    run_folder = None if cli.checkpoint is None else cli.folder
-    print("next:", training_command(arguments, run_folder, has_validation="validation" in splits))
+    trained = cli.folder if cli.checkpoint else None
+    print("next:", training_command(arguments, trained, has_validation="validation" in splits))
     result = {
         "store": str(store.path),
         "pieces": dict(splits),
@@ -90,5 +86,5 @@ def run(command: str, arguments: list[str]) -> int:
         "hours": hours,
         "seconds": seconds,
     }
-    write_result(result, as_json=cli.as_json, output=output)
+    write_result(result, as_json=cli.config.json, output=output)
     return 0

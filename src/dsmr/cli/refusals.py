@@ -26,7 +26,6 @@ from dsmr.cli.given_settings import (
     split_section,
 )
 from dsmr.cli.type_words import (
-    article,
     classes_of,
     find_class,
     is_callable,
@@ -39,6 +38,7 @@ from dsmr.cli.type_words import (
     shown_value,
     subclasses,
     type_words,
+    with_article,
 )
 from dsmr.cli.yaml_values import WrittenFloat, WrittenParser, alternatives, is_unset, key_lines
 
@@ -60,35 +60,21 @@ FORMER = {  # options of earlier versions, of older Lightning and of other progr
 
 @dataclass(frozen=True)
 class Refusal:
-    """The reason why a setting is refused, as the message `{before}{name} ({file}, line 3){after}`.
-
-    Attributes:
-        keys: path of the setting.
-        is_missing: True if a required argument is missing, which a later setting may still give.
-    """
+    """The reason why a setting is refused, as the message `{before}{name} ({file}, line 3){after}`."""
 
     keys: Keys
     after: str
     before: str = ""
     is_missing: bool = False
+    """True if a required argument is missing, which a later setting may still give."""
 
 
 def explain(parser: ArgumentParser, arguments: list[str], message: str) -> str:
-    """Explain an error of a parser in one line.
-
-    Args:
-        parser: the parser.
-        arguments: its command line.
-        message: jsonargparse's own message, for errors that no single setting explains.
-    """
+    """Explain an error of a parser in one line; by jsonargparse's own message if no single setting explains it."""
     found = list(refusals(parser, arguments))
-    named = [sentence for key, sentence in found if key in message]
-    sentences = named or [sentence for _, sentence in found]
-    return sentences[0] if sentences else shortened(message)
-
-
-def shortened(message: str) -> str:
-    """Return the key and the first reason of a message of jsonargparse."""
+    named = [sentence for key, sentence in found if key in message] + [sentence for _, sentence in found]
+    if named:
+        return named[0]
     rows = [line.strip() for line in message.splitlines() if line.strip()]
     reasons = [row[2:] for row in rows if row.startswith("- ")]
     return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join([rows[0], reasons[0]] if reasons else rows))
@@ -101,9 +87,8 @@ def refusals(parser: ArgumentParser, arguments: list[str]) -> Iterator[tuple[str
     missing: dict[str, str] = {}
     for given in all_given(arguments, options):
         key = key_of(given.keys, options) or setting_name(given.keys)
-        refusal = refused(options, values, given)
         missing.pop(key, None)
-        if refusal is None:
+        if (refusal := refused(options, values, given)) is None:
             continue
         before = refusal.before or ("--" if given.file is None and "." not in key else "")
         sentence = f"{before}{setting_name(refusal.keys)}{location(refusal, given)}{refusal.after}"
@@ -131,16 +116,11 @@ def refused(options: Mapping[str, Option], values: dict[str, Any], given: GivenS
         return unknown_option(keys, given.value, options)
     option, rest = options[key], keys[len(key.split(".")) :]
     if option.is_flag:
-        return (
-            None
-            if isinstance(given.value, bool)
-            else Refusal(keys, f" takes no value, not {shown_value(given.value)}")
-        )
-    before = values.get(key, plain_default(option.default))
+        is_right = isinstance(given.value, bool)
+        return None if is_right else Refusal(keys, f" takes no value, not {shown_value(given.value)}")
     if rest and not any(classes_of(one) or is_mapping(one) for one in alternatives(option.kind)):
-        return Refusal(
-            keys, f"; {key} is {type_words(option.kind)}, which has no keys of its own", before="unknown key "
-        )
+        return unknown_key(keys, f"; {key} is {type_words(option.kind)}, which has no keys of its own")
+    before = values.get(key, plain_default(option.default))
     if is_appended:
         values[key] = [*(before if isinstance(before, list) else [] if before is None else [before]), given.value]
     else:
@@ -159,14 +139,18 @@ def unknown_option(keys: Keys, value: Any, options: Mapping[str, Option]) -> Ref
     section, _, last = key.replace("-", "_").rpartition(".")
     same = [name for name in options if name.rpartition(".")[2] == last]
     if last in FORMER and not same:
-        return Refusal(keys, f"; use {FORMER[last]}", before="unknown key ")
-    beside = [name for name in options if name.rpartition(".")[0] == section]
-    hint = nearest(last, [name.rpartition(".")[2] for name in beside], cutoff=CLOSE)
+        return unknown_key(keys, f"; use {FORMER[last]}")
+    beside = [name.rpartition(".")[2] for name in options if name.rpartition(".")[0] == section]
+    hint = nearest(last, beside, cutoff=CLOSE)
     if hint and section:
         hint = hint.replace("mean ", f"mean {section}.")
     elif same:
         hint = f"; did you mean {same[0]}?"
-    hint = hint or nearest(key, options, cutoff=CLOSE) or "; --help lists the known ones"
+    return unknown_key(keys, hint or nearest(key, options, cutoff=CLOSE) or "; --help lists the known ones")
+
+
+def unknown_key(keys: Keys, hint: str) -> Refusal:
+    """Return the refusal of an unknown key."""
     return Refusal(keys, hint, before="unknown key ")
 
 
@@ -175,8 +159,7 @@ def why_not(keys: Keys, kind: Any, value: Any) -> Refusal | None:
     if accepts(kind, value):
         return None
     for one in alternatives(kind):
-        refusal = inside(keys, one, value, kind)
-        if refusal is not None:
+        if (refusal := inside(keys, one, value, kind)) is not None:
             return refusal
     is_whole = isinstance(value, WrittenFloat) and value.is_integer() and int in alternatives(kind)
     hint = f": write {int(value)}" if is_whole else ""
@@ -234,9 +217,8 @@ def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str
         return needs_class(keys, one)
     odd = sorted(set(map(str, spec)) - {"class_path", "init_args", "dict_kwargs"})
     if odd:
-        return Refusal(
-            (*keys, odd[0]), " is beside class_path; arguments of the class belong under init_args", before="the key "
-        )
+        after = " is beside class_path; arguments of the class belong under init_args"
+        return Refusal((*keys, odd[0]), after, before="the key ")
     found, known = find_class(path, bases), known_classes(bases)
     if found is None or isinstance(found, str):
         close = nearest(path.rpartition(".")[2], known, cutoff=CLOSE) if found is None else ""
@@ -244,8 +226,7 @@ def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str
     if inspect.isclass(found) and not issubclass(found, bases):
         twin = next((cls for base in bases for cls in subclasses(base) if cls.__name__ == found.__name__), None)
         hint = f"; did you mean {path_of(twin)}?" if twin else nearest(found.__name__, known, cutoff=CLOSE)
-        base = bases[0].__name__
-        return Refusal(keys, f": {path} is not {article(base)} {base}{hint}")
+        return Refusal(keys, f": {path} is not {with_article(bases[0].__name__)}{hint}")
     if inspect.isabstract(found):
         return Refusal(keys, f": {path} is only a base of others{listing(known)}")
     return wrong_arguments(keys, found, spec.get("init_args") or {}, one)
@@ -254,19 +235,16 @@ def wrong_class(keys: Keys, one: Any, bases: tuple[type, ...], spec: Mapping[str
 def wrong_arguments(keys: Keys, cls: Any, arguments: Any, one: Any) -> Refusal | None:
     """Return the reason why the arguments of a class are refused, or None."""
     if not isinstance(arguments, dict):
-        return Refusal(
-            (*keys, "init_args"), f" is {shown_value(arguments)}; it takes a mapping of {cls.__name__}'s keys"
-        )
+        after = f" is {shown_value(arguments)}; it takes a mapping of {cls.__name__}'s keys"
+        return Refusal((*keys, "init_args"), after)
     options = arguments_of(cls, one)
     values: dict[str, Any] = {}
     for key, value in arguments.items():
         for given in split_section(GivenSetting((str(key),), value, None), options):
             if given.keys[0] not in {name.partition(".")[0] for name in options}:
-                takes = ", ".join(options) or "none"
                 hint = nearest(str(key), options) or ";"
-                return Refusal((*keys, str(key)), f"{hint} {cls.__name__} takes {takes}", before="unknown key ")
-            refusal = refused(options, values, given)
-            if refusal is not None:
+                return unknown_key((*keys, str(key)), f"{hint} {cls.__name__} takes {', '.join(options) or 'none'}")
+            if (refusal := refused(options, values, given)) is not None:
                 return replace(refusal, keys=(*keys, *refusal.keys))
     missing = [name for name, option in options.items() if option.is_required and name not in values]
     if missing:
@@ -289,14 +267,12 @@ def location(refusal: Refusal, given: GivenSetting) -> str:
     """Return file and line of a setting, or of the nearest setting around it; empty for the command line."""
     if given.file is None:
         return ""
-    known = {
-        without_init_args(keys): line for keys, line in key_lines(given.file.read_text(encoding="utf-8-sig")).items()
-    }
+
+    def without_init_args(keys: Keys) -> Keys:  # which users may leave out
+        return tuple(key for key in keys if key != "init_args")
+
+    lines = key_lines(given.file.read_text(encoding="utf-8-sig"))
+    known = {without_init_args(keys): line for keys, line in lines.items()}
     around = (without_init_args(refusal.keys[:length]) for length in range(len(refusal.keys), 0, -1))
     line = next((f", line {known[keys]}" for keys in around if keys in known), "")
     return f" ({given.file}{line})"
-
-
-def without_init_args(keys: Keys) -> Keys:
-    """Return a path without `init_args`, which users may leave out."""
-    return tuple(key for key in keys if key != "init_args")

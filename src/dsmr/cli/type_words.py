@@ -41,7 +41,7 @@ def _words(one: Any) -> list[str]:
     """Describe a type that is neither a union nor a list."""
     if choices(one):
         return [repr(item) for item in choices(one)]
-    classes = [f"{article(cls.__name__)} {cls.__name__}" for cls in classes_of(one)]
+    classes = [with_article(cls.__name__) for cls in classes_of(one)]
     other = WORDS[dict] if is_mapping(one) else str(getattr(one, "__name__", one))
     return classes or [WORDS.get(one, other)]
 
@@ -56,10 +56,10 @@ def _list_words(items: tuple[Any, ...], singles: list[str]) -> str:
     return "a list of such" if inner in singles else f"a list (each item {inner})"
 
 
-def article(noun: str) -> str:
-    """Return the indefinite article of a noun or an abbreviation."""
-    is_spelt = noun[:2].isupper()
-    return "an" if noun[0] in ("AEFHILMNORSX" if is_spelt else "AEIO") else "a"
+def with_article(noun: str) -> str:
+    """Return a noun or an abbreviation with its indefinite article."""
+    vowels = "AEFHILMNORSX" if noun[:2].isupper() else "AEIO"  # abbreviations are spelt
+    return f"{'an' if noun[0] in vowels else 'a'} {noun}"
 
 
 def shown_value(value: Any) -> str:
@@ -84,8 +84,7 @@ def choices(one: Any) -> list[Any]:
 def classes_of(one: Any) -> tuple[type, ...]:
     """Return the classes that a type accepts, or that its callable returns; empty for plain values."""
     if is_callable(one):
-        results = alternatives(get_args(one)[-1])
-        return tuple(cls for result in results for cls in classes_of(result))
+        return tuple(cls for result in alternatives(get_args(one)[-1]) for cls in classes_of(result))
     is_plain = not inspect.isclass(one) or get_origin(one) is not None or issubclass(one, (Enum, Path))
     return () if is_plain or one.__module__ in ("builtins", "datetime", "os", "typing", "decimal", "uuid") else (one,)
 

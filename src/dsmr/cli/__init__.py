@@ -30,22 +30,22 @@ COMMANDS = {
 }
 REMOVED = {"evaluate": "dsmr judge", "predict": "dsmr generate --prompt validation"}
 """Commands of earlier versions, and what replaces them."""
-DEBUG_VARIABLE = "DSMR_DEBUG"
+USAGE = """usage: dsmr COMMAND [options]
+
+Depth-Structured Music Recurrence: train and use language models of whole piano pieces.
+
+commands:
+{}
+
+dsmr COMMAND --help lists the options of a command. Start with: dsmr prepare"""
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: the command and its options; None takes them from `sys.argv`.
-
-    Returns:
-        The exit status: 0, 1 after an interruption, 2 after an error of the user.
-    """
+    """Run a command, and return its exit status: 1 after an interruption, 2 after an error of the user."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
-        print(usage())
+        print(USAGE.format("\n".join(f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items())))
         return 0
     if given[0] == "--version":
         from importlib.metadata import version
@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(f"dsmr {given[0]} was removed; use {REMOVED[given[0]]}")
     if given[0] not in COMMANDS:
         return fail(f"unknown command {given[0]!r}{nearest(given[0], COMMANDS)}; known: {', '.join(COMMANDS)}")
-    add_current_folder()
+    # settings may name classes in the current folder, as in `python main.py`; installed packages come first
+    if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
     try:
         run: Callable[[str, list[str]], int] = importlib.import_module(COMMANDS[given[0]][0]).run
         return run(given[0], given[1:])
@@ -65,32 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except Exception as error:
         message = user_message(error)
-        if message is None or os.environ.get(DEBUG_VARIABLE):
+        if message is None or os.environ.get("DSMR_DEBUG"):
             raise
         return fail(message)
-
-
-def add_current_folder() -> None:
-    """Let settings name classes in the current folder, as `python main.py` does; installed packages come first."""
-    if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
-
-
-def usage() -> str:
-    """Return what `dsmr --help` prints."""
-    rows = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: dsmr COMMAND [options]",
-            "",
-            "Depth-Structured Music Recurrence: train and use language models of whole piano pieces.",
-            "",
-            "commands:",
-            *rows,
-            "",
-            "dsmr COMMAND --help lists the options of a command. Start with: dsmr prepare",
-        ]
-    )
 
 
 def user_message(error: Exception) -> str | None:

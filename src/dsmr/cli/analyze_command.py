@@ -74,7 +74,7 @@ def run(command: str, arguments: list[str]) -> int:
     else:
         result = report_split(cli, backbone, folder, trained, loaded.rate)
     result = {"checkpoint": str(cli.checkpoint), "commit": current_commit(), **result}
-    write_result(result, as_json=cli.config.json, output=output)
+    write_result(result, as_json=settings.json, output=output)
     return 0
 
 
@@ -109,7 +109,6 @@ def report_split(
     """Analyze the memory of each layer on a split, and suggest a schedule if a budget is given."""
     data, settings, block = cli.datamodule, cli.config, backbone.memory_block
     num_passes = 1 + len(ablated_horizons(backbone.horizons))
-    suggestion = None
     with tqdm(total=None if settings.budget else num_passes, desc=settings.split, unit="pass") as bar:
         report = analyze_memory(backbone, data, split=settings.split, on_pass=bar.update)
 
@@ -117,8 +116,8 @@ def report_split(
             bar.update()
             return score_pieces(backbone, data, horizons=horizons)
 
-        if settings.budget is not None:
-            suggestion = suggest_horizons(backbone.horizons, settings.budget, block, score)
+        wants = settings.budget is not None
+        suggestion = suggest_horizons(backbone.horizons, settings.budget, block, score) if wants else None
     print("\n".join(report.lines()))
     result = report.as_dict()
     if settings.picture:

@@ -57,7 +57,10 @@ def errors_of_settings(settings: Namespace) -> Iterator[None]:
         if cls is not None:
             own = "model" if issubclass(cls, LightningModule) else "data"
             key = f"{key_of(cls, settings.as_dict()) or own}: {cls.__name__}"
-        raise UserError(f"{key}: {words_of(cause)}") from cause
+        words = str(cause) or type(cause).__name__
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            words = f"the package {cause.name.partition('.')[0]} is not installed"
+        raise UserError(f"{key}: {words}") from cause
     finally:
         _failures.reset(token)
 
@@ -69,13 +72,9 @@ def is_within(cause: Exception, error: Exception) -> bool:
 
 
 def is_refusal(error: Exception, cls: type | None = None) -> bool:
-    """Return True if an error is about a setting.
-
-    That is an error that a library raised, or a ValueError of a user's class. A TypeError counts only if a setting
-    names the class that raised it; any other is a wrong call of ours.
-    """
+    """Return True if an error is about a setting: a library raised it, or it is a ValueError of a user's class."""
     is_theirs = cls is not None and cls.__module__.partition(".")[0] != "dsmr"
-    kinds = (*REFUSING, TypeError) if is_theirs else REFUSING
+    kinds = (*REFUSING, TypeError) if is_theirs else REFUSING  # any other TypeError is a wrong call of ours
     is_raised = isinstance(error, kinds) and raised_in(error).partition(".")[0] in LIBRARIES
     return is_raised or (is_theirs and isinstance(error, ValueError))
 
@@ -109,7 +108,7 @@ def unsteppable(trainer: Trainer, error: Exception) -> str:
     module = raised_in(error)
     is_ours = any(type(one).__module__.startswith("dsmr.") for one in trainer.optimizers)
     is_setting = isinstance(error, (ValueError, ZeroDivisionError)) or (type(error) is RuntimeError and not is_ours)
-    if not module.startswith("torch.optim") or not is_setting:
+    if not (module.startswith("torch.optim") and is_setting):
         return ""
     return f"model.{'lr_scheduler' if 'lr_scheduler' in module else 'optimizer'}: {error}"
 
@@ -136,11 +135,3 @@ def key_of(cls: type, settings: Any, key: str = "") -> str:
     else:
         items = [(key, value) for value in settings] if isinstance(settings, list) else []
     return next((found for name, value in items if (found := key_of(cls, value, name))), "")
-
-
-def words_of(error: Exception) -> str:
-    """Return the message of an error, naming a missing package."""
-    name = getattr(error, "name", None)
-    if isinstance(error, ModuleNotFoundError) and name:
-        return f"the package {name.partition('.')[0]} is not installed"
-    return str(error) or type(error).__name__

@@ -24,16 +24,8 @@ from dsmr.cli.parser import OneLineParser, underscored
 from dsmr.cli.refusals import FILLED_BY_MODULE
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
-from dsmr.cli.trainer_checks import check_callbacks, check_nodes, check_trainer
-from dsmr.cli.trainer_settings import (
-    Level,
-    check_end,
-    lift_no_validation,
-    plain_strings,
-    settle_length,
-    settle_root,
-    settle_validation,
-)
+from dsmr.cli.trainer_checks import check_nodes, check_trainer
+from dsmr.cli.trainer_settings import Level, settle_root, settle_trainer
 from dsmr.cli.yaml_values import load_yaml, plain_values
 from dsmr.data.datamodule import MusicData
 from dsmr.generate.samples import Samples
@@ -68,7 +60,7 @@ QUIET = (
     ".*exists and is not empty.*",  # a resumed run
     ".*your dataloader is not resumable.*",  # the datamodule is
     ".*callbacks used to create the checkpoint.*",  # those of training, when last.ckpt is only evaluated
-    ".*`max_epochs` was not set.*",  # check_end decides what ends a run
+    ".*`max_epochs` was not set.*",  # settle_trainer decides what ends a run
     ".*sync_dist=True.*",  # all processes log the same
 )
 
@@ -165,7 +157,7 @@ class DsmrCLI(LightningCLI):
         assert isinstance(self.parser, CommandParser)
         assert self.parser.given_arguments is not None
         level = partial(level_given, self.parser.given_arguments, options_of(self.parser))
-        self._settle_trainer(settings.trainer, level)
+        settle_trainer(settings.trainer, self.command, level)
         if settings.data.seed is None and isinstance(settings.seed_everything, int):
             settings.data.seed = settings.seed_everything
         if self.trained is None:
@@ -175,18 +167,6 @@ class DsmrCLI(LightningCLI):
         self._keep_horizons(settings.model)
         if self.command == "fit":
             check_resumed(self.folder / CONFIG_FILE, settings.model)
-
-    def _settle_trainer(self, trainer: Namespace, level: Level) -> None:
-        if isinstance(trainer.callbacks, Namespace):  # a single one
-            trainer.callbacks = [trainer.callbacks]
-        plain_strings(trainer)
-        check_callbacks(trainer.callbacks)
-        settle_length(trainer, level)
-        if self.command == "fit":
-            check_end(trainer)
-        settle_validation(trainer, level)
-        if self.command == "validate":
-            lift_no_validation(trainer, level)
 
     def _settle_new_run(self, settings: Namespace, level: Level) -> None:
         settle_root(settings, level)

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -26,17 +25,13 @@ def check_settings(settings: Namespace) -> None:
     name = settings.name
     if name is not None and (name in ("", ".", "..") or "/" in name or os.sep in name or name != name.strip()):
         raise UserError(f"--name {name!r} must be the name of one folder; --root sets the folder that it is in")
-    check_schedule(settings.model.horizons)
-
-
-def check_schedule(horizons: Any) -> None:
-    """Check a class path of a schedule, which jsonargparse takes for a string if it cannot be imported."""
+    horizons = settings.model.horizons
+    # jsonargparse takes the class path of a schedule for a string if it cannot be imported
     if isinstance(horizons, str) and CLASS_PATH.fullmatch(horizons):
         found = import_class(horizons, f"model.horizons {horizons}:")
         if not (isinstance(found, type) and issubclass(found, Schedule)):
-            raise UserError(
-                f"model.horizons {horizons} is not a schedule: it does not derive from dsmr.model.Schedule"
-            )
+            reason = "it does not derive from dsmr.model.Schedule"
+            raise UserError(f"model.horizons {horizons} is not a schedule: {reason}")
 
 
 def check_seed(seed: bool | int | None) -> None:

@@ -60,14 +60,14 @@ def check_trainer(trainer: Namespace, command: str) -> None:
             "trainer.enable_checkpointing is false, but a run keeps its checkpoints; leave it out, or try a few steps "
             "with trainer.fast_dev_run, which keeps nothing"
         )
-    check_duration("trainer.max_time", trainer.max_time)
+    check_duration(trainer.max_time)
     check_accelerator(trainer.accelerator)
     check_devices(trainer.devices, trainer.accelerator)
     check_strategy(trainer.strategy)
 
 
-def check_duration(key: str, given: Any) -> None:
-    """Check a duration."""
+def check_duration(given: Any) -> None:
+    """Check `trainer.max_time`."""
     parts = given
     if isinstance(given, str):
         match = re.fullmatch(r"(?P<days>\d+):(?P<hours>\d\d):(?P<minutes>\d\d):(?P<seconds>\d\d)", given.strip())
@@ -78,8 +78,8 @@ def check_duration(key: str, given: Any) -> None:
         length = timedelta(0)
     if length is not None and length <= timedelta(0):
         raise UserError(
-            f"{key} is {given}, which is not a duration; write days:hours:minutes:seconds, such as 00:02:30:00, or "
-            "{hours: 2, minutes: 30}"
+            f"trainer.max_time is {given}, which is not a duration; write days:hours:minutes:seconds, such as "
+            "00:02:30:00, or {hours: 2, minutes: 30}"
         )
 
 
@@ -102,13 +102,9 @@ def check_accelerator(given: Any) -> None:
 def check_devices(devices: Any, accelerator: Any) -> None:
     """Check the number of processes on a CPU; Lightning checks GPUs."""
     is_cpu = accelerator == "cpu" or (accelerator == "auto" and accelerators() == ["cpu"])
-    if not is_cpu or devices == "auto":
-        return
-    number = int(devices) if re.fullmatch(r"\d+", str(devices).strip()) else 0
-    if number < 1:
-        raise UserError(
-            f"trainer.devices is {shown_value(devices)}; on a CPU it is the number of processes, 1 or more"
-        )
+    if is_cpu and devices != "auto" and not re.fullmatch(r"0*[1-9]\d*", str(devices).strip()):
+        shown = shown_value(devices)
+        raise UserError(f"trainer.devices is {shown}; on a CPU it is the number of processes, 1 or more")
 
 
 def check_strategy(given: Any) -> None:
@@ -120,9 +116,8 @@ def check_strategy(given: Any) -> None:
     if name in started:
         return
     if name in known:
-        raise UserError(
-            f"trainer.strategy {given}: spawned or forked processes are not supported; use {name.partition('_')[0]}"
-        )
+        use = name.partition("_")[0]
+        raise UserError(f"trainer.strategy {given}: spawned or forked processes are not supported; use {use}")
     classes = {cls.__name__: cls for cls in subclasses(Strategy) if not inspect.isabstract(cls)}
     cls = classes.get(given.rpartition(".")[2])
     if cls is not None:

@@ -8,9 +8,25 @@ from jsonargparse import Namespace
 
 from dsmr import UserError
 from dsmr.cli.given_settings import COMMAND_LINE
+from dsmr.cli.trainer_checks import check_callbacks
 
 Level = Callable[[str], float]
 """Returns the level at which a setting is given, see `level_given`."""
+
+
+def settle_trainer(trainer: Namespace, command: str, level: Level) -> None:
+    """Settle the settings of the trainer for a command."""
+    if isinstance(trainer.callbacks, Namespace):  # a single one
+        trainer.callbacks = [trainer.callbacks]
+    plain_strings(trainer)
+    check_callbacks(trainer.callbacks)
+    settle_length(trainer, level)
+    is_endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1) and trainer.max_time is None
+    if command == "fit" and is_endless:  # Lightning would stop it after 1,000 epochs
+        raise UserError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
+    settle_validation(trainer, level)
+    if command == "validate" and trainer.limit_val_batches == 0 and level("trainer.limit_val_batches") < COMMAND_LINE:
+        trainer.limit_val_batches = None  # of a run that was trained without validation
 
 
 def plain_strings(settings: Any) -> Any:
@@ -40,12 +56,6 @@ def settle_length(trainer: Namespace, level: Level) -> None:
         trainer.max_epochs = None
 
 
-def check_end(trainer: Namespace) -> None:
-    """Check that a run has an end; Lightning would stop it after 1,000 epochs."""
-    if trainer.max_steps == -1 and trainer.max_epochs in (None, -1) and trainer.max_time is None:
-        raise UserError("nothing ends the run: set trainer.max_steps, trainer.max_epochs or trainer.max_time")
-
-
 def settle_validation(trainer: Namespace, level: Level) -> None:
     """Let the last of a validation interval in batches, in parts of an epoch or in epochs replace the others."""
     interval, every = level("trainer.val_check_interval"), level("trainer.check_val_every_n_epoch")
@@ -57,12 +67,6 @@ def settle_validation(trainer: Namespace, level: Level) -> None:
         trainer.check_val_every_n_epoch = None
 
 
-def lift_no_validation(trainer: Namespace, level: Level) -> None:
-    """Validate on the whole split even if the run was trained without; 0 stays if the command line says so."""
-    if trainer.limit_val_batches == 0 and level("trainer.limit_val_batches") < COMMAND_LINE:
-        trainer.limit_val_batches = None
-
-
 def settle_root(settings: Namespace, level: Level) -> None:
     """Use `trainer.default_root_dir` as the folder of runs."""
     folder = settings.trainer.default_root_dir
@@ -70,8 +74,7 @@ def settle_root(settings: Namespace, level: Level) -> None:
         return
     own, lightnings = level("root"), level("trainer.default_root_dir")
     if own == lightnings:
-        raise UserError(
-            f"--root {settings.root} and trainer.default_root_dir {folder} both name the folder of runs; give one"
-        )
+        both = f"--root {settings.root} and trainer.default_root_dir {folder}"
+        raise UserError(f"{both} both name the folder of runs; give one")
     if lightnings > own:
         settings.root = str(folder)

@@ -21,10 +21,9 @@ from dsmr.cli import main
 from dsmr.cli.config_files import FOLDER, SWEEPS, shipped
 from dsmr.cli.lightning_cli import QUIET
 from dsmr.cli.sweep import local, spec, split_options
-from dsmr.cli.sweep.check import checked
 from dsmr.cli.sweep.remote import logs_to_wandb, wandb_content
 from dsmr.cli.sweep.spec import Trial
-from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, read_state, write_state
+from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, checked, read_state, write_state
 from dsmr.model.horizons import parse_horizons
 
 COMMAND = ["dsmr", "fit", "${args}"]

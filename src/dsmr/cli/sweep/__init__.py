@@ -11,26 +11,42 @@ from jsonargparse import Namespace
 from dsmr import UserError
 from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
-from dsmr.cli.common_options import check_output, write_result
+from dsmr.cli.common_options import JSON, Options, add_options, check_output, write_result
 from dsmr.cli.parser import OneLineParser, underscored
-from dsmr.cli.sweep.check import check_shared, checked
 from dsmr.cli.sweep.local import Outcome, Stopped, run_trials
 from dsmr.cli.sweep.spec import Sweep, find_sweep, make_trials, read_sweep, shipped_sweeps
-from dsmr.cli.sweep.state import DONE
+from dsmr.cli.sweep.state import DONE, check_shared, checked
 from dsmr.results.report import write_report
 from dsmr.results.runs import collect_results
 
 FORBIDDEN = ("--name", "--root", "--resume", "--checkpoint", "--ckpt_path", "--json", "--output")
-FLAGS = ("--local", "--dry_run", "--json", "--help", "-h")
-VALUED = ("--root", "--trials", "--jobs", "--seed", "--device", "--price_per_hour", "--output", "--project")
-NOT_FOR_WANDB = ("--root", "--seed", "--json", "--output")
 ROOT = "runs"
+OPTIONS: Options = {
+    "--local": (None, False, "Run the trials on this machine, without wandb."),
+    "--dry_run": (None, False, "List the trials and estimate what they take."),
+    "--device": (str | None, None, "GPU of a dry run, such as rtx-3060-12gb."),
+    "--price_per_hour": (float | None, None, "Price of the GPU, any currency."),
+    "--root": (str, ROOT, "Folder of the sweep's folder, for --local."),
+    "--trials": (int | None, None, "Maximum number of trials; required for a random sweep."),
+    "--jobs": (int, 1, "Trials to run at the same time, for --local."),
+    "--seed": (int, 0, "Random seed of a random sweep."),
+    "--project": (str | None, None, "Project in wandb (default: the file's)."),
+    **JSON,
+    "--output": (str | None, None, "Write results as JSON to this file."),
+}
+FLAGS = ("--local", "--dry_run", "--json", "--help", "-h")
+NOT_FOR_WANDB = ("--root", "--seed", "--json", "--output")
 
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr sweep`."""
     own, extra = split_options(arguments)
-    options = sweep_parser().parse_args(own)
+    description = "Run the trials of a wandb sweep file. All other options go to dsmr fit, in every trial."
+    parser = OneLineParser("dsmr sweep", description)
+    text = f"Sweep file, or the name of a shipped one: {', '.join(shipped_sweeps())}."
+    parser.add_argument("file", type=str, help=text)
+    add_options(parser, OPTIONS)
+    options = parser.parse_args(own)
     check_options(options, own)
     output = check_output(options.output)
     sweep = read_sweep(find_sweep(options.file), tuple(extra))
@@ -66,11 +82,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def check_options(options: Namespace, given: list[str]) -> None:
-    """Refuse numbers that are out of range, and options that would have no effect.
-
-    Raises:
-        UserError: naming the option.
-    """
+    """Refuse numbers that are out of range, and options that would have no effect."""
     for name, value, least in (("trials", options.trials, 1), ("jobs", options.jobs, 1), ("seed", options.seed, 0)):
         if value is not None and value < least:
             raise UserError(f"--{name} {value} must be at least {least}")
@@ -78,9 +90,9 @@ def check_options(options: Namespace, given: list[str]) -> None:
         raise UserError("--device and --price_per_hour belong to --dry_run")
     if options.jobs > 1 and not options.local and not options.dry_run:
         raise UserError("--jobs belongs to --local")
-    ignored = [word for word in given if word.partition("=")[0] in NOT_FOR_WANDB]
+    ignored = next((word for word in given if word.partition("=")[0] in NOT_FOR_WANDB), None)
     if ignored and not options.dry_run and not options.local:
-        raise UserError(f"{ignored[0]}: {', '.join(NOT_FOR_WANDB)} belong to --local or --dry_run")
+        raise UserError(f"{ignored}: {', '.join(NOT_FOR_WANDB)} belong to --local or --dry_run")
 
 
 def local_command(options: Namespace, extra: list[str]) -> str:
@@ -92,49 +104,19 @@ def local_command(options: Namespace, extra: list[str]) -> str:
     return shlex.join(["dsmr", "sweep", options.file, "--local", *kept, *extra])
 
 
-def sweep_parser() -> OneLineParser:
-    """Build the parser of the command's own options."""
-    parser = OneLineParser(
-        prog="dsmr sweep",
-        description="Run the trials of a wandb sweep file. All other options go to dsmr fit, in every trial.",
-    )
-    parser.add_argument(
-        "file", type=str, help=f"Sweep file, or the name of a shipped one: {', '.join(shipped_sweeps())}."
-    )
-    parser.add_argument("--local", action="store_true", help="Run the trials on this machine, without wandb.")
-    parser.add_argument("--dry_run", action="store_true", help="List the trials and estimate what they take.")
-    parser.add_argument("--device", type=str | None, default=None, help="GPU of a dry run, such as rtx-3060-12gb.")
-    parser.add_argument("--price_per_hour", type=float | None, default=None, help="Price of the GPU, any currency.")
-    parser.add_argument("--root", type=str, default=ROOT, help="Folder of the sweep's folder, for --local.")
-    parser.add_argument(
-        "--trials", type=int | None, default=None, help="Maximum number of trials; required for a random sweep."
-    )
-    parser.add_argument("--jobs", type=int, default=1, help="Trials to run at the same time, for --local.")
-    parser.add_argument("--seed", type=int, default=0, help="Random seed of a random sweep.")
-    parser.add_argument("--project", type=str | None, default=None, help="Project in wandb (default: the file's).")
-    parser.add_argument("--json", action="store_true", help="Print results as JSON on the last line of stdout.")
-    parser.add_argument("--output", type=str | None, default=None, help="Write results as JSON to this file.")
-    return parser
-
-
 def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Split the command line into the command's own options, its file first, and those of `dsmr fit`.
 
     The file is the first word that is neither an option nor an option's value.
-
-    Raises:
-        UserError: an option of `dsmr fit` that the sweep sets itself.
     """
-    files: list[str] = []
-    mine: list[str] = []
-    extra: list[str] = []
+    files, mine, extra = list[str](), list[str](), list[str]()
     rest = underscored(arguments)
     while rest:
         word = rest.pop(0)
         option, equals, _ = word.partition("=")
-        if option in FLAGS or option in VALUED:
+        if option in FLAGS or option in OPTIONS:
             mine.append(word)
-            if option in VALUED and not equals:
+            if option not in FLAGS and not equals:
                 mine += rest[:1]
                 del rest[:1]
         elif word.startswith("-"):
@@ -143,9 +125,9 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
                 extra.append(rest.pop(0))
         else:
             (extra if files else files).append(word)
-    taken = [word for word in extra if word.partition("=")[0] in FORBIDDEN]
-    if taken:
-        raise UserError(f"{taken[0]} is set by the sweep itself; leave it out")
+    for word in extra:
+        if word.partition("=")[0] in FORBIDDEN:
+            raise UserError(f"{word} is set by the sweep itself; leave it out")
     return [*files, *mine], extra
 
 
@@ -177,14 +159,9 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
         "folder": str(folder),
         "metric": name,
         "trials": [
-            {
-                "name": outcome.trial.name,
-                "status": outcome.status,
-                "values": outcome.trial.values,
-                "message": outcome.message or None,
-                **outcome.metrics,
-            }
-            for outcome in outcomes
+            {"name": one.trial.name, "status": one.status, "values": one.trial.values, "message": one.message or None}
+            | one.metrics
+            for one in outcomes
         ],
         "best": scored[0].trial.name if scored else None,
         "commit": current_commit(),

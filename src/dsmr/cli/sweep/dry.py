@@ -15,11 +15,7 @@ from dsmr.model.horizons import format_horizons
 
 
 def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: float | None) -> dict[str, Any]:
-    """Print a table of all trials with their total, and return it as a result.
-
-    Raises:
-        UserError: a trial's options are wrong, the device is unknown, or a price has no device.
-    """
+    """Print a table of all trials with their total, and return it as a result."""
     device = None if device_name is None else find_device(device_name)
     if device is None and price is not None:
         raise UserError("--price_per_hour needs a --device, for example --device rtx-3060-12gb")

@@ -30,19 +30,12 @@ CONTROL = re.compile(r"\r|\x1b\[[0-9;]*[A-Za-z]")  # of progress bars
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a trial.
-
-    Attributes:
-        trial: the trial.
-        status: done or failed.
-        metrics: of its best validation, and its performance.
-        message: last line of a failed trial's log.
-    """
+    """Outcome of a trial."""
 
     trial: Trial
-    status: str
-    metrics: dict[str, Any]
-    message: str = ""
+    status: str  # done or failed
+    metrics: dict[str, Any]  # of its best validation, and its performance
+    message: str = ""  # last line of a failed trial's log
 
 
 class Stopped(Exception):  # noqa: N818  not an error

@@ -20,11 +20,7 @@ def logs_to_wandb(sweep: Sweep) -> bool:
 
 
 def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
-    """Create the sweep and run its trials until none is left.
-
-    Raises:
-        UserError: wandb has no key or no network, the program is not on the PATH, or no trial logs to wandb.
-    """
+    """Create the sweep and run its trials until none is left."""
     import wandb
 
     if wandb.setup().settings.mode in ("offline", "disabled"):

@@ -22,10 +22,7 @@ from dsmr.cli import nearest
 from dsmr.cli.config_files import FOLDER, SWEEPS, check_yaml, find_config, location_of_key
 
 METHODS = ("grid", "random", "bayes")
-KEYS = (
-    *("program", "method", "parameters", "command", "name", "description", "project", "entity", "metric", "run_cap"),
-    *("early_terminate", "controller"),
-)
+KEYS = "program method parameters command name description project entity metric run_cap early_terminate controller"
 ARGUMENTS = "${args}"
 CONFIGS = ("--config", "-c")
 IGNORED_WORDS = ("${env}", "${interpreter}")
@@ -35,19 +32,12 @@ Refuse = Callable[[str, str], UserError]
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file.
-
-    Attributes:
-        path: of the file.
-        name: from the file, or the file's stem.
-        content: of the file, with parameters by their dotted keys.
-        options: of `dsmr fit`, before those of a trial.
-    """
+    """A sweep file."""
 
     path: Path
-    name: str
-    content: dict[str, Any]
-    options: tuple[str, ...]
+    name: str  # from the file, or the file's stem
+    content: dict[str, Any]  # of the file, with parameters by their dotted keys
+    options: tuple[str, ...]  # of `dsmr fit`, before those of a trial
 
     @property
     def method(self) -> str:
@@ -69,19 +59,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep.
+    """One run of a sweep."""
 
-    Attributes:
-        name: of its folder, from what it varies.
-        values: of all parameters, by dotted key.
-        arguments: of `dsmr fit`, without `--root` and `--name`.
-        fingerprint: hash of all settings that decide the result; None where they were not parsed.
-    """
-
-    name: str
-    values: dict[str, Any] = field(hash=False)
-    arguments: tuple[str, ...]
-    fingerprint: str | None = None
+    name: str  # of its folder, from what it varies
+    values: dict[str, Any] = field(hash=False)  # of all parameters, by dotted key
+    arguments: tuple[str, ...]  # of `dsmr fit`, without `--root` and `--name`
+    fingerprint: str | None = None  # hash of all settings that decide the result; None where they were not parsed
 
 
 def shipped_sweeps() -> list[str]:
@@ -90,11 +73,7 @@ def shipped_sweeps() -> list[str]:
 
 
 def find_sweep(given: str) -> Path:
-    """Return the sweep file of a path or a shipped name.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """Return the sweep file of a path or a shipped name."""
     if Path(given).is_file():
         return Path(given)
     names = shipped_sweeps()
@@ -111,9 +90,6 @@ def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
         path: of the file.
         extra: options of `dsmr fit` for all trials. Config files come before the file's own options, other options
             after them, and what a trial varies last.
-
-    Raises:
-        UserError: a key or value is wrong; with file and line.
     """
     content = yaml.safe_load(check_yaml(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -136,14 +112,10 @@ def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
 
 
 def check_keys(path: Path, content: Mapping[str, Any], refuse: Refuse) -> None:
-    """Check the keys of a sweep file other than its parameters and its command.
-
-    Raises:
-        UserError: one is missing, unknown or wrong.
-    """
+    """Check the keys of a sweep file other than its parameters and its command."""
     for key in content:
-        if key not in KEYS:
-            raise refuse(str(key), f"unknown key of a sweep{nearest(str(key), KEYS)}; known: {', '.join(KEYS)}")
+        if key not in (known := KEYS.split()):
+            raise refuse(str(key), f"unknown key of a sweep{nearest(str(key), known)}; known: {', '.join(known)}")
     examples = {"program": "dsmr", "method": "grid", "parameters": "{seed_everything: {values: [0, 1]}}"}
     for key, example in examples.items():
         if not content.get(key):
@@ -215,9 +187,6 @@ def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[T
         sweep: grid or random.
         count: maximum number of trials (default: all of a grid, a random sweep's `run_cap`).
         seed: of random trials. The n-th trial and its name do not depend on `count`.
-
-    Raises:
-        UserError: only wandb can run this sweep, or the number of random trials is missing.
     """
     count = sweep.content.get("run_cap") if count is None else count
     if sweep.method == "bayes":

@@ -1,24 +1,56 @@
-"""State of a trial, in `trial.json` in its folder: its options, and whether it is done."""
+"""Check trials before the first one runs, and keep their state: options, settings, and whether each is done."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dsmr import UserError
-from dsmr.cli.sweep.spec import Trial
+from dsmr.cli.sweep.spec import Sweep, Trial, without_wandb
 from dsmr.data.files import atomic_write
 from dsmr.results.run_files import BEST_FILE, LAST_FILE
 
 STATE = "trial.json"
 BEGUN, DONE, FAILED = "begun", "done", "failed"
+IRRELEVANT = {
+    "data": ("cache_dir", "num_workers"),
+    "trainer": ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir", "profiler"),
+}
+DECISIVE = ("seed_everything", "model", "data", "trainer")
+
+
+def checked(trials: list[Trial]) -> list[Trial]:
+    """Parse the options of every trial and return the trials with their fingerprints."""
+    return [replace(trial, fingerprint=fingerprint(trial)) for trial in trials]
+
+
+def check_shared(sweep: Sweep) -> None:
+    """Parse the options that all trials share; wandb sets the others."""
+    from dsmr.cli.lightning_cli import SizesCLI
+
+    SizesCLI("fit", without_wandb(sweep.options))
+
+
+def fingerprint(trial: Trial) -> str:
+    """Return a hash of all settings that decide a trial's result, config files and defaults included."""
+    from dsmr.cli.lightning_cli import SizesCLI
+
+    try:
+        cli = SizesCLI("fit", list(trial.arguments))
+    except ValueError as error:
+        raise UserError(f"trial {trial.name}: {error}") from error
+    settings = yaml.safe_load(cli.parser.dump(cli.config))
+    kept = {section: settings[section] for section in DECISIVE}
+    for section, names in IRRELEVANT.items():
+        kept[section] = {name: value for name, value in kept[section].items() if name not in names}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def check_same(trial: Trial, run: Path) -> None:
-    """Refuse a folder whose trial was started with other options or other contents of its config files.
-
-    Raises:
-        UserError: naming what differs.
-    """
+    """Refuse a folder whose trial was started with other options or other contents of its config files."""
     state = read_state(run)
     if state is None:
         if any((run / name).is_file() for name in (LAST_FILE, BEST_FILE)):
@@ -40,11 +72,7 @@ def check_same(trial: Trial, run: Path) -> None:
 
 
 def read_state(run: Path) -> dict[str, Any] | None:
-    """Read the state of a trial; None if it has not started.
-
-    Raises:
-        UserError: the file is corrupt.
-    """
+    """Read the state of a trial; None if it has not started."""
     path = run / STATE
     if not path.is_file():
         return None
@@ -59,12 +87,7 @@ def read_state(run: Path) -> dict[str, Any] | None:
 def write_state(run: Path, trial: Trial, status: str, message: str = "") -> None:
     """Write the state of a trial."""
     run.mkdir(parents=True, exist_ok=True)
-    state = {
-        "status": status,
-        "values": trial.values,
-        "arguments": list(trial.arguments),
-        "fingerprint": trial.fingerprint,
-        "message": message,
-    }
+    known = {"arguments": list(trial.arguments), "fingerprint": trial.fingerprint, "message": message}
+    state = {"status": status, "values": trial.values, **known}
     with atomic_write(run / STATE) as file:
         file.write((json.dumps(state, indent=2) + "\n").encode())

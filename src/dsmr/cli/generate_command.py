@@ -30,10 +30,6 @@ from dsmr.results.plotting import check_plots
 SECONDS, MOST_SECONDS = 120.0, 3600.0
 SECONDS_OF_MANY = 30.0  # of each prompt and of each continuation, for a folder or a split
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of music [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-REQUIRED = {
-    "--checkpoint": "Run folder, checkpoint file or exported folder.",
-    "--output": "MIDI file to write (with --num 2, NAME-1 and NAME-2); a folder if --prompt is a folder or a split.",
-}
 OPTIONS = {
     "--prompt": (
         str | None,
@@ -74,12 +70,13 @@ OPTIONS = {
 
 def run(command: str, arguments: list[str]) -> int:
     """Run `dsmr generate`."""
-    parser = OneLineParser(
-        "dsmr generate", "Generate music with a trained model, from nothing or continuing existing pieces."
-    )
+    description = "Generate music with a trained model, from nothing or continuing existing pieces."
+    parser = OneLineParser("dsmr generate", description)
     parser.add_argument("--config", action="config", help="YAML file with options of this command.")
-    for name, text in REQUIRED.items():
-        parser.add_argument(name, type=str, required=True, help=text)
+    text = "Run folder, checkpoint file or exported folder."
+    parser.add_argument("--checkpoint", type=str, required=True, help=text)
+    text = "MIDI file to write (with --num 2, NAME-1 and NAME-2); a folder if --prompt is a folder or a split."
+    parser.add_argument("--output", type=str, required=True, help=text)
     add_options(parser, OPTIONS)
     options = parser.parse_args(arguments)
     has_many = check_options(options)
@@ -159,10 +156,9 @@ def prompts_of(options: Namespace, generator: Generator) -> Prompts:
     given, seconds = options.prompt, options.prompt_seconds
     if given is None:
         return Prompts([""], lambda _: Prompt())
+    if given not in SPLITS and (path := Path(given).expanduser()).is_dir():
+        return folder_prompts(generator, path, seconds)
     if given not in SPLITS:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            return folder_prompts(generator, path, seconds)
         return Prompts([given], lambda _: generator.prompt(given, seconds))
     from dsmr.cli.lightning_cli import SizesCLI
 
@@ -174,9 +170,8 @@ def prompts_of(options: Namespace, generator: Generator) -> Prompts:
     data = SizesCLI("generate", arguments).datamodule
     data.progress, options.data.path = bar("tokenising"), data.path
     if dict(data.tokenizer.vocab) != dict(generator.tokenizer.vocab):
-        raise UserError(
-            f"{options.checkpoint} and the settings of its run have different tokenizers; give --data.path"
-        )
+        both = f"{options.checkpoint} and the settings of its run"
+        raise UserError(f"{both} have different tokenizers; give --data.path")
     return split_prompts(data, given, seconds)
 
 
@@ -200,15 +195,8 @@ def generate(
                 line.update(0)
 
             began = time.perf_counter()
-            made = continuations(
-                generator,
-                prompt,
-                seconds=options.seconds,
-                num=options.num,
-                seed=options.seed,
-                until_end=options.until_end,
-                progress=advance,
-            )
+            wanted = {name: options[name] for name in ("seconds", "num", "seed", "until_end")}
+            made = continuations(generator, prompt, **wanted, progress=advance)
             elapsed += time.perf_counter() - began
             for one, path in zip(made, paths[name], strict=True):
                 piece = write_continuation(one, path, prompt, options.sound_font, picture=options.picture)

@@ -12,6 +12,7 @@ from dsmr.cost.devices import Device, find_device
 from dsmr.cost.estimate import TrainingPlan
 from dsmr.model.blocks import Decoder
 from dsmr.model.horizons import format_horizons
+from dsmr.results.tables import table_lines
 
 
 def dry_run(sweep: Sweep, trials: list[Trial], device_name: str | None, price: float | None) -> dict[str, Any]:
@@ -62,26 +63,23 @@ def estimate_trial(trial: Trial, device: Device | None) -> dict[str, Any]:
 
 def format_hours(low: float, high: float) -> str:
     """Format a range of hours, in minutes below one hour."""
-    if high < 1:
-        return f"{60 * low:.1f} to {60 * high:.1f} minutes"
-    return f"{low:.1f} to {high:.1f} hours"
+    return f"{60 * low:.1f} to {60 * high:.1f} minutes" if high < 1 else f"{low:.1f} to {high:.1f} hours"
 
 
 def format_table(
     rows: list[dict[str, Any]], device: Device | None, total: list[float] | None, price: float | None
 ) -> list[str]:
     """Format the table and the total."""
-    header = ["trial", "horizons", "budget", "tokens", "state MiB"] + (["peak GiB", "time"] if device else [])
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    table = [["trial", "horizons", "budget", "tokens", "state MiB"] + (["peak GiB", "time"] if device else [])]
     for found in rows:
         tokens = f"{found['tokens']:,}" if "tokens" in found else "unlimited"
-        cells = [f"`{found['name']}`", found["horizons"] or "-", f"{found['budget']:,}", tokens]
-        cells.append(f"{found['state_bytes'] / MIB:,.1f}")
+        state = f"{found['state_bytes'] / MIB:,.1f}"
+        cells = [f"`{found['name']}`", found["horizons"] or "-", f"{found['budget']:,}", tokens, state]
         if device:
             cells.append(f"{found['peak_bytes'] / GIB:.2f}" + ("" if found["fits"] else " DOES NOT FIT"))
             cells.append(format_hours(*found["hours"]) if "hours" in found else "unlimited")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines.append(f"{len(rows)} trials")
+        table.append(cells)
+    lines = [*table_lines(table), f"{len(rows)} trials"]
     if device is None:
         lines.append("add --device, such as rtx-3060-12gb, for memory and hours")
     elif total is None:

@@ -49,18 +49,9 @@ class Stopped(Exception):  # noqa: N818  not an error
 def run_trials(
     sweep: Sweep, trials: Sequence[Trial], root: Path, tell: Callable[[str], None], num_jobs: int = 1
 ) -> list[Outcome]:
-    """Run the trials that are not done yet. A failed trial does not stop the others.
+    """Run the trials that are not done yet, in a folder below `root`, and call `tell` with lines of progress.
 
-    Args:
-        sweep: gives the folder's name.
-        trials: to run.
-        root: parent of the sweep's folder.
-        tell: called with a line of progress.
-        num_jobs: trials to run at the same time.
-
-    Raises:
-        UserError: the folder holds the same trials with other settings, or another sweep runs there.
-        Stopped: a trial was stopped by a signal; the next call resumes it.
+    A failed trial does not stop the others. Raises Stopped if a signal stopped a trial; the next call resumes it.
     """
     folder = root / sweep.name
     try:
@@ -100,7 +91,10 @@ def run_trial(trial: Trial, folder: Path, tell: Callable[[str], None], label: st
         tell(f"{label}: done before, {summarize(metrics)}")
         return Outcome(trial, DONE, metrics)
     lock = folder / LOGS / f".{trial.name}.lock"
-    if not is_free(lock):
+    try:  # wait until no process trains this trial, so that its checkpoints are complete
+        with FileLock(lock, timeout=SECONDS_TO_SAVE):
+            pass
+    except Timeout:
         tell(f"{label}: FAILED: {lock_message(lock)}")
         return Outcome(trial, FAILED, {}, lock_message(lock))
     is_resumed = (run / LAST_FILE).is_file()
@@ -126,26 +120,13 @@ def run_trial(trial: Trial, folder: Path, tell: Callable[[str], None], label: st
     return Outcome(trial, DONE, metrics)
 
 
-def is_free(lock: Path) -> bool:
-    """Wait until no process trains this trial, so that its checkpoints are complete; False after a timeout."""
-    try:
-        with FileLock(lock, timeout=SECONDS_TO_SAVE):
-            return True
-    except Timeout:
-        return False
-
-
 def lock_message(lock: Path | str) -> str:
     """Return the message for a trial whose lock stays taken."""
     return f"another process still trains this trial; stop it, or delete {lock}"
 
 
 def failure_message(status: int, log: Path) -> str | None:
-    """Return the reason of a failure; None for exit status 0.
-
-    Raises:
-        Stopped: the trial was stopped by a signal.
-    """
+    """Return the reason of a failure; None for exit status 0. Raise Stopped if a signal stopped the trial."""
     from dsmr.training.callbacks.stop_signals import STOPPING
 
     if status == 0:

@@ -22,7 +22,10 @@ from dsmr.cli import nearest
 from dsmr.cli.config_files import FOLDER, SWEEPS, check_yaml, find_config, location_of_key
 
 METHODS = ("grid", "random", "bayes")
-KEYS = "program method parameters command name description project entity metric run_cap early_terminate controller"
+KEYS = (
+    *("program", "method", "parameters", "command", "name", "description", "project", "entity", "metric", "run_cap"),
+    *("early_terminate", "controller"),
+)
 ARGUMENTS = "${args}"
 CONFIGS = ("--config", "-c")
 IGNORED_WORDS = ("${env}", "${interpreter}")
@@ -38,11 +41,6 @@ class Sweep:
     name: str  # from the file, or the file's stem
     content: dict[str, Any]  # of the file, with parameters by their dotted keys
     options: tuple[str, ...]  # of `dsmr fit`, before those of a trial
-
-    @property
-    def method(self) -> str:
-        """grid, random or bayes."""
-        return str(self.content["method"])
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
@@ -84,12 +82,9 @@ def find_sweep(given: str) -> Path:
 
 
 def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
-    """Read and check a sweep file.
+    """Read and check a sweep file; `extra` are further options of `dsmr fit`, for all trials.
 
-    Args:
-        path: of the file.
-        extra: options of `dsmr fit` for all trials. Config files come before the file's own options, other options
-            after them, and what a trial varies last.
+    Config files come before the file's own options, other options after them, and what a trial varies last.
     """
     content = yaml.safe_load(check_yaml(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
@@ -114,8 +109,8 @@ def read_sweep(path: Path, extra: tuple[str, ...] = ()) -> Sweep:
 def check_keys(path: Path, content: Mapping[str, Any], refuse: Refuse) -> None:
     """Check the keys of a sweep file other than its parameters and its command."""
     for key in content:
-        if key not in (known := KEYS.split()):
-            raise refuse(str(key), f"unknown key of a sweep{nearest(str(key), known)}; known: {', '.join(known)}")
+        if key not in KEYS:
+            raise refuse(str(key), f"unknown key of a sweep{nearest(str(key), KEYS)}; known: {', '.join(KEYS)}")
     examples = {"program": "dsmr", "method": "grid", "parameters": "{seed_everything: {values: [0, 1]}}"}
     for key, example in examples.items():
         if not content.get(key):
@@ -156,8 +151,7 @@ def flatten_parameters(
 
 def split_configs(options: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split options into config files and all others."""
-    configs: list[str] = []
-    others: list[str] = []
+    configs, others = list[str](), list[str]()
     for before, word in zip(["", *options], options, strict=False):
         is_config = word.partition("=")[0] in CONFIGS or before in CONFIGS
         (configs if is_config else others).append(word)
@@ -181,15 +175,13 @@ def command_options(command: Any, refuse: Refuse) -> tuple[str, ...]:
 
 
 def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[Trial]:
-    """Return the trials of a grid, the first parameter changing slowest, or random ones.
+    """Return the trials of a grid, the first parameter changing slowest, or random ones, at most `count`.
 
-    Args:
-        sweep: grid or random.
-        count: maximum number of trials (default: all of a grid, a random sweep's `run_cap`).
-        seed: of random trials. The n-th trial and its name do not depend on `count`.
+    The n-th random trial and its name do not depend on `count`, whose default is the file's `run_cap`.
     """
     count = sweep.content.get("run_cap") if count is None else count
-    if sweep.method == "bayes":
+    method = sweep.content["method"]
+    if method == "bayes":
         raise UserError(f"{sweep.path}: method bayes needs wandb, which decides; leave out --local, or use random")
     for key, given in sweep.parameters.items():
         if given.keys() not in ({"value"}, {"values"}):
@@ -198,17 +190,16 @@ def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[T
                 "draws from ranges and distributions, or list values"
             )
     lists = [given["values"] if "values" in given else [given["value"]] for given in sweep.parameters.values()]
-    if sweep.method == "grid":
+    if method == "grid":
         combinations = list(itertools.product(*lists))[:count]
     elif count is None:
         raise UserError(f"{sweep.path}: a random sweep has no end; give --trials N, or run_cap in the file")
     else:  # a generator for each value, so that more trials or parameters change none of the others
-        combinations = [
-            tuple(
-                values[int(np.random.default_rng([seed, n, k]).choice(len(values)))] for k, values in enumerate(lists)
-            )
-            for n in range(count)
-        ]
+
+        def draw(n: int, k: int) -> Any:
+            return lists[k][int(np.random.default_rng([seed, n, k]).choice(len(lists[k])))]
+
+        combinations = [tuple(draw(n, k) for k in range(len(lists))) for n in range(count)]
     varied = [key for key, given in sweep.parameters.items() if "values" in given]
     trials, taken = [], set[str]()
     for combination in combinations:

@@ -91,8 +91,8 @@ def user_message(error: Exception) -> str | None:
 
 def fail(message: str) -> int:
     """Print an error in one line, and return the exit status for an error of the user."""
-    if "dsmr.cli.progress" in sys.modules:
-        sys.modules["dsmr.cli.progress"].close_bars()
+    if "dsmr.cli.common_options" in sys.modules:
+        sys.modules["dsmr.cli.common_options"].close_bars()
     print(f"dsmr: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 

@@ -1,4 +1,4 @@
-"""Options that commands share: declare and check them, and write results as JSON."""
+"""Commands share this: options and their checks, progress bars, and results as JSON."""
 
 import json
 import os
@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from tqdm.auto import tqdm
 
 from dsmr import UserError
+from dsmr.data.preparation import Progress
 
 Options = Mapping[str, tuple[Any, Any, str]]
 """Options, each with its type (None for a flag), default and help."""
 JSON: Options = {"--json": (None, False, "Print the results as JSON on the last line of stdout.")}
+_drawn: list[tqdm] = []
 
 
 def add_options(parser: ArgumentParser, options: Options) -> None:
@@ -62,6 +65,28 @@ def devices_here() -> dict[str, int]:
     """Return the number of devices of each kind that torch finds."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return {"cpu": 1} | ({} if found is None else {found.type: torch.accelerator.device_count()})
+
+
+def close_bars() -> None:
+    """Close bars that an error left open, so that a message begins on a new line."""
+    while _drawn:
+        _drawn.pop().close()
+
+
+def bar(title: str) -> Progress:
+    """Return a progress callback, which draws its bar at the first call."""
+    drawn: tqdm | None = None
+
+    def advance(done: int, total: int) -> None:
+        nonlocal drawn
+        if drawn is None:
+            drawn = tqdm(total=total, desc=title, unit="piece")
+            _drawn.append(drawn)
+        drawn.update(done - drawn.n)
+        if done == total:
+            close_bars()
+
+    return advance
 
 
 def write_result(result: dict[str, Any], *, as_json: bool, output: Path | None = None) -> None:

@@ -4,14 +4,11 @@ import shlex
 import signal
 from pathlib import Path
 
-from lightning import Trainer
-
 from dsmr import UserError
-from dsmr.cli.common_options import check_output, write_result
+from dsmr.cli.common_options import bar, check_output, write_result
 from dsmr.cli.library_errors import errors_of_training
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.outcome import announce, conclude, is_as_in_training, tell_pieces
-from dsmr.cli.progress import bar
 from dsmr.cli.run_checks import removed_on_error
 from dsmr.cli.yaml_values import load_yaml, plain_values
 from dsmr.results.run_files import BEST_FILE, CONFIG_FILE, LAST_FILE, SECTION, read_checkpoint
@@ -33,16 +30,11 @@ def run(command: str, arguments: list[str]) -> int:
         cli.datamodule.check_training(with_validation=cli.trainer.limit_val_batches != 0)
     announce(cli.model, cli.datamodule, cli.trainer)
     if cli.exported:
-        load_exported(cli, cli.exported)
+        saved, present = exported.read_description(cli.exported)["model"], describe_network(cli.model.backbone, None)
+        check_same_network(saved, present, horizons_too=False)
+        cli.model.backbone.load_state_dict(exported.read_weights(cli.exported))
     path = None if cli.checkpoint is None or cli.exported else str(cli.checkpoint)
     return (fit if command == "fit" else evaluate)(cli, path, output)
-
-
-def load_exported(cli: DsmrCLI, folder: Path) -> None:
-    """Load the weights of an exported model, whose network must be that of the settings."""
-    saved, present = exported.read_description(folder)["model"], describe_network(cli.model.backbone, None)
-    check_same_network(saved, present, horizons_too=False)
-    cli.model.backbone.load_state_dict(exported.read_weights(folder))
 
 
 def fit(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
@@ -51,7 +43,11 @@ def fit(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
         with removed_on_error(cli.folder), errors_of_training(cli.trainer):
             cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=path, weights_only=True)
     except Stopped as stopped:
-        return say_stopped(stopped, cli.trainer, cli.folder)
+        if not cli.trainer.is_global_zero:  # Lightning kills all if another than the first returns a status
+            return 0
+        print(f"stopped after step {cli.trainer.global_step:,} ({stopped.reason}); saved {cli.folder / LAST_FILE}")
+        print(f"next: dsmr fit --resume {shlex.quote(str(cli.folder))}")
+        return stopped.status
     except RuntimeError:
         callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(one, LostProcess) and one.is_lost for one in callbacks):
@@ -66,15 +62,6 @@ def fit(cli: DsmrCLI, path: str | None, output: Path | None) -> int:
         result = conclude("fit", cli.trainer, cli.model, cli.datamodule, cli.folder)
         write_result(result, as_json=cli.config.json, output=output)
     return 0
-
-
-def say_stopped(stopped: Stopped, trainer: Trainer, folder: Path) -> int:
-    """Say how to resume, and return the exit status: that of the first process, as Lightning kills for another's."""
-    if not trainer.is_global_zero:
-        return 0
-    print(f"stopped after step {trainer.global_step:,} ({stopped.reason}); saved {folder / LAST_FILE}")
-    print(f"next: dsmr fit --resume {shlex.quote(str(folder))}")
-    return stopped.status
 
 
 def evaluate(cli: DsmrCLI, path: str | None, output: Path | None) -> int:

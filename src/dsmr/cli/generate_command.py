@@ -10,9 +10,8 @@ from jsonargparse import Namespace
 from tqdm.auto import tqdm
 
 from dsmr import UserError
-from dsmr.cli.common_options import JSON, add_options, check_device, check_output, write_result
+from dsmr.cli.common_options import JSON, add_options, bar, check_device, check_output, write_result
 from dsmr.cli.parser import OneLineParser
-from dsmr.cli.progress import bar
 from dsmr.data.sources import SPLITS
 from dsmr.generate import Generator, Prompt, Sampling, check_seed
 from dsmr.generate.audio import check_audio

@@ -10,7 +10,6 @@ from jsonargparse import DefaultHelpFormatter, Namespace
 
 from dsmr.cli.type_words import MOST_KNOWN, alternatives, classes_of, known_classes, type_words
 
-WIDTH, COLUMN = 110, 32
 OWN_WORDS = {
     "help": "Print this help and exit.",
     "seed_everything": "Random seed, or true for a random one (default: 0).",
@@ -26,7 +25,7 @@ class ShortHelp(DefaultHelpFormatter):
     """Matches options that are left out."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
-        super().__init__(prog, **{"max_help_position": COLUMN, "width": WIDTH, **kwargs})
+        super().__init__(prog, **{"max_help_position": 32, "width": 110, **kwargs})
 
     def add_text(self, text: str | None) -> None:
         """Add a text, except for jsonargparse's note on the path of base.yaml."""
@@ -86,5 +85,4 @@ def default_words(default: Any) -> str:
     settings = default.as_dict() if isinstance(default, Namespace) else default
     if isinstance(settings, dict) and "class_path" in settings:
         return str(settings["class_path"]).rpartition(".")[2]
-    words = {"None": "null", "True": "true", "False": "false"}
-    return words.get(str(settings), str(settings))
+    return {"None": "null", "True": "true", "False": "false"}.get(str(settings), str(settings))

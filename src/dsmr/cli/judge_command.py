@@ -4,9 +4,8 @@ from pathlib import Path
 
 from dsmr import UserError
 from dsmr.analyze.judging import judge_folders
-from dsmr.cli.common_options import JSON, add_options, check_output_folder, write_result
+from dsmr.cli.common_options import JSON, add_options, bar, check_output_folder, write_result
 from dsmr.cli.parser import OneLineParser
-from dsmr.cli.progress import bar
 from dsmr.data.datamodule import MusicData
 from dsmr.data.sources import SPLITS
 

@@ -89,17 +89,7 @@ class TrainerHelp(argparse.Action):
 
 
 class DsmrCLI(LightningCLI):
-    """LightningCLI for `RecurrentLM` and `MusicData`. It builds datamodule, model and trainer, and runs nothing.
-
-    Args:
-        command: fit, validate, test, or another command that takes the same settings.
-        arguments: the rest of the command line.
-
-    Attributes:
-        checkpoint: file of the weights that the command starts from; None for a new run.
-        exported: folder of the exported model that they belong to, if any.
-        folder: the run's folder.
-    """
+    """LightningCLI for `RecurrentLM` and `MusicData`. It builds datamodule, model and trainer, and runs nothing."""
 
     options: ClassVar[Options] = {}
     """Further options of the command."""
@@ -107,7 +97,7 @@ class DsmrCLI(LightningCLI):
     def __init__(self, command: str, arguments: list[str]) -> None:
         quieten()
         self.command = command
-        self.folder: Path
+        self.folder: Path  # of the run
         self.trained, arguments = take_run(command, underscored(arguments))
         self.checkpoint = self.trained.weights if self.trained else None
         self.exported = self.trained.exported if self.trained else None
@@ -175,9 +165,8 @@ class DsmrCLI(LightningCLI):
         self.folder = Path(settings.root) / settings.name
         if self.command == "fit" and not settings.trainer.fast_dev_run:
             if any((self.folder / name).exists() for name in (LAST_FILE, BEST_FILE)):
-                raise UserError(
-                    f"{self.folder} already holds a run; choose another --name, or resume with --resume {self.folder}"
-                )
+                both = f"choose another --name, or resume with --resume {self.folder}"
+                raise UserError(f"{self.folder} already holds a run; {both}")
             check_folder(self.folder, f"--root {settings.root}")
         continue_wandb(settings.trainer.logger, settings.name)
 
@@ -200,7 +189,7 @@ class DsmrCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's logger and checkpoints."""
         settings = self.config_init.trainer
-        callbacks: list[Callback] = []
+        callbacks = list[Callback]()
         if self.command != "fit" and settings.callbacks:  # nothing is saved
             settings.callbacks = [one for one in settings.callbacks if not isinstance(one, Checkpoint)]
         has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
@@ -213,7 +202,15 @@ class DsmrCLI(LightningCLI):
                     one.dirpath = str(self.folder / "checkpoints")
             # before the user's callbacks, which save its score; ours come after all others
             settings.callbacks = [BestCheckpoint(self.folder), *(settings.callbacks or [])]
-            callbacks += self._run_callbacks()
+            callbacks += [
+                SaveConfig(self.parser, self.config, self.folder),
+                LostProcess(self.folder),
+                EpochTime(),
+                clock := Throughput(),
+                PeakMemory(),
+                Samples(self.folder, self.config.sample_every_n_steps, clock=clock),
+                LastCheckpoint(self.folder, self.config.save_every_n_steps, self.config.save_every_minutes),
+            ]
         if settings.logger is None:
             num_rows = self.trained.num_metrics_rows if self.trained else 0
             kwargs["logger"] = MetricsLogger(self.folder, num_rows) if is_run else False
@@ -221,19 +218,6 @@ class DsmrCLI(LightningCLI):
         plugins = settings.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
-
-    def _run_callbacks(self) -> list[Callback]:
-        """Return the callbacks that save and measure a run."""
-        clock = Throughput()
-        return [
-            SaveConfig(self.parser, self.config, self.folder),
-            LostProcess(self.folder),
-            EpochTime(),
-            clock,
-            PeakMemory(),
-            Samples(self.folder, self.config.sample_every_n_steps, clock=clock),
-            LastCheckpoint(self.folder, self.config.save_every_n_steps, self.config.save_every_minutes),
-        ]
 
 
 class SizesCLI(DsmrCLI):

@@ -42,7 +42,10 @@ class OneLineParser(WrittenParser):
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse a command line."""
         if self.exit_on_error:
-            args = with_current_paths(underscored(list(args), keep=self._option_string_actions))
+            options = underscored(list(args), keep=self._option_string_actions)
+            # class paths of earlier versions, given alone or after `=`
+            parts = [option.rpartition("=") for option in options]
+            args = [name + equals + current_path(value) for name, equals, value in parts]
             if any(isinstance(action, ActionConfigFile) for action in self._actions):
                 args = resolve_configs(args)
             self.given_arguments = args
@@ -96,12 +99,6 @@ def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:
             name = "--" + name[2:].replace("-", "_")
         changed.append(name + equals + value)
     return changed
-
-
-def with_current_paths(arguments: list[str]) -> list[str]:
-    """Replace class paths of earlier versions, given alone or after `=`."""
-    options = [argument.rpartition("=") for argument in arguments]
-    return [name + equals + current_path(value) for name, equals, value in options]
 
 
 def is_class_as_string(value: Any, kind: Any) -> bool:

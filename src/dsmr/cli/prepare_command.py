@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from dsmr import UserError
-from dsmr.cli.common_options import Options, check_output, write_result
+from dsmr.cli.common_options import Options, bar, check_output, write_result
 from dsmr.cli.config_files import grouped, has_training_settings, left_out
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.parser import underscored
-from dsmr.cli.progress import bar
 from dsmr.data.maestro import MAESTRO_LICENCE, download_maestro
 from dsmr.data.store import cache_folder
 from dsmr.results.run_files import CONFIG_FILE

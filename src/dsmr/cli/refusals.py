@@ -30,7 +30,6 @@ from dsmr.cli.type_words import (
     find_class,
     is_callable,
     is_class_name,
-    is_mapping,
     is_sequence,
     known_classes,
     listing,
@@ -40,7 +39,7 @@ from dsmr.cli.type_words import (
     type_words,
     with_article,
 )
-from dsmr.cli.yaml_values import WrittenFloat, WrittenParser, alternatives, is_unset, key_lines
+from dsmr.cli.yaml_values import WrittenFloat, WrittenParser, alternatives, is_mapping, is_unset, key_lines
 
 CLOSE = 0.7
 FILLED_BY_MODULE = ("vocab_size", "segment_length", "horizons")

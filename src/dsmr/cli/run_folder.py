@@ -41,23 +41,14 @@ OWN_OPTIONS = ("checkpoint", "ckpt_path", "resume", "json", "output", "config", 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The weights that a command starts from.
+    """The weights that a command starts from."""
 
-    Attributes:
-        weights: the checkpoint file, or the weights of an exported model.
-        folder: the run's folder, or else that of the weights.
-        exported: folder of an exported model; None for a run.
-        horizons: horizons that the checkpoint was trained with, one per layer; None if it has none.
-        num_metrics_rows: rows of `metrics.csv` that a resumed run keeps.
-        global_step: optimizer steps that a resumed run has done.
-    """
-
-    weights: Path
-    folder: Path
-    exported: Path | None = None
-    horizons: list[int] | None = None
-    num_metrics_rows: int = 0
-    global_step: int = 0
+    weights: Path  # the checkpoint file, or the weights of an exported model
+    folder: Path  # of the run, or else that of the weights
+    exported: Path | None = None  # folder of an exported model; None for a run
+    horizons: list[int] | None = None  # that the checkpoint was trained with, one per layer
+    num_metrics_rows: int = 0  # rows of `metrics.csv` that a resumed run keeps
+    global_step: int = 0  # optimizer steps that a resumed run has done
 
 
 def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
-from dsmr.cli.yaml_values import Written, alternatives, plain_values
+from dsmr.cli.yaml_values import Written, alternatives, is_mapping, plain_values
 
 MOST_SHOWN, MOST_KNOWN = 60, 12
 WORDS: dict[Any, str] = {
@@ -99,12 +99,6 @@ def is_sequence(one: Any) -> bool:
     origin = get_origin(one) or one
     is_own = inspect.isclass(origin) and origin.__module__ in ("builtins", "collections", "collections.abc")
     return is_own and issubclass(origin, Iterable) and not issubclass(origin, (str, bytes, Mapping))
-
-
-def is_mapping(one: Any) -> bool:
-    """Return True for a mapping."""
-    origin = get_origin(one) or one
-    return inspect.isclass(origin) and issubclass(origin, Mapping)
 
 
 def is_class_name(value: str, whole: Any) -> bool:

@@ -164,10 +164,9 @@ def as_written(value: Any, kind: Any) -> Any:
         return _as_text(value, kinds)
     for one in kinds:
         inner = get_args(one)
-        origin = get_origin(one)
-        if isinstance(value, list) and inner and origin is not Literal and not issubclass(_class(origin), Mapping):
+        if isinstance(value, list) and inner and get_origin(one) is not Literal and not is_mapping(one):
             return [as_written(item, inner[0]) for item in value]
-        if isinstance(value, dict) and len(inner) == 2 and issubclass(_class(origin), Mapping):
+        if isinstance(value, dict) and len(inner) == 2 and is_mapping(one):
             return {key: as_written(item, inner[1]) for key, item in value.items()}
     return value
 
@@ -183,8 +182,10 @@ def _as_text(value: Any, kinds: tuple[Any, ...]) -> Any:
     return text if str in kinds or text in chosen else value
 
 
-def _class(origin: Any) -> type:
-    return origin if isinstance(origin, type) else object
+def is_mapping(one: Any) -> bool:
+    """Return True for a mapping."""
+    origin = get_origin(one) or one
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 class WrittenParser(ArgumentParser):

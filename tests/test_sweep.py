@@ -20,8 +20,7 @@ from filelock import FileLock
 from dsmr.cli import main
 from dsmr.cli.config_files import FOLDER, SWEEPS, shipped
 from dsmr.cli.lightning_cli import QUIET
-from dsmr.cli.sweep import local, spec, split_options
-from dsmr.cli.sweep.remote import logs_to_wandb, wandb_content
+from dsmr.cli.sweep import local, logs_to_wandb, spec, split_options, wandb_content
 from dsmr.cli.sweep.spec import Trial
 from dsmr.cli.sweep.state import BEGUN, DONE, FAILED, check_same, checked, read_state, write_state
 from dsmr.model.horizons import parse_horizons

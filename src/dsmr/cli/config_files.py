@@ -25,30 +25,26 @@ def shipped() -> dict[str, Path]:
 
 def find_config(given: str) -> Path:
     """Return the config file of a path or a shipped name, whose folder may be left out."""
-    if Path(given).is_file():
-        return check_config(Path(given))
+    path = Path(given)
+    if path.is_file():
+        content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), Loader)
+        if content is not None and not isinstance(content, dict):
+            what = "a list" if isinstance(content, list) else f"the single value {content}"
+            raise UserError(
+                f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}"
+            )
+        return path
     known = shipped()
     matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]
-    if not matches and (given == "" or Path(given).is_dir()):
+    if not matches and (given == "" or path.is_dir()):
         raise UserError(f"--config {given or repr(given)} is not a file; give a file or a shipped name such as smoke")
     if not matches:
-        raise UserError(
-            f"--config {given}: no such file or shipped config"
-            + (nearest(given, known) or f"; shipped: {', '.join(name.rpartition('/')[2] for name in known)}")
-        )
+        hint = nearest(given, known) or f"; shipped: {', '.join(name.rpartition('/')[2] for name in known)}"
+        raise UserError(f"--config {given}: no such file or shipped config{hint}")
     if len(matches) > 1:
         choices = " or ".join(name for name, path in known.items() if path in matches)
         raise UserError(f"--config {given} is ambiguous; write {choices}")
     return matches[0]
-
-
-def check_config(path: Path) -> Path:
-    """Return the path of a file that holds settings or is empty."""
-    content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), Loader)
-    if content is not None and not isinstance(content, dict):
-        what = "a list" if isinstance(content, list) else f"the single value {content}"
-        raise UserError(f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}")
-    return path
 
 
 def check_yaml(path: Path) -> Path:

@@ -5,7 +5,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -45,12 +45,8 @@ def conclude(command: str, trainer: Trainer, model: RecurrentLM, data: MusicData
     stretches = [f"{n.rpartition('_')[2]}: {value:.2f}" for n, value in metrics.items() if "/position/" in n]
     if stretches and command == "fit":
         print(f"  perplexity by position in the piece, from token {', '.join(stretches)}")
-    result: dict[str, Any] = {
-        "command": command,
-        "run": str(folder),
-        "horizons": list(model.backbone.horizons),
-        "metrics": metrics,
-    }
+    horizons = list(model.backbone.horizons)
+    result: dict[str, Any] = {"command": command, "run": str(folder), "horizons": horizons, "metrics": metrics}
     split: Split = "test" if command == "test" else "validation"
     seen = metrics.get("test/tokens" if split == "test" else "val/tokens")
     if seen:
@@ -75,17 +71,16 @@ def conclude(command: str, trainer: Trainer, model: RecurrentLM, data: MusicData
 
 def is_as_in_training(run: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
     """Return True if an evaluation scores the pieces of the run's own validations, in the same precision."""
-    return scoring_settings(run) == scoring_settings(present)
 
+    def scoring(config: Mapping[str, Any]) -> Any:
+        data, path = config["data"], config["data"].get("path")
+        found = {name: data.get(name) for name in DATA_SETTINGS}
+        found["path"] = path and str(Path(path).expanduser().resolve())
+        precision = str(config["trainer"].get("precision") or "32-true")
+        found["precision"] = {"32": "32-true", "64": "64-true"}.get(precision, precision)
+        return json.loads(json.dumps(found))  # YAML has no tuples
 
-def scoring_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide the results of an evaluation, except for those of the network."""
-    data, path = config["data"], config["data"].get("path")
-    found = {name: data.get(name) for name in DATA_SETTINGS}
-    found["path"] = path and str(Path(path).expanduser().resolve())
-    precision = str(config["trainer"].get("precision") or "32-true")
-    found["precision"] = {"32": "32-true", "64": "64-true"}.get(precision, precision)
-    return cast(dict[str, Any], json.loads(json.dumps(found)))  # YAML has no tuples
+    return bool(scoring(run) == scoring(present))
 
 
 def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
@@ -110,10 +105,8 @@ def tell_pieces(table: PieceTable, path: Path | None) -> dict[str, Any]:
     if found["without_interval"]:
         print(f"    ({found['without_interval']})")
     if path is None:
-        print(
-            "  pieces.csv of the run is not changed, since these are not the settings of its training; --pieces FILE "
-            "writes another"
-        )
+        print("  pieces.csv of the run is not changed, since these are not the settings of its training; ", end="")
+        print("--pieces FILE writes another")
     else:
         table.write(path)
         print(f"  by piece: {path}")

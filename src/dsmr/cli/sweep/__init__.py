@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from dsmr import UserError
 from dsmr.benchmark.machine import current_commit, hardware_info
 from dsmr.cli import nearest
 from dsmr.cli.common_options import JSON, Options, add_options, check_output, write_result
+from dsmr.cli.config_files import config_values
 from dsmr.cli.parser import OneLineParser, underscored
 from dsmr.cli.sweep.local import Outcome, Stopped, run_trials
-from dsmr.cli.sweep.spec import Sweep, find_sweep, make_trials, read_sweep, shipped_sweeps
+from dsmr.cli.sweep.spec import ARGUMENTS, Sweep, find_sweep, is_wandb, make_trials, read_sweep, shipped_sweeps
 from dsmr.cli.sweep.state import DONE, check_shared, checked
 from dsmr.results.report import write_report
 from dsmr.results.runs import collect_results
@@ -59,8 +62,6 @@ def run(command: str, arguments: list[str]) -> int:
         write_result(result, as_json=options.json, output=output)
         return 0
     if not options.local:
-        from dsmr.cli.sweep.remote import run_agent
-
         check_shared(sweep)
         return run_agent(sweep, options.project, options.trials)
     trials = checked(make_trials(sweep, options.trials, options.seed))
@@ -70,14 +71,12 @@ def run(command: str, arguments: list[str]) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.jobs, 1)))
     folder = Path(options.root) / sweep.name
     try:
-        outcomes = run_trials(
-            sweep, trials, Path(options.root), lambda line: print(line, flush=True), num_jobs=options.jobs
-        )
+        tell = partial(print, flush=True)
+        outcomes = run_trials(sweep, trials, Path(options.root), tell, num_jobs=options.jobs)
     except Stopped as stopped:
         print(f"next: re-run the same command to resume ({folder})")
         return stopped.status
-    result = conclude(sweep, outcomes, folder)
-    write_result(result, as_json=options.json, output=output)
+    write_result(result := conclude(sweep, outcomes, folder), as_json=options.json, output=output)
     return 0 if result["best"] and all(outcome.status == DONE for outcome in outcomes) else 1
 
 
@@ -146,10 +145,10 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
         print(f"best {name}: {scored[0].metrics[name]:.4f}, {scored[0].trial.name}")
     elif done:
         print(f"metric {name} was not logged{nearest(name, names)}; logged: {', '.join(names) or 'nothing here'}")
-    failed = [outcome for outcome in outcomes if outcome.status != DONE]
-    for outcome in failed:
-        print(f"{outcome.trial.name} failed: {outcome.message}")
-    if failed:
+    for outcome in outcomes:
+        if outcome.status != DONE:
+            print(f"{outcome.trial.name} failed: {outcome.message}")
+    if len(done) < len(outcomes):
         print("re-run the same command to retry the failed trials")
     if has_table:
         print(f"next: open {folder / 'README.md'}")
@@ -167,3 +166,37 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
         "commit": current_commit(),
         "hardware": hardware_info(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
     }
+
+
+def wandb_content(sweep: Sweep) -> dict[str, Any]:
+    """Return the sweep for wandb: dotted keys, and the options of the command line in the command block."""
+    return {**sweep.content, "name": sweep.name, "command": ["dsmr", "fit", *sweep.options, ARGUMENTS]}
+
+
+def logs_to_wandb(sweep: Sweep) -> bool:
+    """Return True if the options that all trials share include a wandb logger."""
+    options = list(sweep.options)
+    return any(map(is_wandb, config_values(options))) or any("WandbLogger" in option for option in options)
+
+
+def run_agent(sweep: Sweep, project: str | None, count: int | None) -> int:
+    """Create the sweep and run its trials until none is left."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled"):
+        raise UserError("WANDB_MODE keeps this machine offline; use --local, which needs no wandb")
+    if shutil.which("dsmr") is None:
+        raise UserError("wandb's agent does not find dsmr; put it on the PATH: source .venv/bin/activate")
+    if not logs_to_wandb(sweep):
+        raise UserError(f"{sweep.path}: command has no logger for wandb; add --config, wandb before {ARGUMENTS}")
+    project, entity = project or sweep.content.get("project") or "dsmr", sweep.content.get("entity")
+    try:
+        sweep_id = wandb.sweep(wandb_content(sweep), project=project, entity=entity)
+        print(f"sweep {sweep_id} in project {project}")
+        print(f"further machines join with: wandb agent {project}/{sweep_id}")
+        wandb.agent(sweep_id, project=project, entity=entity, count=count)
+    except Exception as error:  # wandb raises errors of its own, of requests and of its agent
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise UserError(f"wandb: {reason}; log in with wandb login, or run the trials here with --local") from error
+    print("next: dsmr report runs")
+    return 0

@@ -43,12 +43,6 @@ class Sweep:
     options: tuple[str, ...]  # of `dsmr fit`, before those of a trial
 
     @property
-    def parameters(self) -> dict[str, dict[str, Any]]:
-        """Specification of every parameter by dotted key."""
-        parameters: dict[str, dict[str, Any]] = self.content["parameters"]
-        return parameters
-
-    @property
     def metric(self) -> tuple[str, bool]:
         """Name of the metric that ranks trials, and True if larger is better."""
         metric = self.content.get("metric") or {}
@@ -180,16 +174,18 @@ def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[T
     The n-th random trial and its name do not depend on `count`, whose default is the file's `run_cap`.
     """
     count = sweep.content.get("run_cap") if count is None else count
-    method = sweep.content["method"]
+    method, parameters = sweep.content["method"], sweep.content["parameters"]
     if method == "bayes":
         raise UserError(f"{sweep.path}: method bayes needs wandb, which decides; leave out --local, or use random")
-    for key, given in sweep.parameters.items():
+    for key, given in parameters.items():
         if given.keys() not in ({"value"}, {"values"}):
             raise UserError(
                 f"{key} ({sweep.path}): here a parameter takes value or values; leave out --local, so that wandb "
                 "draws from ranges and distributions, or list values"
             )
-    lists = [given["values"] if "values" in given else [given["value"]] for given in sweep.parameters.values()]
+    lists = [
+        given["values"] if "values" in given else [given["value"]] for given in sweep.content["parameters"].values()
+    ]
     if method == "grid":
         combinations = list(itertools.product(*lists))[:count]
     elif count is None:
@@ -200,10 +196,10 @@ def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[T
             return lists[k][int(np.random.default_rng([seed, n, k]).choice(len(lists[k])))]
 
         combinations = [tuple(draw(n, k) for k in range(len(lists))) for n in range(count)]
-    varied = [key for key, given in sweep.parameters.items() if "values" in given]
+    varied = [key for key, given in parameters.items() if "values" in given]
     trials, taken = [], set[str]()
     for combination in combinations:
-        values = dict(zip(sweep.parameters, combination, strict=True))
+        values = dict(zip(parameters, combination, strict=True))
         name = unique_name(trial_name(sweep, values, varied), taken)
         arguments = [f"--{key}={as_option(value)}" for key, value in values.items()]
         trials.append(Trial(name, values, (*without_wandb(sweep.options), *arguments)))

@@ -14,7 +14,7 @@ from dsmr.cli.estimate_command import precision_of
 from dsmr.cli.lightning_cli import SizesCLI
 from dsmr.results.tables import benchmark_table
 
-PLACES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 
 
 class BenchmarkCLI(SizesCLI):
@@ -52,9 +52,9 @@ def run(command: str, arguments: list[str]) -> int:
 
 def place_of(accelerator: str) -> torch.device:
     """Return the device of a trainer's accelerator."""
-    if accelerator not in PLACES:
-        raise UserError(f"trainer.accelerator {accelerator} is not supported; choose from {', '.join(PLACES)}")
-    wanted, has_cuda = PLACES[accelerator], torch.cuda.is_available()
-    if wanted == "cuda" and not has_cuda:
+    if accelerator not in ACCELERATORS:
+        raise UserError(f"trainer.accelerator {accelerator} is not supported; choose from {', '.join(ACCELERATORS)}")
+    has_cuda = torch.cuda.is_available()
+    if accelerator in ("gpu", "cuda") and not has_cuda:
         raise UserError("trainer.accelerator requires a GPU, but torch finds no CUDA device; use cpu")
-    return torch.device(("cuda" if has_cuda else "cpu") if wanted == "auto" else wanted)
+    return torch.device("cuda" if has_cuda and accelerator != "cpu" else "cpu")

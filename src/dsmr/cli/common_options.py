@@ -14,8 +14,7 @@ from tqdm.auto import tqdm
 from dsmr import UserError
 from dsmr.data.preparation import Progress
 
-Options = Mapping[str, tuple[Any, Any, str]]
-"""Options, each with its type (None for a flag), default and help."""
+Options = Mapping[str, tuple[Any, Any, str]]  # options, each with its type (None for a flag), default and help
 JSON: Options = {"--json": (None, False, "Print the results as JSON on the last line of stdout.")}
 _drawn: list[tqdm] = []
 

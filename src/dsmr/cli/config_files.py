@@ -13,8 +13,7 @@ from dsmr.cli.yaml_values import Loader, key_lines
 _PACKAGE = Path(__file__).resolve().parent.parent
 FOLDER = next(f for f in (_PACKAGE / "configs", _PACKAGE.parent.parent / "configs") if f.is_dir())
 """The shipped configs: inside the installed package, or at the top of a checkout."""
-SWEEPS = FOLDER / "sweeps"
-"""The shipped sweep files, which are not configs."""
+SWEEPS = FOLDER / "sweeps"  # the shipped sweep files, which are not configs
 
 
 def shipped() -> dict[str, Path]:
@@ -30,9 +29,8 @@ def find_config(given: str) -> Path:
         content = yaml.load(check_yaml(path).read_text(encoding="utf-8-sig"), Loader)
         if content is not None and not isinstance(content, dict):
             what = "a list" if isinstance(content, list) else f"the single value {content}"
-            raise UserError(
-                f"{path} holds {what}, not settings; write keys and values, such as data: {{num_lanes: 8}}"
-            )
+            hint = "write keys and values, such as data: {num_lanes: 8}"
+            raise UserError(f"{path} holds {what}, not settings; {hint}")
         return path
     known = shipped()
     matches = [path for name, path in known.items() if given in (name, name.rpartition("/")[2])]

@@ -12,10 +12,9 @@ from dsmr.cli.parser import underscored
 from dsmr.cost import GIB, MIB
 from dsmr.cost import estimate as costs
 from dsmr.cost.devices import Device, find_device
-from dsmr.cost.estimate import TrainingPlan
+from dsmr.cost.estimate import MAESTRO_TRAINING_TOKENS, TrainingPlan
 from dsmr.model.blocks import Decoder
 
-FITTED_OPTIONS = ("--trainer.precision", "--data.num_lanes", "--model.horizons")
 PRECISIONS = {None: "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -26,11 +25,7 @@ class EstimateCLI(SizesCLI):
         "--device": (str | None, None, "GPU to estimate, such as rtx-3060-12gb (default: none)."),
         "--fit_memory": (None, False, "Find the largest budget that fits the device."),
         "--price_per_hour": (float | None, None, "Price of the device, in any currency."),
-        "--epoch_tokens": (
-            int,
-            costs.MAESTRO_TRAINING_TOKENS,
-            "Tokens in an epoch (default: MAESTRO's training split).",
-        ),
+        "--epoch_tokens": (int, MAESTRO_TRAINING_TOKENS, "Tokens in an epoch (default: MAESTRO's training split)."),
     }
 
 
@@ -86,7 +81,7 @@ def estimate_lines(result: dict[str, Any], device: Device | None) -> list[str]:
     if device is not None:
         low, high = result["tokens_per_second"]
         short, long = result["epoch_hours"]
-        whose = " of MAESTRO" if result["epoch_tokens"] == costs.MAESTRO_TRAINING_TOKENS else ""
+        whose = " of MAESTRO" if result["epoch_tokens"] == MAESTRO_TRAINING_TOKENS else ""
         lines += [
             "",
             f"{device.name}: {device.memory_gib:g} GiB, {device.gigabytes_per_second:,g} GB/s ({device.source})",
@@ -113,7 +108,8 @@ def suggest_next(plan: TrainingPlan, result: dict[str, Any], arguments: list[str
         return "dsmr estimate --device rtx-3060-12gb --trainer.precision bf16-mixed estimates a GPU"
     if "fit_memory" in result:
         fit = result["fit_memory"]
-        given = left_out(underscored(arguments), (*EstimateCLI.options, *FITTED_OPTIONS, "--output", "--json"))
+        fitted = ("--trainer.precision", "--data.num_lanes", "--model.horizons", "--output", "--json")
+        given = left_out(underscored(arguments), (*EstimateCLI.options, *fitted))
         largest = ["--data.num_lanes", str(fit["num_lanes"]), "--model.horizons", fit["spelling"]]
         return shlex.join(["dsmr", "fit", *given, "--trainer.precision", plan.precision, *largest])
     if plan.precision == "32-true":

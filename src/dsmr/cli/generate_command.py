@@ -209,12 +209,7 @@ def generate(
         print(f"not continued: {name}: {reason}")
     music = sum(piece["music_seconds"] for piece in pieces)
     print(f"{num_tokens / elapsed:.0f} tokens/s, {music / elapsed:.1f} s of music per second")
-    return {
-        "pieces": pieces,
-        "tokens": num_tokens,
-        "notes": sum(piece["notes"] for piece in pieces),
-        "music_seconds": music,
-        "seconds": elapsed,
-        "tokens_per_second": num_tokens / elapsed,
-        "times_real_time": music / elapsed,
-    }
+    notes = sum(piece["notes"] for piece in pieces)
+    totals = {"tokens": num_tokens, "notes": notes, "music_seconds": music, "seconds": elapsed}
+    speed = {"tokens_per_second": num_tokens / elapsed, "times_real_time": music / elapsed}
+    return {"pieces": pieces, **totals, **speed}

@@ -13,10 +13,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from dsmr.cli.yaml_values import load_yaml
 
-Keys = tuple[str | int, ...]
-"""Path of a setting; an integer is the index of a list item."""
-COMMAND_LINE = math.inf
-"""Level of the command line, above that of all config files."""
+Keys = tuple[str | int, ...]  # path of a setting; an integer is the index of a list item
+COMMAND_LINE = math.inf  # level of the command line, above that of all config files
 
 
 @dataclass(frozen=True)

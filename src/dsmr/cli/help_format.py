@@ -21,8 +21,7 @@ OWN_WORDS = {
 class ShortHelp(DefaultHelpFormatter):
     """A formatter of help; `--KEY.help CLASS` still prints the options of a class, without an entry of its own."""
 
-    hidden: re.Pattern[str] = re.compile(r"(?!)")
-    """Matches options that are left out."""
+    hidden: re.Pattern[str] = re.compile(r"(?!)")  # matches options that are left out
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, **{"max_help_position": 32, "width": 110, **kwargs})
@@ -64,7 +63,11 @@ class ShortHelp(DefaultHelpFormatter):
         if action.required:
             about.append("required")
         elif action.default not in (None, SUPPRESS):
-            about.append(f"default: {default_words(action.default)}")
+            default = action.default.as_dict() if isinstance(action.default, Namespace) else action.default
+            if isinstance(default, dict) and "class_path" in default:
+                default = str(default["class_path"]).rpartition(".")[2]
+            words = {"None": "null", "True": "true", "False": "false"}
+            about.append(f"default: {words.get(str(default), str(default))}")
         return f"{text} ({'; '.join(about)})".strip()
 
 
@@ -78,11 +81,3 @@ class RunHelp(ShortHelp):
     """Help without the options of training, which other commands only read from a run's config."""
 
     hidden = re.compile(r"trainer\b|(name|root|resume|save_every_n_steps|save_every_minutes|sample_every_n_steps)$")
-
-
-def default_words(default: Any) -> str:
-    """Describe a default; a class by its name alone."""
-    settings = default.as_dict() if isinstance(default, Namespace) else default
-    if isinstance(settings, dict) and "class_path" in settings:
-        return str(settings["class_path"]).rpartition(".")[2]
-    return {"None": "null", "True": "true", "False": "false"}.get(str(settings), str(settings))

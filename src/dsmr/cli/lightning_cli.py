@@ -91,8 +91,7 @@ class TrainerHelp(argparse.Action):
 class DsmrCLI(LightningCLI):
     """LightningCLI for `RecurrentLM` and `MusicData`. It builds datamodule, model and trainer, and runs nothing."""
 
-    options: ClassVar[Options] = {}
-    """Further options of the command."""
+    options: ClassVar[Options] = {}  # further options of the command
 
     def __init__(self, command: str, arguments: list[str]) -> None:
         quieten()

@@ -4,6 +4,7 @@ from collections.abc import Container
 from types import NoneType
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
 from dsmr import UserError
@@ -14,11 +15,11 @@ from dsmr.cli.refusals import explain
 from dsmr.cli.type_words import classes_of
 from dsmr.cli.yaml_values import (
     MODE,
+    Loader,
     WrittenParser,
     alternatives,
     current_path,
     dump_yaml,
-    is_blank,
     is_unset,
     load_yaml,
     plain_values,
@@ -59,9 +60,9 @@ class OneLineParser(WrittenParser):
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         """Parse the content of a config file, ignoring sections that hold only comments."""
-        settings = {} if is_blank(content) else load_yaml(content)
-        if isinstance(settings, dict):
-            content = dump_yaml(without_empty_sections(settings, self.groups or {}))
+        settings = load_yaml(content) if yaml.compose(content, Loader) else None
+        if settings is None or isinstance(settings, dict):
+            content = dump_yaml(without_empty_sections(settings or {}, self.groups or {}))
         return super().parse_string(content, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
@@ -92,13 +93,11 @@ def without_empty_sections(settings: dict[Any, Any], groups: Container[str], abo
 
 def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:
     """Replace dashes in the names of options by underscores, except in names to keep."""
-    changed = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--") and name not in keep:
-            name = "--" + name[2:].replace("-", "_")
-        changed.append(name + equals + value)
-    return changed
+
+    def spelt(name: str) -> str:
+        return "--" + name[2:].replace("-", "_") if name.startswith("--") and name not in keep else name
+
+    return [spelt(name) + equals + value for name, equals, value in (word.partition("=") for word in arguments)]
 
 
 def is_class_as_string(value: Any, kind: Any) -> bool:

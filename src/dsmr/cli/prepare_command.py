@@ -75,15 +75,8 @@ def run(command: str, arguments: list[str]) -> int:
     print(f"token store: {store.path}")
     trained = cli.folder if cli.checkpoint else None
     print("next:", training_command(arguments, trained, has_validation="validation" in splits))
-    result = {
-        "store": str(store.path),
-        "pieces": dict(splits),
-        "refused": store.refused,
-        "unended_notes": unended,
-        "tokens": tokens,
-        "notes": notes,
-        "hours": hours,
-        "seconds": seconds,
-    }
+    totals = {"tokens": tokens, "notes": notes, "hours": hours, "seconds": seconds}
+    files = {"pieces": dict(splits), "refused": store.refused, "unended_notes": unended}
+    result = {"store": str(store.path), **files, **totals}
     write_result(result, as_json=cli.config.json, output=output)
     return 0

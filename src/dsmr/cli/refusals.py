@@ -64,8 +64,7 @@ class Refusal:
     keys: Keys
     after: str
     before: str = ""
-    is_missing: bool = False
-    """True if a required argument is missing, which a later setting may still give."""
+    is_missing: bool = False  # true if a required argument is missing, which a later setting may still give
 
 
 def explain(parser: ArgumentParser, arguments: list[str], message: str) -> str:

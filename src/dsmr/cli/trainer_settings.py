@@ -10,8 +10,7 @@ from dsmr import UserError
 from dsmr.cli.given_settings import COMMAND_LINE
 from dsmr.cli.trainer_checks import check_callbacks
 
-Level = Callable[[str], float]
-"""Returns the level at which a setting is given, see `level_given`."""
+Level = Callable[[str], float]  # returns the level at which a setting is given, see `level_given`
 
 
 def settle_trainer(trainer: Namespace, command: str, level: Level) -> None:

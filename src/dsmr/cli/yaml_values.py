@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
-MODE = "dsmr"
-"""jsonargparse's name for the loader and dumper of this module."""
+MODE = "dsmr"  # jsonargparse's name for the loader and dumper of this module
 
 FLOAT = re.compile(
     r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -133,11 +132,6 @@ def load_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def is_blank(text: str) -> bool:
-    """Return True if YAML holds nothing but comments."""
-    return yaml.compose(text, Loader) is None or load_yaml(text) is None
-
-
 def dump_yaml(value: Any) -> str:
     """Dump settings as YAML, which `load_yaml` loads unchanged."""
     return str(yaml.dump(value, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
@@ -161,7 +155,12 @@ def as_written(value: Any, kind: Any) -> Any:
     """Replace a number or boolean by its text if a type accepts strings but no such value."""
     kinds = alternatives(kind)
     if isinstance(value, (bool, *Written)):
-        return _as_text(value, kinds)
+        text = str(value).lower() if isinstance(value, bool) else str(getattr(value, "text", value))
+        value = value.value if isinstance(value, WrittenBool) else value
+        same = (bool,) if isinstance(value, bool) else (int, float) if isinstance(value, int) else (float,)
+        chosen = [item for one in kinds if get_origin(one) is Literal for item in get_args(one)]
+        is_same = value in chosen or any(one in kinds for one in (*same, Any, object))
+        return text if not is_same and (str in kinds or text in chosen) else value
     for one in kinds:
         inner = get_args(one)
         if isinstance(value, list) and inner and get_origin(one) is not Literal and not is_mapping(one):
@@ -169,17 +168,6 @@ def as_written(value: Any, kind: Any) -> Any:
         if isinstance(value, dict) and len(inner) == 2 and is_mapping(one):
             return {key: as_written(item, inner[1]) for key, item in value.items()}
     return value
-
-
-def _as_text(value: Any, kinds: tuple[Any, ...]) -> Any:
-    """Return the text of a scalar if the types accept only strings, and its value otherwise."""
-    text = str(value).lower() if isinstance(value, bool) else str(getattr(value, "text", value))
-    value = value.value if isinstance(value, WrittenBool) else value
-    same = (bool,) if isinstance(value, bool) else (int, float) if isinstance(value, int) else (float,)
-    chosen = [item for one in kinds if get_origin(one) is Literal for item in get_args(one)]
-    if value in chosen or any(one in kinds for one in (*same, Any, object)):
-        return value
-    return text if str in kinds or text in chosen else value
 
 
 def is_mapping(one: Any) -> bool:

@@ -152,11 +152,8 @@ def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, A
         print("re-run the same command to retry the failed trials")
     if has_table:
         print(f"next: open {folder / 'README.md'}")
-    return {
-        "sweep": sweep.name,
-        "file": str(sweep.path),
-        "folder": str(folder),
-        "metric": name,
+    about = {"sweep": sweep.name, "file": str(sweep.path), "folder": str(folder), "metric": name}
+    return about | {
         "trials": [
             {"name": one.trial.name, "status": one.status, "values": one.trial.values, "message": one.message or None}
             | one.metrics

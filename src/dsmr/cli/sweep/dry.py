@@ -41,14 +41,9 @@ def estimate_trial(trial: Trial, device: Device | None) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"trial {trial.name}: {error}") from error
     per_step = data.num_lanes * data.segment_length * int(trainer.accumulate_grad_batches or 1) * devices
-    found: dict[str, Any] = {
-        "name": trial.name,
-        "values": trial.values,
-        "horizons": format_horizons(network.horizons) if network.horizons else None,
-        "budget": estimated["budget"],
-        "parameters": estimated["parameters"],
-        "state_bytes": estimated["state_bytes"],
-    }
+    horizons = format_horizons(network.horizons) if network.horizons else None
+    found: dict[str, Any] = {"name": trial.name, "values": trial.values, "horizons": horizons}
+    found |= {key: estimated[key] for key in ("budget", "parameters", "state_bytes")}
     if trainer.max_steps > 0:
         found["tokens"] = trainer.max_steps * per_step
     elif trainer.max_epochs and trainer.max_epochs > 0:

@@ -183,9 +183,7 @@ def make_trials(sweep: Sweep, count: int | None = None, seed: int = 0) -> list[T
                 f"{key} ({sweep.path}): here a parameter takes value or values; leave out --local, so that wandb "
                 "draws from ranges and distributions, or list values"
             )
-    lists = [
-        given["values"] if "values" in given else [given["value"]] for given in sweep.content["parameters"].values()
-    ]
+    lists = [given["values"] if "values" in given else [given["value"]] for given in parameters.values()]
     if method == "grid":
         combinations = list(itertools.product(*lists))[:count]
     elif count is None:

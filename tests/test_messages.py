@@ -15,7 +15,7 @@ from dsmr.cli.common_options import check_device
 from dsmr.cli.library_errors import is_refusal
 from dsmr.cli.lightning_cli import DsmrCLI
 from dsmr.cli.run_checks import check_resumed
-from dsmr.cli.trainer_checks import check_devices
+from dsmr.cli.trainer_settings import check_devices
 from test_cli import SMOKE, dsmr, lightnings_own_warnings, rows, smoke_run  # noqa: F401 (fixtures)
 
 FIT = ["fit", *SMOKE, "--name", "n"]

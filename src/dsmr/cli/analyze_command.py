@@ -116,8 +116,9 @@ def report_split(
             bar.update()
             return score_pieces(backbone, data, horizons=horizons)
 
-        wants = settings.budget is not None
-        suggestion = suggest_horizons(backbone.horizons, settings.budget, block, score) if wants else None
+        suggestion = None
+        if settings.budget is not None:
+            suggestion = suggest_horizons(backbone.horizons, settings.budget, block, score)
     print("\n".join(report.lines()))
     result = report.as_dict()
     if settings.picture:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 from jsonargparse import Namespace, add_instantiator
 from lightning import LightningModule, Trainer
@@ -19,12 +19,11 @@ LIBRARIES = ("lightning", "pytorch_lightning", "torch", "torchmetrics")
 BELOW = {*sys.stdlib_module_names, "fsspec"}
 REFUSING = (ValueError, RuntimeError, ImportError, OSError, MisconfigurationException)
 
-Built = TypeVar("Built")
 Failures = list[tuple[type, Exception]]
 _failures: ContextVar[Failures | None] = ContextVar("_failures", default=None)
 
 
-def record_failure(class_type: type[Built], *args: Any, **kwargs: Any) -> Built:
+def record_failure(class_type: type, *args: Any, **kwargs: Any) -> Any:
     """Instantiate a configured class and record its exception."""
     try:
         return class_type(*args, **kwargs)

@@ -24,8 +24,7 @@ from dsmr.cli.parser import OneLineParser, underscored
 from dsmr.cli.refusals import FILLED_BY_MODULE
 from dsmr.cli.run_checks import check_folder, check_resumed, check_seed, check_settings
 from dsmr.cli.run_folder import SaveConfig, continue_wandb, new_name, take_run
-from dsmr.cli.trainer_checks import check_nodes, check_trainer
-from dsmr.cli.trainer_settings import Level, settle_root, settle_trainer
+from dsmr.cli.trainer_settings import Level, check_nodes, check_trainer, settle_root, settle_trainer
 from dsmr.cli.yaml_values import load_yaml, plain_values
 from dsmr.data.datamodule import MusicData
 from dsmr.generate.samples import Samples

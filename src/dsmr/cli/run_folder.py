@@ -62,10 +62,10 @@ def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, lis
     if sum(value is not None for value in named.values()) > 1:
         raise UserError(f"give only one of {', '.join(RUN_OPTIONS)}")
     resumed, given = named["--resume"], named["--checkpoint"] or named["--ckpt_path"]
-    if resumed is not None and command != "fit":
-        raise UserError(f"--resume belongs to dsmr fit; dsmr {command} takes --checkpoint")
     if resumed is None and given is None:
         return None, arguments
+    if resumed is not None and command != "fit":
+        raise UserError(f"--resume belongs to dsmr fit; dsmr {command} takes --checkpoint")
     path = find_checkpoint(str(given)) if resumed is None else find_checkpoint(resumed, LAST_FILE)
     if command == "fit" and path.is_dir():
         raise UserError(f"{path} is an exported model, which cannot resume; use dsmr fit --resume RUN")
@@ -78,10 +78,9 @@ def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, lis
     if (run.folder / CONFIG_FILE).is_file():
         return run, ["--config", str(run.folder / CONFIG_FILE), *arguments]
     if command == "fit" or not config_values(arguments):
-        raise UserError(
-            f"{run.weights} has no {CONFIG_FILE} in its folder or the two above; keep it in its run's folder"
-            + ("" if command == "fit" else f", or give the run's own with --config {CONFIG_FILE}")
-        )
+        hint = "" if command == "fit" else f", or give the run's own with --config {CONFIG_FILE}"
+        missing = f"{run.weights} has no {CONFIG_FILE} in its folder or the two above"
+        raise UserError(f"{missing}; keep it in its run's folder{hint}")
     return run, arguments
 
 

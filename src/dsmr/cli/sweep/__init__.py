@@ -133,8 +133,8 @@ def split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
 def conclude(sweep: Sweep, outcomes: list[Outcome], folder: Path) -> dict[str, Any]:
     """Write the sweep's table and plots, print the best trial, and return the result."""
     name, is_more_better = sweep.metric
-    scored = [outcome for outcome in outcomes if name in outcome.metrics]
-    scored.sort(key=lambda outcome: outcome.metrics[name], reverse=is_more_better)
+    scored = [one for one in outcomes if name in one.metrics]
+    scored.sort(key=lambda one: one.metrics[name], reverse=is_more_better)
     done = [outcome for outcome in outcomes if outcome.status == DONE]
     names = sorted({metric for outcome in done for metric in outcome.metrics if "/" in metric})
     has_table = any(outcome.metrics for outcome in done)

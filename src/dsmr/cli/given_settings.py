@@ -115,9 +115,7 @@ def merged_value(before: Any, rest: Keys, value: Any) -> Any:
     if not {"class_path", "init_args"} & set(known):
         return {**known, rest[0]: merged_value(known.get(rest[0]), rest[1:], value)}
     rest = rest[1:] if rest[0] == "init_args" else rest
-    arguments = dict(known.get("init_args") or {})
-    arguments[rest[0]] = merged_value(arguments.get(rest[0]), rest[1:], value)
-    return {**known, "init_args": arguments}
+    return {**known, "init_args": merged_value(known.get("init_args") or {}, rest, value)}
 
 
 def overlaid(before: Any, value: Any) -> Any:

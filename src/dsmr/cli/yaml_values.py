@@ -14,7 +14,6 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
 MODE = "dsmr"  # jsonargparse's name for the loader and dumper of this module
-
 FLOAT = re.compile(
     r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
     |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
@@ -24,8 +23,6 @@ FLOAT = re.compile(
     re.VERBOSE,
 )
 """YAML 1.1 needs a dot and a signed exponent; without this pattern, `3e-4` would be a string."""
-
-
 FORMER_PATHS = {
     "dsmr.optim": "dsmr.training.optimizers",
     "dsmr.module": "dsmr.training.module",

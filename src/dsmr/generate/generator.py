@@ -124,12 +124,11 @@ class Generator:
                 for pitch in grammar.sounding(0):
                     yield Event(last / TICKS_PER_SECOND, pitch, 0)
                 return
-            kind, value = kinds[token], values[token]
-            if kind == VELOCITY:
-                velocity = value
-            elif kind in (NOTE_ON, NOTE_OFF):
-                loudness = int(self.tokenizer.velocities[velocity]) if kind == NOTE_ON else 0
-                yield Event(tick / TICKS_PER_SECOND, value, loudness)
+            if kinds[token] == VELOCITY:
+                velocity = values[token]
+            elif kinds[token] in (NOTE_ON, NOTE_OFF):
+                loudness = int(self.tokenizer.velocities[velocity]) if kinds[token] == NOTE_ON else 0
+                yield Event(tick / TICKS_PER_SECOND, values[token], loudness)
 
     def tokens(
         self,

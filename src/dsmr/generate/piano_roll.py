@@ -33,8 +33,8 @@ def plot_piano_roll(score: "Score", path: Path, *, title: str = "", seam: float 
     axes.set_xlabel("Time (s)", fontsize=8)
     axes.set_ylabel("Pitch", fontsize=8)
     axes.set_yticks([24, 36, 48, 60, 72, 84, 96], ["C1", "C2", "C3", "C4", "C5", "C6", "C7"])
-    pitches = [note.pitch for note in notes]
-    low, high = min([21, *pitches]) - 1, max([108, *pitches]) + 1
+    pitches = [21, 108, *(note.pitch for note in notes)]  # a piano's keys, and what lies beyond them
+    low, high = min(pitches) - 1, max(pitches) + 1
     pedals = [(pedal.time, pedal.duration) for track in tracks for pedal in track.pedals]
     if pedals:
         axes.broken_barh(pedals, (low - 4, 2.5), facecolor=FAINT, label="pedal")

@@ -77,8 +77,7 @@ class RecurrentLM(TrainingStep):
         """
         backbone = load_model(checkpoint_path).backbone
         sizes = {"vocab_size": backbone.vocab_size, "segment_length": backbone.segment_length}
-        module = cls(None, lambda **_: backbone, **{**sizes, **settings})
-        return module.to(map_location or "cpu").train()
+        return cls(None, lambda **_: backbone, **{**sizes, **settings}).to(map_location or "cpu").train()
 
     def setup(self, stage: str) -> None:
         """Take from the data what the scores need."""

@@ -29,8 +29,7 @@ class SplitScores(nn.Module):
 
     def use_data(self, data: MusicData) -> None:
         """Take note-ons, token families, pieces and recall distances from the data."""
-        device = self.note_on_V.device
-        self.data = data
+        self.data, device = data, self.note_on_V.device
         self.note_on_V.copy_(torch.from_numpy(data.note_on_mask))
         self.family_V.copy_(torch.from_numpy(data.token_families))
         self.pieces = PieceNLL(len(data.store.pieces), len(data.families)).to(device)

@@ -138,7 +138,7 @@ class Gru(Backbone):
         return f"a GRU of width {self.width}"
 
 
-class Sgd(torch.optim.SGD):
+class OwnDescent(torch.optim.SGD):
     def __init__(self, params, lr: float = 0.01) -> None:
         super().__init__(params, lr=lr)
 
@@ -173,7 +173,7 @@ OWN = {
     "narrow": ["--model.backbone", "ownparts.Narrow", "--model.backbone.width", "48"],
     "gru": ["--model.horizons", "null", "--model.backbone", "ownparts.Gru", "--model.backbone.width", "16"],
     "trained": [
-        *("--model.optimizer", "ownparts.Sgd", "--model.lr_scheduler", "ownparts.Halved"),
+        *("--model.optimizer", "ownparts.OwnDescent", "--model.lr_scheduler", "ownparts.Halved"),
         *("--trainer.callbacks+", "ownparts.Count"),
     ],
 }
@@ -409,7 +409,7 @@ def test_an_exported_model_says_what_must_come_along(
     assert dsmr("export", run, model) == 0
     description = json.loads((model / "config.json").read_text())
     needs = {
-        "trained": ["ownparts.Sgd", "ownparts.Halved"],
+        "trained": ["ownparts.OwnDescent", "ownparts.Halved"],
         "schedule": [],
         "rule": ["ownparts.not_the_oldest_quarter"],
     }.get(name, [NETWORKS.get(name)])

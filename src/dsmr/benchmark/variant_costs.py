@@ -53,10 +53,15 @@ def variant_costs_table(rows: list[dict[str, Any]], absent: dict[str, str]) -> l
             row["spelling"] or "-",
             f"{row['state_bytes'] / MIB:,.1f}",
             f"{row['saved_bytes'] / MIB:,.0f}",
-            f"{row['executed_flops_per_token'] / 1e6:,.0f}",
+            format_mflop(row["executed_flops_per_token"]),
             f"{row['flops_relative_to_full']:.2f}",
         ]
         if has_device:
             cells += [f"{row['peak_bytes'] / GIB:.2f}", "{:.2f} to {:.2f}".format(*row["epoch_hours"])]
         table.append(cells)
     return table_lines(table) + left_out
+
+
+def format_mflop(flops: float) -> str:
+    """Return millions of operations, with decimals for small networks."""
+    return f"{flops / 1e6:,.0f}" if flops >= 1e8 else f"{flops / 1e6:.2f}"

@@ -4,7 +4,7 @@ import shlex
 from typing import Any, ClassVar
 
 from dsmr import UserError
-from dsmr.benchmark.variant_costs import estimate_variants, variant_costs_table
+from dsmr.benchmark.variant_costs import estimate_variants, format_mflop, variant_costs_table
 from dsmr.cli.common_options import Options, check_output, write_result
 from dsmr.cli.config_files import left_out
 from dsmr.cli.lightning_cli import SizesCLI
@@ -70,8 +70,8 @@ def estimate_lines(result: dict[str, Any], device: Device | None) -> list[str]:
     state = f"{lanes}: state {result['state_bytes'] / MIB:,.1f} MiB"
     if "flops_per_token" in result:
         lines = [
-            f"{result['parameters']:,} parameters, {result['flops_per_token'] / 1e6:,.0f} MFLOP per token of training "
-            f"({result['executed_flops_per_token'] / 1e6:,.0f} executed by the {result['attention']} backend)",
+            f"{result['parameters']:,} parameters, {format_mflop(result['flops_per_token'])} MFLOP per token trained "
+            f"({format_mflop(result['executed_flops_per_token'])} executed by the {result['attention']} backend)",
             f"{state}, saved for backward {result['saved_bytes'] / MIB:,.0f} MiB",
         ]
     else:

@@ -92,7 +92,7 @@ def open_or_build(path: Path, build: Callable[[], TokenStore]) -> TokenStore:
         return store
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(path.with_name(f"{path.name}.lock")):
             store, fault = try_open(path)  # another process may have built it while this one waited
             if store is not None:
                 return store

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
 from dsmr import UserError
-from dsmr.data.preparation import Progress
 
 Options = Mapping[str, tuple[Any, Any, str]]  # options, each with its type (None for a flag), default and help
 JSON: Options = {"--json": (None, False, "Print the results as JSON on the last line of stdout.")}
@@ -72,7 +71,7 @@ def close_bars() -> None:
         _drawn.pop().close()
 
 
-def bar(title: str) -> Progress:
+def bar(title: str) -> Callable[[int, int], None]:
     """Return a progress callback, which draws its bar at the first call."""
     drawn: tqdm | None = None
 

@@ -426,7 +426,7 @@ def test_runs_of_other_pieces_are_named_where_they_cannot_be_compared(run: Path,
 
 
 def test_analysis_writes_a_suggestion_that_trains(run: Path, tmp_path: Path) -> None:
-    options = ["--folder", tmp_path, "--budget", "192", "--picture", "--output", tmp_path / "a.json"]
+    options = ["--folder", tmp_path, "--budget", "192", "--plot", "--output", tmp_path / "a.json"]
     assert dsmr("analyze", "--checkpoint", run, *options) == 0
     result = json.loads((tmp_path / "a.json").read_text())
     overlay = Path(result["overlay"])

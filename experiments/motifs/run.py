@@ -144,7 +144,7 @@ def main() -> None:
         piece, path = compose(np.random.default_rng([1, number])), options.root / f"held-out-{number}.mid"
         write_midi(piece, path)
         output = path.with_suffix(".json")
-        picture = ["--picture"] if number == 0 else []
+        picture = ["--plot"] if number == 0 else []
         run(["analyze", "--checkpoint", str(model), "--piece", str(path), "--output", str(output), *picture])
         found = json.loads(output.read_text(encoding="utf-8"))["by_note"]
         assert found["pitch_N"] == piece.pitch_N.tolist()

@@ -46,7 +46,7 @@ class AnalyzeCLI(SizesCLI):
         "--piece": (str | None, None, "MIDI file: report the notes that memory helps to predict, instead of a split."),
         "--folder": (str | None, None, "Folder for plots and the suggested config (default: RUN/analysis)."),
         "--device": (str | None, None, "Device that runs the network: cpu, cuda, ... (default: cuda if available)."),
-        "--picture": (None, False, "Also draw plots."),
+        "--plot": (None, False, "Also draw plots."),
     }
 
 
@@ -70,7 +70,7 @@ def run(command: str, arguments: list[str]) -> int:
     folder = make_folder(Path(settings.folder) if settings.folder else cli.folder / "analysis")
     print(network_summary(backbone, loaded.rate), flush=True)
     if settings.piece is not None:
-        result = report_piece(backbone, data.tokenizer, Path(settings.piece), folder, draw=settings.picture)
+        result = report_piece(backbone, data.tokenizer, Path(settings.piece), folder, draw=settings.plot)
     else:
         result = report_split(cli, backbone, folder, trained, loaded.rate)
     result = {"checkpoint": str(cli.checkpoint), "commit": current_commit(), **result}
@@ -80,7 +80,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 def check_options(settings: Any) -> None:
     """Raise UserError if options contradict each other."""
-    if settings.picture:
+    if settings.plot:
         check_plots()
     if settings.split not in ("validation", "test"):
         raise UserError(f"--split {settings.split} is not one of validation, test")
@@ -121,7 +121,7 @@ def report_split(
             suggestion = suggest_horizons(backbone.horizons, settings.budget, block, score)
     print("\n".join(report.lines()))
     result = report.as_dict()
-    if settings.picture:
+    if settings.plot:
         report.plot(folder / "attention.png")
         print(f"  {folder / 'attention.png'}")
         result["picture"] = str(folder / "attention.png")
@@ -129,7 +129,7 @@ def report_split(
         run, budget = shlex.quote(str(cli.exported or cli.folder)), half_budget(backbone.horizons, block)
         print(f"next: dsmr analyze --checkpoint {run} --budget {budget} suggests a schedule")
         return result
-    result |= report_suggestion(suggestion, backbone, folder, trained, rate, draw=settings.picture)
+    result |= report_suggestion(suggestion, backbone, folder, trained, rate, draw=settings.plot)
     own = "" if cli.exported else f"--config {shlex.quote(str(cli.folder / CONFIG_FILE))} "
     print(f"next: dsmr fit {own}--config {shlex.quote(result['overlay'])} --name suggested-{settings.budget}")
     return result
@@ -167,7 +167,7 @@ def report_piece(backbone: Decoder, tokenizer: Any, path: Path, folder: Path, *,
     report = analyze_piece(backbone, tokenizer, path)
     print("\n".join(report.lines()))
     if not draw:
-        print("next: the same with --picture draws the notes")
+        print("next: the same with --plot draws the notes")
         return report.as_dict()
     target = folder / f"{path.stem}.png"
     name = path.stem if len(path.stem) <= 48 else f"{path.stem[:24]} ... {path.stem[-24:]}"

@@ -62,7 +62,7 @@ OPTIONS = {
     "--sound_font": (str | None, None, "General MIDI sound font for --audio (default: search for one)."),
     "--until_end": (None, False, "Stop where the model ends the piece."),
     "--audio": (None, False, "Also render a WAV file with FluidSynth."),
-    "--picture": (None, False, "Also draw a piano roll, NAME.png."),
+    "--plot": (None, False, "Also draw a piano roll, NAME.png."),
     **JSON,
 }
 
@@ -127,7 +127,7 @@ def check_options(options: Namespace) -> bool:
         raise UserError("--limit is the number of pieces of a folder or split; give one as --prompt, and at least 1")
     if prompt not in SPLITS and any(value is not None for value in vars(options.data).values()):
         raise UserError(f"--data options choose the pieces of a split; add --prompt {' or '.join(SPLITS)}")
-    if options.picture:
+    if options.plot:
         check_plots()
     options.sound_font = check_audio(options.sound_font) if options.audio else None
     return has_many
@@ -198,7 +198,7 @@ def generate(
             made = continuations(generator, prompt, **wanted, progress=advance)
             elapsed += time.perf_counter() - began
             for one, path in zip(made, paths[name], strict=True):
-                piece = write_continuation(one, path, prompt, options.sound_font, picture=options.picture)
+                piece = write_continuation(one, path, prompt, options.sound_font, picture=options.plot)
                 end = "; the model ended the piece" if one.has_ended else ""
                 if one.was_stopped:
                     end = "; stopped: the model writes hardly any time; train it longer, or lower --temperature"

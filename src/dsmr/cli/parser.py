@@ -91,11 +91,15 @@ def without_empty_sections(settings: dict[Any, Any], groups: Container[str], abo
     return kept
 
 
+FORMER_OPTIONS = {"--picture": "--plot"}
+
+
 def underscored(arguments: list[str], keep: Container[str] = ()) -> list[str]:
-    """Replace dashes in the names of options by underscores, except in names to keep."""
+    """Replace dashes in names of options by underscores, except in names to keep, and former names by present ones."""
 
     def spelt(name: str) -> str:
-        return "--" + name[2:].replace("-", "_") if name.startswith("--") and name not in keep else name
+        name = "--" + name[2:].replace("-", "_") if name.startswith("--") and name not in keep else name
+        return FORMER_OPTIONS.get(name, name)
 
     return [spelt(name) + equals + value for name, equals, value in (word.partition("=") for word in arguments)]
 

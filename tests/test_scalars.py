@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union, get_args
 
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmr.cli.lightning_cli import DsmrCLI
+from dsmr.cli.parser import OneLineParser
 from dsmr.cli.type_words import type_words
 from dsmr.cli.yaml_values import WrittenFloat, WrittenInt, as_written, dump_yaml, load_yaml, plain_values
 from test_cli import SMOKE, dsmr, lightnings_own_warnings  # noqa: F401 (fixture)
@@ -199,3 +202,22 @@ def test_a_type_is_said_in_words(kind: Any, expected: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert type_words(kind) == expected
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("1", 1), ("0.5", 0.5), ("1.0", 1.0), ("null", None), ("-1", -1)])
+def test_a_whole_number_stays_whole_in_a_union_that_has_float_first(given: str, wanted: object) -> None:
+    # as Lightning's limit_val_batches, depending on what was imported before
+    parser = OneLineParser(exit_on_error=False)
+    kind = Union[float, int, None]  # noqa: UP007
+    assert get_args(kind)[0] is float
+    parser.add_argument("--limit", type=kind)
+    value = parser.parse_args(["--limit", given]).limit
+    assert (value, type(value)) == (wanted, type(wanted))
+
+
+def test_a_fit_reads_whole_numbers_of_batches() -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "dsmr", "fit", "--config", "smoke", "--print_config"]
+    for number in ("1", "0.5"):
+        options = ["--trainer.limit_val_batches", number]
+        ended = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+        assert f"  limit_val_batches: {number}\n" in ended.stdout, ended.stderr

@@ -176,14 +176,38 @@ def is_mapping(one: Any) -> bool:
 class WrittenParser(ArgumentParser):
     """A parser that gives string options the text as written, and refuses null for options that need a value."""
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse a command line."""
+        action: Any
+        for action in self._actions:
+            if getattr(action, "_typehint", None) is not None:
+                action._typehint = int_before_float(action._typehint)
+        parsed: Namespace = super().parse_args(*args, **kwargs)
+        return parsed
+
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, *args: Any, **kwargs: Any) -> Any:
         """Check a value; jsonargparse calls this for all settings, also those of classes."""
         kind = getattr(action, "_typehint", None)
         if kind is not None:
+            kind = action._typehint = int_before_float(kind)
             value = as_written(value, kind)
             if is_unset(value, kind, action.default):
                 raise TypeError(f"{key} is null")
         return super()._check_value_key(action, value, key, cfg, *args, **kwargs)
+
+
+def int_before_float(kind: Any) -> Any:
+    """Return a union with int just before float, since jsonargparse tries its types in order.
+
+    `Optional[int | float]` has float first if anything has made `Optional[float | int]` before: typing caches by
+    equality. Lightning then reads `limit_val_batches: 1` as 1.0, the whole split.
+    """
+    kinds = get_args(kind)
+    if get_origin(kind) not in (Union, UnionType) or not {int, float} <= set(kinds):
+        return kind
+    ordered = [one for one in kinds if one is not int]
+    ordered.insert(ordered.index(float), int)
+    return Union[tuple(ordered)]  # noqa: UP007
 
 
 def is_unset(value: Any, kind: Any, default: Any) -> bool:

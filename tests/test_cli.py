@@ -428,6 +428,7 @@ MISTAKES = {
     "a missing option": (["generate", "--checkpoint", "nowhere"], "output"),
     "a missing output folder": (["generate", "--checkpoint", "x", "--output", "no/x.mid"], "no folder no"),
     "an output folder that is missing": (["prepare", "--output", "no/x.json", "--config", "smoke"], "no folder no"),
+    "another name for a resumed run": (["fit", "--resume", "a", "--name", "b"], "leave out --name"),
     "two runs at once": (["fit", "--resume", "a", "--checkpoint", "b"], "only one of"),
     "a run given twice": (["fit", "--resume", "a", "--resume", "b"], "given twice"),
     "a schedule of layers that are not there": (

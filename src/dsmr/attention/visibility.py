@@ -176,10 +176,9 @@ def find_rule(name: str | Rule) -> Rule:
         rule = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's module may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{expected} that can be imported ({reason}); run this in the folder that has "
-            f"{module.partition('.')[0]}, or put that folder on PYTHONPATH"
-        ) from error
+        if isinstance(error, ModuleNotFoundError):
+            reason += f"; run this in the folder that has {module.partition('.')[0]}, or put that folder on PYTHONPATH"
+        raise UserError(f"{expected} that can be imported: {reason}") from error
     if not callable(rule):
         raise UserError(f"{expected}: it is a {type(rule).__name__}")
     found: Rule = rule

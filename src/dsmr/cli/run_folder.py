@@ -64,6 +64,10 @@ def take_run(command: str, arguments: list[str]) -> tuple[TrainedRun | None, lis
     resumed, given = named["--resume"], named["--checkpoint"] or named["--ckpt_path"]
     if resumed is None and given is None:
         return None, arguments
+    if resumed is not None and take_option(arguments, "--name")[0] is not None:
+        raise UserError(
+            "--resume continues a run in its own folder; leave out --name, or copy the folder and resume that"
+        )
     if resumed is not None and command != "fit":
         raise UserError(f"--resume belongs to dsmr fit; dsmr {command} takes --checkpoint")
     path = find_checkpoint(str(given)) if resumed is None else find_checkpoint(resumed, LAST_FILE)

@@ -49,6 +49,17 @@ def fingerprint(trial: Trial) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+def with_values(arguments: list[str]) -> list[str]:
+    """Join options that were given as two words, `--key value`."""
+    joined: list[str] = []
+    for word in arguments:
+        if word.startswith("--") or not joined:
+            joined.append(word)
+        else:
+            joined[-1] += f" {word}"
+    return joined
+
+
 def check_same(trial: Trial, run: Path) -> None:
     """Refuse a folder whose trial was started with other options or other contents of its config files."""
     state = read_state(run)
@@ -58,9 +69,10 @@ def check_same(trial: Trial, run: Path) -> None:
         return
     before, now = state["arguments"], list(trial.arguments)
     if before != now:
-        changed = [a for a in now if a not in before] or [a for a in before if a not in now] or now
+        here, there = with_values(now), with_values(before)
+        changed = [one for one in here if one not in there] or [one for one in there if one not in here] or here
         raise UserError(
-            f"{run} was started with other options ({' '.join(changed)} differs); choose another --root, or delete it"
+            f"{run} was started with other options ({', '.join(changed)}); choose another --root, or delete it"
         )
     is_kept = state["status"] != FAILED or (run / LAST_FILE).is_file()  # other failed trials start over
     known = state.get("fingerprint")

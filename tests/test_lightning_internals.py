@@ -1,4 +1,4 @@
-"""What is private to Lightning is used in one file, and is where that file expects it."""
+"""Lightning's private attributes: used in one file only, and still present in the installed Lightning."""
 
 import ast
 from pathlib import Path

@@ -27,7 +27,7 @@ class ShortHelp(DefaultHelpFormatter):
         super().__init__(prog, **{"max_help_position": 32, "width": 110, **kwargs})
 
     def add_text(self, text: str | None) -> None:
-        """Add a text, except for jsonargparse's note on the path of base.yaml."""
+        """Add a paragraph to the help, but skip jsonargparse's note on the path of base.yaml."""
         if getattr(self._current_section, "heading", None) != "default config file locations":
             super().add_text(text)
 

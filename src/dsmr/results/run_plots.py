@@ -36,6 +36,7 @@ def plot_learning(runs: Sequence[Run], path: Path) -> None:
         axes.set_title(f"{label}, lower is better", fontsize=9)
         axes.set_xlabel("Training tokens", fontsize=8)
         axes.xaxis.set_major_formatter(plain_number)
+        axes.locator_params(axis="x", nbins=4)  # more labels of millions of tokens would overlap
         axes.grid(linewidth=0.3, color=FAINT)
     legend_beside(figure, panels[0])
     figure.savefig(path, dpi=150)
